@@ -1,0 +1,166 @@
+"""Area and clock of the gateware on ECP5, by yosys and nextpnr: ``python benchmarks/area.py``."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from amaranth.hdl import Module
+from amaranth.lib import wiring
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from shiftcore.golden.config import HardwareConfig
+from shiftcore.hw.array import SystolicArray
+from shiftcore.hw.engine import Engine
+from shiftcore.hw.pe import ProcessingElement
+from shiftcore.hw.requantizer import Requantizer
+from shiftcore.hw.scale_unit import ScaleUnit
+from shiftcore.hw.verilog import emit
+from shiftcore.toolchain.nextpnr import place_and_route
+from shiftcore.toolchain.yosys import ToolError, synthesize
+
+SEEDS = (1, 2, 3)
+
+
+class Column(wiring.Component):
+    """One column of the array and the scale unit at its foot; the members are theirs."""
+
+    def __init__(self, config: HardwareConfig):
+        self.array: Any = SystolicArray(config.array)
+        self.unit: Any = ScaleUnit(config.scale_unit)
+        members = {**self.array.signature.members, **self.unit.signature.members}
+        for inside in ("o_sums", "i_sum"):
+            del members[inside]
+        super().__init__(members)
+
+    def elaborate(self, platform: Any) -> Module:
+        """The two parts, joined by the block sum."""
+        m = Module()
+        m.submodules.array = self.array
+        m.submodules.unit = self.unit
+        for part in (self.array, self.unit):
+            for name, member in part.signature.members.items():
+                if name not in self.signature.members:
+                    continue
+                inner, outer = getattr(part, name), getattr(self, name)
+                m.d.comb += inner.eq(outer) if member.flow == wiring.In else outer.eq(inner)
+        m.d.comb += self.unit.i_sum.eq(self.array.o_sums[0])
+        return m
+
+
+@dataclass(frozen=True)
+class Design:
+    """A line of the table.
+
+    Parameters
+    ----------
+    name : what it is
+    make : makes the component
+    macs : multiplications a cycle
+    most : the project's limits, field of the result → largest value
+    least_mhz : where given, the design is placed and routed, and this is the least clock
+    """
+
+    name: str
+    make: Callable[[], wiring.Component]
+    macs: int = 0
+    most: tuple[tuple[str, float], ...] = ()
+    least_mhz: float | None = None
+
+
+def designs() -> list[Design]:
+    """The designs of the table, b = 4 and m = 4, blocks of 16 unless the name says otherwise."""
+    config = HardwareConfig(rows=16, cols=16)
+    column = HardwareConfig(rows=16, cols=1)
+    found = [
+        Design("PE, last row", lambda: ProcessingElement(config.array, 15), 1),
+        Design(
+            "integer array 16×16, no DSP",
+            lambda: SystolicArray(config.array),
+            256,
+            (("lut_per_mac", 40), ("dsp", 0)),
+        ),
+        Design(
+            "scale unit, float32",
+            lambda: ScaleUnit(config.scale_unit),
+            most=(("lut", 850), ("dsp", 1)),
+        ),
+        Design("requantizer, 16 lanes", lambda: Requantizer(config.requantizer)),
+        Design("column of 16, scale unit", lambda: Column(column), 16, least_mhz=140),
+    ]
+    for size in (4, 8, 16):
+        engine = HardwareConfig(rows=size, cols=size).engine
+        found.append(Design(f"engine {size}×{size}", lambda e=engine: Engine(e), size * size))
+    return found
+
+
+def measure(design: Design, pnr: bool) -> dict:
+    """Synthesize one design, and place and route it where its clock is of interest."""
+    verilog = emit(design.make(), "design")
+    counted = synthesize(verilog, "design", "ecp5")
+    result = {
+        "name": design.name,
+        "lut": counted.lut,
+        "ff": counted.ff,
+        "dsp": counted.dsp,
+        "bram": counted.bram,
+        "lut_per_mac": counted.lut / design.macs if design.macs else None,
+        "fmax_mhz": None,
+        "fmax_mhz_by_seed": None,
+    }
+    if pnr and design.least_mhz is not None:
+        timing = place_and_route(verilog, "design", seeds=SEEDS)
+        result |= {"fmax_mhz": timing.median, "fmax_mhz_by_seed": timing.fmax_mhz}
+    return result
+
+
+def missed(design: Design, result: dict) -> list[str]:
+    """The limits that a result does not keep."""
+    over = [f"{key} ≤ {limit:g}" for key, limit in design.most if result[key] > limit]
+    if result["fmax_mhz"] is not None and result["fmax_mhz"] < (design.least_mhz or 0):
+        over.append(f"fmax_mhz ≥ {design.least_mhz:g}")
+    return over
+
+
+@click.command(help=__doc__)
+@click.option("--skip-pnr", is_flag=True, help="Only synthesize: no clock.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def main(skip_pnr: bool, as_json: bool) -> None:
+    """Measure, print, and fail if a limit of the project is missed."""
+    progress = Console(stderr=True)
+    title = "ECP5, 4-bit weights, 4-bit activations; LUT = LUT4 + 2·CCU2C"
+    table = Table(title=title, box=box.SIMPLE)
+    table.add_column("design", no_wrap=True)
+    for heading in ("LUT", "FF", "DSP", "BRAM", "LUT/MAC", "MHz", "limits"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    results, broken = [], []
+    for design in designs():
+        with progress.status(f"{design.name} …"):
+            try:
+                result = measure(design, not skip_pnr)
+            except ToolError as error:
+                raise click.ClickException(f"{design.name}: {error}") from None
+        results.append(result)
+        over = missed(design, result)
+        broken += [f"{design.name}: {limit}" for limit in over]
+        limited = bool(design.most) or result["fmax_mhz"] is not None
+        table.add_row(
+            design.name,
+            *(f"{result[key]:,}" for key in ("lut", "ff", "dsp", "bram")),
+            "" if result["lut_per_mac"] is None else f"{result['lut_per_mac']:.1f}",
+            "" if result["fmax_mhz"] is None else f"{result['fmax_mhz']:.0f}",
+            ", ".join(over) if over else "kept" if limited else "",
+        )
+    if as_json:
+        click.echo(json.dumps({"target": "ecp5", "designs": results, "missed": broken}))
+    else:
+        Console(width=max(Console().width, 100)).print(table)
+    sys.exit(bool(broken))
+
+
+if __name__ == "__main__":
+    main()

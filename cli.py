@@ -1,0 +1,235 @@
+"""The ``shiftcore`` command: parses arguments, calls the library, prints."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from .golden.config import HardwareConfig
+from .golden.floats import SCALE_FORMATS
+
+__all__ = ["main"]
+
+_STATUS = Console(stderr=True)
+
+
+class _Command(click.Group):
+    """Turns the library's errors into one line and a non-zero exit."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
+            if isinstance(error, click.exceptions.Exit):
+                raise
+            if isinstance(error, ModuleNotFoundError):
+                message = f"{error.name} is not installed: pip install 'shiftcore[all]'"
+            else:
+                message = " ".join(str(error).split())
+            raise click.ClickException(message) from error
+
+
+def _as_json(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--json", "as_json", is_flag=True, help="One JSON object on standard output."
+    )(function)
+
+
+_PATH = click.Path(path_type=Path, dir_okay=False)
+
+
+def _print(as_json: bool, values: dict[str, Any], table: Table | None = None) -> None:
+    if as_json:
+        click.echo(json.dumps(values, default=str))
+        return
+    if table is None:
+        table = Table(show_header=False, box=None)
+        for key, value in values.items():
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            table.add_row(key.replace("_", " "), shown)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+@contextmanager
+def _busy(message: str) -> Iterator[None]:
+    with _STATUS.status(message):
+        yield
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write `path` whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+@click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="shiftcore")
+def main() -> None:
+    """Trained CNNs to bit-exact, block-scaled integer accelerators for FPGAs."""
+
+
+@main.command()
+@click.argument("model", type=_PATH)
+@click.option("--calib", required=True, type=_PATH, help="Images (npz, x: NCHW float32).")
+@click.option("-o", "--output", required=True, type=_PATH, help="Network file to write.")
+@click.option("--weight-bits", default=4, show_default=True)
+@click.option("--act-bits", default=4, show_default=True)
+@click.option("--block", default=16, show_default=True, help="Channels that share an exponent.")
+@click.option("--scale", default="bf16", show_default=True, help=f"{', '.join(SCALE_FORMATS)}")
+@_as_json
+def quantize(
+    model: Path,
+    calib: Path,
+    output: Path,
+    weight_bits: int,
+    act_bits: int,
+    block: int,
+    scale: str,
+    as_json: bool,
+) -> None:
+    """Quantize MODEL (a torch.export archive, .pt2) with DSConv."""
+    from .quant.convert import QuantConfig
+    from .quant.convert import quantize as convert
+    from .quant.data import load_images
+    from .quant.report import measure
+
+    images, _ = load_images(calib)
+    config = QuantConfig(weight_bits, act_bits, block, scale)
+    with _busy("quantizing"):
+        network = convert(model, images, config)
+        report = measure(model, network, images)
+    network.save(output)
+    values = {
+        "layers": len(network.layers),
+        "weight_bytes": report.weight_bytes,
+        "float_bytes": report.float_bytes,
+        "sqnr_db": report.sqnr_db,
+    }
+    _print(as_json, values)
+
+
+@main.command()
+@click.argument("network", type=_PATH)
+@click.option("--data", required=True, type=_PATH, help="Images and labels (npz, x and y).")
+@_as_json
+def evaluate(network: Path, data: Path, as_json: bool) -> None:
+    """Top-1 accuracy of NETWORK in hardware mode."""
+    from .golden.network import QuantizedNetwork
+    from .quant.data import load_images
+    from .quant.hardware import evaluate as run
+
+    quantized = QuantizedNetwork.load(network)
+    images, labels = load_images(data)
+    if labels is None:
+        raise ValueError(f"{data} has no array 'y' of labels")
+    with _busy(f"evaluating {len(images)} images"):
+        result = run(quantized, images, labels)
+    _print(as_json, result._asdict())
+
+
+@main.command()
+@click.option("--hw", required=True, type=_PATH, help="Hardware configuration (TOML).")
+@click.option("-o", "--output", required=True, type=_PATH, help="Verilog file to write.")
+@_as_json
+def verilog(hw: Path, output: Path, as_json: bool) -> None:
+    """Write the engine as one vendor-neutral Verilog file."""
+    from .hw.verilog import TOP, engine_ports, engine_verilog
+
+    config = HardwareConfig.load(hw)
+    with _busy("writing Verilog"):
+        text = engine_verilog(config)
+    _replace(output, text)
+    ports = engine_ports(config)
+    _print(as_json, {"top": TOP, "ports": ports, "lines": text.count("\n")})
+
+
+@main.command()
+@click.option("--hw", required=True, type=_PATH, help="Hardware configuration (TOML).")
+@click.option("--target", required=True, help="ecp5, ice40 or xilinx7.")
+@_as_json
+def synth(hw: Path, target: str, as_json: bool) -> None:
+    """Count what the engine takes on a TARGET, with yosys."""
+    from .hw.verilog import TOP, engine_verilog
+    from .toolchain.yosys import synthesize
+
+    config = HardwareConfig.load(hw)
+    with _busy(f"synthesizing for {target}"):
+        resources = synthesize(engine_verilog(config), TOP, target)
+    counts = asdict(resources)
+    counts.pop("cells")
+    _print(as_json, counts)
+
+
+@main.command()
+@click.option(
+    "-o",
+    "--output",
+    default="out/demo",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+)
+@click.option("--images", default=20, show_default=True, help="Images that go through the RTL.")
+@click.option("--waves", is_flag=True, help="Leave a waveform of each layer in OUTPUT/waves.")
+@_as_json
+def demo(output: Path, images: int, waves: bool, as_json: bool) -> None:
+    """Quantize a digits network, run it on the simulated RTL, compare every number."""
+    from .examples.digits.demo import run_demo
+
+    with _STATUS.status("starting") as status:
+
+        def progress(message: str) -> None:
+            _STATUS.print(message, highlight=False)
+            status.update(message)
+
+        result = run_demo(output, images, progress, waves=waves)
+    table = Table(
+        title=f"{result.images} handwritten digits on a 16x16 array, 4-bit weights and activations"
+    )
+    for name in (
+        "layer",
+        "output",
+        "MACs",
+        "cycles",
+        "predicted",
+        "utilization",
+        "compared",
+        "mismatches",
+    ):
+        table.add_column(name, justify="left" if name in ("layer", "output") else "right")
+    for row in result.rows:
+        table.add_row(
+            row.name, "x".join(map(str, row.shape)), str(row.macs), str(row.cycles),
+            str(row.predicted), f"{row.utilization:.1%}", str(row.compared), str(row.mismatches),
+        )  # fmt: skip
+    _print(as_json, asdict(result), table)
+    if not as_json:
+        area = Table(title="Area of a 4x4 engine (yosys)")
+        for name in ("target", "LUT", "FF", "DSP", "block RAM"):
+            area.add_column(name, justify="left" if name == "target" else "right")
+        for target, r in result.area.items():
+            area.add_row(target, str(r.lut), str(r.ff), str(r.dsp), str(r.bram))
+        _print(False, {}, area)
+        click.echo(
+            f"top-1 on the held-out images: float {result.float_top1:.2f} %, "
+            f"4-bit hardware mode {result.hardware_mode_top1:.2f} %\n"
+            f"{result.mismatches} mismatches in {result.compared} numbers; "
+            f"see {output / 'report.md'}"
+        )
+    if not result.bit_exact:
+        raise RuntimeError(
+            f"hardware and golden model differ: {result.first_mismatch or 'in torch'}"
+        )
+    if not result.cycles_exact:
+        raise RuntimeError("predicted and measured cycles differ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Cycles (exact) and resources (calibrated) without simulating or synthesizing."""

@@ -1,0 +1,1 @@
+"""Hardware configurations and worked examples."""

@@ -1,0 +1,1 @@
+"""From a `torch.export` archive to a network graph."""

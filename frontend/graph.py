@@ -1,0 +1,232 @@
+"""The network graph: what a trained network computes, free of any framework.
+
+Shapes are those of one image: ``(C, H, W)``, or ``(features,)`` after a flatten.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Add",
+    "AvgPool",
+    "BatchNorm",
+    "Conv2d",
+    "Flatten",
+    "Graph",
+    "Input",
+    "Linear",
+    "MaxPool",
+    "Node",
+    "Output",
+    "Padding",
+    "ReLU",
+    "Shape",
+    "result_shape",
+]
+
+Shape = tuple[int, ...]
+Padding = tuple[int, int, int, int]
+"""(top, bottom, left, right)"""
+
+
+def _window_shape(
+    shape: Shape,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: Padding,
+    dilation: tuple[int, int],
+) -> tuple[int, int]:
+    """(Ho, Wo) of a window that slides over (C, H, W)."""
+    if len(shape) != 3:
+        raise ValueError(f"takes (C, H, W), not {shape}")
+    padded = shape[1] + padding[0] + padding[1], shape[2] + padding[2] + padding[3]
+    height, width = (
+        (padded[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
+    )
+    if height < 1 or width < 1:
+        raise ValueError(f"a {kernel} window does not fit {shape}")
+    return height, width
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation; `name` is that of its result, `inputs` are the names of its operands."""
+
+    name: str
+    inputs: tuple[str, ...]
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """Shape of the result. Raises ``ValueError`` if the operands do not fit."""
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Node):
+    """The images, of a fixed shape (C, H, W)."""
+
+    shape: Shape
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return self.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2d(Node):
+    """`weight` (Co, Ci / groups, Kh, Kw), `bias` (Co,); the padding is zeros."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    stride: tuple[int, int] = (1, 1)
+    padding: Padding = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        filters, depth, kh, kw = self.weight.shape
+        size = _window_shape(shapes[0], (kh, kw), self.stride, self.padding, self.dilation)
+        if shapes[0][0] != depth * self.groups:
+            raise ValueError(f"takes {depth * self.groups} channels, not {shapes[0][0]}")
+        return filters, *size
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Node):
+    """`weight` (Co, features), `bias` (Co,)."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if shapes[0] != self.weight.shape[1:]:
+            raise ValueError(f"takes {self.weight.shape[1:]}, not {shapes[0]}; flatten its input")
+        return self.weight.shape[:1]
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNorm(Node):
+    """``(x - mean) / sqrt(variance + epsilon) * weight + bias``, all (C,)."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    variance: NDArray[np.float32]
+    epsilon: float
+
+    @property
+    def scale(self) -> NDArray[np.float64]:
+        return self.weight / np.sqrt(self.variance.astype(np.float64) + self.epsilon)
+
+    @property
+    def shift(self) -> NDArray[np.float64]:
+        return self.bias - self.mean * self.scale
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if (self.variance.astype(np.float64) + self.epsilon <= 0).any():
+            raise ValueError("has a variance that is not positive")
+        if shapes[0][0] != self.weight.size:
+            raise ValueError(f"takes {self.weight.size} channels, not {shapes[0][0]}")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ReLU(Node):
+    """``max(x, 0)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Node):
+    """Sum of two operands of the same shape."""
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"adds {shapes[0]} and {shapes[1]}; broadcasting is not supported")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool(Node):
+    """Padding never is the maximum."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Padding = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        size = _window_shape(shapes[0], self.kernel, self.stride, self.padding, self.dilation)
+        return shapes[0][0], *size
+
+
+@dataclass(frozen=True, eq=False)
+class AvgPool(Node):
+    """Sum of the window, padding counting as zeros, divided by the size of the kernel."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Padding = (0, 0, 0, 0)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        size = _window_shape(shapes[0], self.kernel, self.stride, self.padding, (1, 1))
+        return shapes[0][0], *size
+
+
+@dataclass(frozen=True, eq=False)
+class Flatten(Node):
+    """(C, H, W) to (C * H * W,)."""
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return (int(np.prod(shapes[0])),)
+
+
+@dataclass(frozen=True, eq=False)
+class Output(Node):
+    """The network's result."""
+
+
+def result_shape(node: Node, shapes: Mapping[str, Shape]) -> Shape:
+    """Shape of what `node` computes from operands of known `shapes`.
+
+    Raises ``ValueError``, naming the layer, if the operands do not fit or are not known.
+    """
+    missing = [name for name in node.inputs if name not in shapes]
+    if missing:
+        raise ValueError(f"layer {node.name!r} reads {missing[0]!r}, which no node before it gives")
+    try:
+        return node.output_shape(*(shapes[name] for name in node.inputs))
+    except ValueError as error:
+        raise ValueError(f"layer {node.name!r} {error}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Nodes in execution order, from the one :class:`Input` to the one :class:`Output`.
+
+    Raises ``ValueError``, naming the layer, at operands that do not fit and at weights that are not
+    finite.
+    """
+
+    nodes: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        kinds = [type(node) for node in self.nodes]
+        if kinds.count(Input) != 1 or kinds.count(Output) != 1 or kinds[-1] is not Output:
+            raise ValueError("a graph must have one input, and one output at its end")
+        for node in self.nodes:
+            for field in fields(node):
+                value = getattr(node, field.name)
+                if isinstance(value, np.ndarray) and not np.isfinite(value).all():
+                    raise ValueError(f"layer {node.name!r}: its {field.name} has NaN or infinities")
+        if len(self.shapes) != len(self.nodes):
+            raise ValueError("node names must be unique")
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Shape of every node's result."""
+        shapes: dict[str, Shape] = {}
+        for node in self.nodes:
+            shapes[node.name] = result_shape(node, shapes)
+        return shapes

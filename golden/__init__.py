@@ -1,0 +1,1 @@
+"""The bit-exact numpy model: formats, blocks, kernels, layers, networks, every unit's spec."""

@@ -1,0 +1,143 @@
+"""Specs of the integer part: processing element, systolic array, and the tile it holds."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .floats import FLOAT32, ScaleFormat
+
+__all__ = ["ArraySpec", "Multiplier", "TileFormat"]
+
+Multiplier = Literal["lut", "dsp"]
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """A weight-stationary array of ``rows`` x ``cols`` processing elements.
+
+    Parameters
+    ----------
+    rows, cols : 1 or more; a column sums over ``rows`` lanes
+    weight_bits : b, 2 to 8, two's complement
+    act_bits : m, 2 to 8; a lane carries m bits, signed or unsigned, as m + 1 signed bits
+    multiplier : "lut" never becomes a DSP block, "dsp" leaves the choice to the synthesizer
+    """
+
+    rows: int
+    cols: int
+    weight_bits: int
+    act_bits: int
+    multiplier: Multiplier = "lut"
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cols"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)!r}")
+        for name in ("weight_bits", "act_bits"):
+            if getattr(self, name) not in range(2, 9):
+                raise ValueError(f"{name} must be 2 to 8, not {getattr(self, name)!r}")
+        if self.multiplier not in ("lut", "dsp"):
+            raise ValueError(f"multiplier must be 'lut' or 'dsp', not {self.multiplier!r}")
+
+    @property
+    def operand_bits(self) -> int:
+        """Width of the signed operand that holds both a signed and an unsigned lane."""
+        return self.act_bits + 1
+
+    @property
+    def product_bits(self) -> int:
+        return self.weight_bits + self.act_bits
+
+    def partial_sum_bits(self, row: int) -> int:
+        """Width of the signed partial sum that leaves `row`."""
+        largest = (row + 1) * (1 << (self.weight_bits - 1)) * ((1 << self.act_bits) - 1)
+        return largest.bit_length() + 1
+
+    @property
+    def sum_bits(self) -> int:
+        """Width of a signed block sum."""
+        return self.partial_sum_bits(self.rows - 1)
+
+    @property
+    def latency(self) -> int:
+        """Cycles from a pixel at the array's input to its sum at the foot of column 0."""
+        return self.rows + 2
+
+    def compute(self, weights: NDArray[np.int8], lanes: NDArray[np.int16]) -> NDArray[np.int64]:
+        """Block sums (P, cols) of `lanes` (P, rows) with stationary `weights` (rows, cols).
+
+        Raises ``ValueError`` if an operand does not fit its width.
+        """
+        limit = 1 << (self.weight_bits - 1)
+        if weights.min() < -limit or weights.max() >= limit:
+            raise ValueError(f"weight codes must fit {self.weight_bits} bits")
+        limit = 1 << self.act_bits
+        if lanes.size and (lanes.min() < -(limit >> 1) or lanes.max() >= limit):
+            raise ValueError(f"lanes must fit {self.act_bits} bits, signed or unsigned")
+        return lanes.astype(np.int64) @ weights.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class TileFormat:
+    """A stationary tile as a stream of beats: codes, then scales, then biases.
+
+    Codes come a row at a time, the last row first; a row starts a new beat and takes
+    ``ceil(cols * b / W)`` of them. The scales of all columns follow, then, for a pass that starts
+    from the bias, the biases; each of the two sections starts a new beat. Column 0 is lowest.
+
+    Parameters
+    ----------
+    array : shape and code width
+    scale : storage format of the scales
+    bus_bits : W, bits of a beat: 32, 64, 128 or 256
+    """
+
+    array: ArraySpec
+    scale: ScaleFormat
+    bus_bits: int
+
+    def __post_init__(self) -> None:
+        if self.bus_bits not in (32, 64, 128, 256):
+            raise ValueError(f"bus_bits must be 32, 64, 128 or 256, not {self.bus_bits!r}")
+
+    @property
+    def row_beats(self) -> int:
+        return -(-self.array.cols * self.array.weight_bits // self.bus_bits)
+
+    @property
+    def scale_beats(self) -> int:
+        return -(-self.array.cols * self.scale.storage_bits // self.bus_bits)
+
+    @property
+    def bias_beats(self) -> int:
+        return -(-self.array.cols * 32 // self.bus_bits)
+
+    def beats(self, start: bool) -> int:
+        """Beats of a tile; `start` says whether it carries biases."""
+        codes = self.array.rows * self.row_beats
+        return codes + self.scale_beats + (self.bias_beats if start else 0)
+
+    def pack(
+        self,
+        codes: NDArray[np.int8],
+        scales: NDArray[np.float32],
+        biases: NDArray[np.float32] | None = None,
+    ) -> list[int]:
+        """The beats of codes (rows, cols), scales (cols,) and, for a starting pass, biases."""
+        beats: list[int] = []
+        for row in codes[::-1]:
+            beats += self._section(row.astype(np.int64), self.array.weight_bits)
+        beats += self._section(self.scale.encode(scales), self.scale.storage_bits)
+        if biases is not None:
+            beats += self._section(FLOAT32.encode(biases), 32)
+        return beats
+
+    def _section(self, fields: NDArray, bits: int) -> list[int]:
+        word = 0
+        for index, field in enumerate(fields.tolist()):
+            word |= (field & ((1 << bits) - 1)) << (index * bits)
+        count = -(-len(fields) * bits // self.bus_bits)
+        mask = (1 << self.bus_bits) - 1
+        return [(word >> (index * self.bus_bits)) & mask for index in range(count)]

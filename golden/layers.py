@@ -1,0 +1,218 @@
+"""Layers in hardware arithmetic: what the accelerator computes, number for number.
+
+Every layer is one accumulation. A linear layer is a 1x1 convolution, an identity shortcut, a max
+pool and an average pool are depthwise convolutions with a constant kernel, and a residual add is a
+layer with two terms::
+
+    acc = bias
+    for term in terms:
+        for block in input blocks (plane by plane):
+            for ky, kx in kernel positions (row by row):
+                S = sum of weight code * activation code over the block      # exact
+                p = round(S * scale * 2**e)
+                acc = round(acc + p)                                          # or max(acc, p)
+
+In a max layer a kernel position that falls on padding does not take part.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bfp import BlockFloat, BlockTensor
+from .floats import FLOAT32
+from .vqk import VariableQuantizedKernel
+
+__all__ = ["Layer", "Reduce", "Step", "Term", "block_product", "steps"]
+
+Reduce = Literal["add", "max"]
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One convolution that a layer accumulates.
+
+    Parameters
+    ----------
+    source : name of the tensor it reads
+    kernel : its weights
+    stride, dilation : (vertical, horizontal)
+    padding : (top, bottom, left, right), zeros
+    """
+
+    source: str
+    kernel: VariableQuantizedKernel
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        if min(self.stride) < 1 or min(self.dilation) < 1:
+            raise ValueError(
+                f"stride and dilation must be at least 1, not {self.stride!r}, {self.dilation!r}"
+            )
+        if min(self.padding) < 0:
+            raise ValueError(f"padding must not be negative, not {self.padding!r}")
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        return self.kernel.codes.shape[2], self.kernel.codes.shape[3]
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(Ho, Wo) of an input of (height, width). Raises ``ValueError`` if it is empty."""
+        top, bottom, left, right = self.padding
+        padded = (height + top + bottom, width + left + right)
+        size = tuple(
+            (padded[i] - self.dilation[i] * (self.kernel_size[i] - 1) - 1) // self.stride[i] + 1
+            for i in (0, 1)
+        )
+        if min(size) < 1:
+            raise ValueError(
+                f"a {self.kernel_size} kernel does not fit an input of {(height, width)}"
+            )
+        return size[0], size[1]
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates for one image; planes and padding lanes are not counted."""
+        ho, wo = self.output_size(height, width)
+        return ho * wo * self.kernel.codes.size
+
+
+class Step(NamedTuple):
+    """The part of a term that one kernel position of one input block contributes."""
+
+    block: int
+    """input block, plane-major"""
+    ky: int
+    kx: int
+    filters: slice
+    """filters that the step touches"""
+    codes: NDArray[np.int8]
+    """(filters, B) weight codes"""
+    scales: NDArray[np.float32]
+    """(filters,)"""
+
+
+def steps(term: Term, planes: int = 1) -> Iterator[Step]:
+    """The steps of a term in the order in which they are accumulated."""
+    kernel = term.kernel
+    height, width = term.kernel_size
+    blocks = -(-kernel.in_channels // kernel.block)
+    for block in range(planes * blocks):
+        weights = kernel.block_weights(block % blocks)
+        for ky in range(height):
+            for kx in range(width):
+                yield Step(
+                    block,
+                    ky,
+                    kx,
+                    weights.filters,
+                    weights.codes[:, :, ky, kx],
+                    weights.scales[:, ky, kx],
+                )
+
+
+def block_product(
+    sums: NDArray[np.float64], scales: NDArray[np.float32], unit_exponents: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    """``round(S * scale * 2**e)`` of integer block sums (any common broadcast shape)."""
+    return FLOAT32.round(np.ldexp(sums * np.asarray(scales, np.float64), unit_exponents))
+
+
+def _window(x: NDArray, term: Term, ky: int, kx: int, size: tuple[int, int]) -> NDArray:
+    """The pixels of padded (..., H, W) that kernel position (ky, kx) sees: (..., Ho, Wo)."""
+    y, x0 = ky * term.dilation[0], kx * term.dilation[1]
+    return x[
+        ...,
+        y : y + (size[0] - 1) * term.stride[0] + 1 : term.stride[0],
+        x0 : x0 + (size[1] - 1) * term.stride[1] + 1 : term.stride[1],
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One accumulation and what becomes of it.
+
+    Parameters
+    ----------
+    name : of the layer, and of the tensor it writes
+    terms : accumulated one after the other, all of the same output shape
+    bias : (Co,) float32, where the accumulators start
+    reduce : "add", or "max" (one term)
+    output : how the result is stored; None leaves raw float32
+    """
+
+    name: str
+    terms: tuple[Term, ...]
+    bias: NDArray[np.float32]
+    reduce: Reduce = "add"
+    output: BlockFloat | None = None
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise ValueError(f"layer {self.name!r} must have at least one term")
+        if self.reduce not in ("add", "max"):
+            raise ValueError(f"reduce must be 'add' or 'max', not {self.reduce!r}")
+        if self.reduce == "max" and len(self.terms) > 1:
+            raise ValueError(f"max layer {self.name!r} must have one term, not {len(self.terms)}")
+        for term in self.terms:
+            if term.kernel.out_channels != self.bias.size:
+                raise ValueError(
+                    f"layer {self.name!r} has {self.bias.size} biases but a kernel of "
+                    f"{term.kernel.out_channels} filters"
+                )
+        finite = np.isfinite(self.bias).all()
+        if not finite or not np.array_equal(FLOAT32.round(self.bias), self.bias):
+            raise ValueError(f"biases of layer {self.name!r} must be normal float32 numbers or 0")
+
+    def output_size(self, sources: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+        """(Ho, Wo) from the (H, W) of the source tensors; all terms must agree."""
+        sizes = {term.output_size(*sources[term.source]) for term in self.terms}
+        if len(sizes) > 1:
+            raise ValueError(f"terms of layer {self.name!r} differ in size: {sorted(sizes)}")
+        return sizes.pop()
+
+    def accumulate(self, sources: Mapping[str, BlockTensor]) -> NDArray[np.float32]:
+        """The accumulators (N, Co, Ho, Wo) after the last step."""
+        size = self.output_size({t.source: sources[t.source].shape[2:] for t in self.terms})
+        images = sources[self.terms[0].source].shape[0]
+        acc = np.tile(FLOAT32.round(self.bias)[:, None, None], (images, 1, *size))
+        for term in self.terms:
+            x = sources[term.source]
+            if x.channels != term.kernel.in_channels or x.block != term.kernel.block:
+                raise ValueError(
+                    f"layer {self.name!r} expects {term.kernel.in_channels} channels in blocks of "
+                    f"{term.kernel.block}, but {term.source!r} has {x.channels} in {x.block}"
+                )
+            if self.reduce == "max" and x.planes > 1:
+                raise ValueError(
+                    f"layer {self.name!r} takes the maximum of {term.source!r}, whose digit planes "
+                    f"have no maximum of their own: store it first"
+                )
+            top, bottom, left, right = term.padding
+            border = ((top, bottom), (left, right))
+            codes = np.pad(x.codes.astype(np.float64), ((0, 0),) * 3 + border)
+            units = np.pad(x.unit_exponents, ((0, 0),) * 2 + border)
+            inside = np.pad(np.ones(x.shape[2:], bool), border)
+            for step in steps(term, x.planes):
+                lanes = _window(codes[:, step.block], term, step.ky, step.kx, size)
+                unit = _window(units[:, step.block], term, step.ky, step.kx, size)
+                sums = np.einsum(
+                    "nlhw,ol->nohw", lanes, step.codes.astype(np.float64), optimize=True
+                )
+                product = block_product(sums, step.scales[:, None, None], unit[:, None])
+                target = acc[:, step.filters]
+                if self.reduce == "add":
+                    acc[:, step.filters] = FLOAT32.add(target, product)
+                else:
+                    valid = _window(inside, term, step.ky, step.kx, size)
+                    acc[:, step.filters] = np.where(valid, np.maximum(target, product), target)
+        return acc
+
+    def compute(self, sources: Mapping[str, BlockTensor]) -> BlockTensor | NDArray[np.float32]:
+        """The tensor that the layer writes."""
+        acc = self.accumulate(sources)
+        return acc if self.output is None else self.output.compute(acc)

@@ -1,0 +1,1 @@
+"""The gateware in Amaranth: PE, array, scale unit, requantizer, and Verilog emission."""

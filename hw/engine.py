@@ -1,0 +1,139 @@
+"""The engine: array, scale units, tile loader, issue stage, drain and requantizer."""
+
+from functools import partial
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..golden.engine import EngineSpec
+from ..golden.floats import FLOAT32
+from .array import SystolicArray
+from .delay import delayed
+from .floats import float_layout
+from .issue import PixelIssue, pixel_layout
+from .library import place
+from .loader import TileLoader
+from .requantizer import Requantizer, block_layout
+from .scale_unit import ScaleUnit
+
+__all__ = ["Engine", "drain_layout", "engine_signature"]
+
+
+def drain_layout(spec: EngineSpec) -> data.StructLayout:
+    """One read of all columns: the ``address``, and whether the row leaves ``raw`` or as (part of)
+    a ``signed`` block whose ``last`` row it is."""
+    return data.StructLayout(
+        {
+            "last": 1,
+            "signed": 1,
+            "raw": 1,
+            "address": spec.scale_unit.address_bits,
+        }
+    )
+
+
+def engine_signature(spec: EngineSpec) -> wiring.Signature:
+    """The members of :class:`Engine`."""
+    tile = data.StructLayout({"data": spec.tile.bus_bits, "last": 1})
+    row = data.ArrayLayout(float_layout(FLOAT32), spec.array.cols)
+    blocks = data.ArrayLayout(block_layout(spec.requantizer), spec.requantizer.blocks_per_beat)
+    return wiring.Signature(
+        {
+            "i_tile": In(stream.Signature(tile)),
+            "i_pixel": In(stream.Signature(pixel_layout(spec))),
+            "i_drain": In(stream.Signature(drain_layout(spec))),
+            "o_raw": Out(stream.Signature(row)),
+            "o_block": Out(stream.Signature(blocks)),
+            "o_busy": Out(1),
+        }
+    )
+
+
+class Engine(wiring.Component):
+    """Runs passes: tiles and pixels in, raw accumulators or blocks of codes out.
+
+    A pass is one tile and the pixels from one with ``first`` to the next. A drain waits until every
+    pixel accepted before it is in the accumulators.
+
+    **Latency**: the first pixel of the first pass is issued ``spec.load_cycles(start)`` cycles
+    after its first beat; a pixel is in the accumulators ``spec.retire_cycles`` cycles after its
+    issue; a raw row leaves one cycle after its drain is accepted.
+    **Throughput**: a pass of P pixels takes ``max(P, spec.load_cycles(start of the next pass),
+    spec.pass_cycles)`` cycles, and at least ``spec.scale_unit.revisit`` if the next pass begins
+    with the same accumulator; one row is drained a cycle.
+
+    Members
+    -------
+    i_tile : beats of tiles, see :class:`~shiftcore.hw.loader.TileLoader`
+    i_pixel : pixels, see :func:`~shiftcore.hw.issue.pixel_layout`
+    i_drain : reads of the accumulators, see :func:`drain_layout`
+    o_raw : rows of ``cols`` float32 numbers
+    o_block : ``blocks_per_beat`` blocks, see :func:`~shiftcore.hw.requantizer.block_layout`
+    o_busy : pixels are on their way to the accumulators
+    """
+
+    def __init__(self, spec: EngineSpec):
+        self.spec = spec
+        super().__init__(engine_signature(spec))
+
+    def elaborate(self, platform):
+        m = Module()
+        spec = self.spec
+        m.submodules.loader = loader = TileLoader(spec)
+        m.submodules.issue = issue = PixelIssue(spec)
+        m.submodules.array = array = SystolicArray(spec.array)
+        wiring.connect(m, wiring.flipped(self.i_tile), loader.i)
+        wiring.connect(m, wiring.flipped(self.i_pixel), issue.i)
+        m.d.comb += [
+            issue.i_loaded.eq(loader.o_loaded),
+            loader.i_take.eq(issue.o_take),
+            array.i_lanes.eq(issue.o_lanes),
+            array.i_swap.eq(issue.o_wave.first),
+            array.i_codes.eq(loader.o_codes),
+            array.i_enable.eq(loader.o_enable),
+            self.o_busy.eq(issue.o_busy),
+        ]
+
+        begin = issue.o_wave.valid & issue.o_wave.first
+        start = delayed(m, begin & issue.o_wave.start, spec.bias_play, "bias_play", reset=True)
+        wave = delayed(m, issue.o_wave, spec.wave_delay, "wave", reset=True)
+        m.d.comb += [
+            loader.i_play_scale.eq(delayed(m, begin, spec.scale_play, "scale_play", reset=True)),
+            loader.i_play_bias.eq(start),
+        ]
+
+        fetch, fetched = Signal(), Signal()
+        drain = Signal(drain_layout(spec), reset_less=True)
+        columns = []
+        for c in range(spec.array.cols):
+            unit = place(
+                m, platform, f"scale_unit_{c}", "scale_unit", partial(ScaleUnit, spec.scale_unit)
+            )
+            m.d.comb += [
+                unit.i_wave.eq(wave),
+                unit.i_sum.eq(array.o_sums[c]),
+                unit.i_scale.eq(loader.o_scale),
+                unit.i_bias.eq(loader.o_bias),
+                unit.i_drain_address.eq(self.i_drain.payload.address),
+                unit.i_drain_enable.eq(fetch),
+            ]
+            wave = unit.o_wave
+            columns.append(unit.o_drain.as_value())
+
+        m.submodules.requantizer = requantizer = Requantizer(spec.requantizer)
+        free = ~fetched | Mux(drain.raw, self.o_raw.ready, requantizer.i.ready)
+        m.d.comb += [
+            self.i_drain.ready.eq(free & ~issue.o_busy),
+            fetch.eq(self.i_drain.valid & self.i_drain.ready),
+            self.o_raw.valid.eq(fetched & drain.raw),
+            Cat(*self.o_raw.payload).eq(Cat(*columns)),
+            requantizer.i.valid.eq(fetched & ~drain.raw),
+            Cat(*requantizer.i.payload.values).eq(Cat(*columns)),
+            requantizer.i.payload.last.eq(drain.last),
+            requantizer.i.payload.signed.eq(drain.signed),
+        ]
+        with m.If(free):
+            m.d.sync += [fetched.eq(fetch), drain.eq(self.i_drain.payload)]
+        wiring.connect(m, requantizer.o, wiring.flipped(self.o_block))
+        return m

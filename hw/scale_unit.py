@@ -1,0 +1,140 @@
+"""The scale unit at the foot of a column: scale, accumulate, remember."""
+
+from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from ..golden.scale_unit import ScaleUnitSpec
+from .adder import FloatAdder
+from .delay import delayed
+from .floats import float_layout, scale_layout
+from .product import FloatProduct
+
+__all__ = ["ScaleUnit", "wave_layout"]
+
+
+def wave_layout(spec: ScaleUnitSpec) -> data.StructLayout:
+    """What travels along the feet of the columns with each pixel.
+
+    ``exponent`` and ``signed`` of its block, the ``address`` of its accumulator, ``first`` pixel of
+    a tile, ``start`` from the bias instead of the accumulator, ``maximum`` instead of sum, and
+    ``keep`` the accumulator (a padding pixel under ``maximum``).
+    """
+    return data.StructLayout(
+        {
+            "valid": 1,
+            "first": 1,
+            "start": 1,
+            "maximum": 1,
+            "keep": 1,
+            "signed": 1,
+            "exponent": 8,
+            "address": spec.address_bits,
+        }
+    )
+
+
+class ScaleUnit(wiring.Component):
+    """``acc[address] = round(start + round(S * scale * 2**e))`` or the maximum, one column.
+
+    ``start`` is the accumulator or, if the pixel says so, the column's bias. Scale and bias are
+    stationary: the scale is taken from ``i_scale`` in the cycle in which a pixel with ``first`` is
+    at ``i_wave``, the bias from ``i_bias`` ``spec.read_stage + 1`` cycles later.
+
+    **Latency**: a block sum, one cycle after its wave, is in the memory ``spec.write_stage + 1``
+    cycles later; the same accumulator may be updated again ``spec.revisit`` cycles after a sum.
+    A read of ``i_drain_address`` takes one cycle.
+    **Throughput**: one block sum and one drain read a cycle.
+
+    Members
+    -------
+    i_wave, o_wave : see :func:`wave_layout`, moving right, one cycle a column
+    i_sum : block sum, one cycle after its wave
+    i_scale, i_bias : buses over which all columns take their constants
+    i_drain_address, i_drain_enable, o_drain : the second read port
+    """
+
+    def __init__(self, spec: ScaleUnitSpec):
+        self.spec = spec
+        form = float_layout(spec.form)
+        super().__init__(
+            {
+                "i_wave": In(wave_layout(spec)),
+                "o_wave": Out(wave_layout(spec)),
+                "i_sum": In(signed(spec.product.sum_bits)),
+                "i_scale": In(scale_layout(spec.product.scale_bits)),
+                "i_bias": In(form),
+                "i_drain_address": In(spec.address_bits),
+                "i_drain_enable": In(1),
+                "o_drain": Out(form),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        spec = self.spec
+        form = float_layout(spec.form)
+        read = spec.read_stage
+
+        wave = Signal(wave_layout(spec))
+        m.d.sync += wave.eq(self.i_wave)
+        m.d.comb += self.o_wave.eq(wave)
+
+        scale = Signal(self.i_scale.shape(), reset_less=True)
+        with m.If(self.i_wave.valid & self.i_wave.first):
+            m.d.sync += scale.eq(self.i_scale)
+        m.submodules.product = product = FloatProduct(spec.product)
+        m.d.comb += [
+            product.i_sum.eq(self.i_sum),
+            product.i_scale.eq(scale),
+            product.i_exponent.eq(wave.exponent),
+            product.i_signed.eq(wave.signed),
+        ]
+
+        # Counted from the block sum: the accumulator is read at stage `read`, joins the product two
+        # cycles later, and goes back at stage `spec.write_stage`.
+        valid = delayed(m, wave.valid, read, "valid", reset=True)
+        first = delayed(m, wave.first, read, "first")
+        start = delayed(m, wave.start, read, "start")
+        maximum = delayed(m, wave.maximum, read + 2, "maximum")
+        keep = delayed(m, wave.keep, read + 2, "keep")
+        address = delayed(m, wave.address, read, "address")
+
+        # What a read returns in the cycle of a write to the same address is never used: pixels are
+        # issued `spec.revisit` cycles apart and a drain waits for them.
+        m.submodules.memory = memory = Memory(
+            shape=form.size, depth=spec.depth, init=[], attrs={"no_rw_check": True}
+        )
+        fetch = memory.read_port()
+        m.d.comb += [fetch.addr.eq(address), fetch.en.eq(1)]
+        bias = Signal(form, reset_less=True)
+        with m.If(valid & first & start):
+            m.d.sync += bias.eq(self.i_bias)
+        operand = Signal(form, reset_less=True)
+        m.d.sync += operand.eq(
+            Mux(delayed(m, start, 1, "start_fetched"), bias.as_value(), fetch.data)
+        )
+
+        m.submodules.adder = adder = FloatAdder(spec.add)
+        m.d.comb += [
+            adder.i_a.eq(operand),
+            adder.i_b.eq(product.o),
+            adder.i_maximum.eq(maximum),
+            adder.i_keep.eq(keep),
+        ]
+        store = memory.write_port()
+        remaining = spec.write_stage - read
+        m.d.comb += [
+            store.addr.eq(delayed(m, address, remaining, "address_stored")),
+            store.data.eq(adder.o),
+            store.en.eq(delayed(m, valid, remaining, "valid_stored", reset=True)),
+        ]
+
+        drain = memory.read_port()
+        m.d.comb += [
+            drain.addr.eq(self.i_drain_address),
+            drain.en.eq(self.i_drain_enable),
+            self.o_drain.eq(drain.data),
+        ]
+        return m

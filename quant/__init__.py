@@ -1,0 +1,1 @@
+"""DSConv in torch: quantizing, calibrating and converting networks, and the hardware mode."""

@@ -1,0 +1,189 @@
+"""A trained network to a quantized one: weights as VQK, activations as block floating point."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.export import ExportedProgram
+
+from ..frontend.archive import read
+from ..frontend.graph import Graph, Input
+from ..golden.bfp import BlockFloat, FixedPoint, Rounding
+from ..golden.floats import FLOAT32, SCALE_FORMATS, ScaleFormat
+from ..golden.layers import Layer, Term
+from ..golden.network import QuantizedNetwork
+from ..golden.vqk import Recipe, VariableQuantizedKernel
+from .calibrate import check_images, input_exponent, signed_tensors
+from .lower import FloatLayer, FloatTerm, lower
+
+__all__ = ["Model", "QuantConfig", "as_graph", "constant_code", "quantize"]
+
+Model = Graph | nn.Module | ExportedProgram | Path | str
+_PER_LAYER = frozenset({"weight_bits", "scale", "recipe", "rounding"})
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """How a network is quantized.
+
+    Parameters
+    ----------
+    weight_bits : b, 2 to 8
+    act_bits : m, 2 to 8, storage bits of an activation
+    block : B, channels that share an exponent, the array's rows
+    scale : format of the weight blocks' scales, a key of ``SCALE_FORMATS``
+    recipe : how weight codes are chosen, "R", "P" or "O"
+    rounding : of activations, "nearest" or "truncate"
+    input_bits : width of the fixed-point network input, 2 to 16
+    overrides : by layer name, other values for some of weight_bits, scale, recipe and rounding
+    """
+
+    weight_bits: int = 4
+    act_bits: int = 4
+    block: int = 16
+    scale: str = "bf16"
+    recipe: Recipe = "R"
+    rounding: Rounding = "nearest"
+    input_bits: int = 8
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        allowed: dict[str, range | tuple[str, ...]] = {
+            "weight_bits": range(2, 9),
+            "act_bits": range(2, 9),
+            "block": range(1, 1025),
+            "scale": tuple(SCALE_FORMATS),
+            "recipe": ("R", "P", "O"),
+            "rounding": ("nearest", "truncate"),
+            "input_bits": range(2, 17),
+        }
+        for name, values in allowed.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or value not in values:
+                choice = (
+                    f"{values[0]} to {values[-1]}"
+                    if isinstance(values, range)
+                    else " or ".join(values)
+                )
+                raise ValueError(f"{name} must be {choice}, not {value!r}")
+        for layer, values in self.overrides.items():
+            unknown = sorted(set(values) - _PER_LAYER)
+            if unknown:
+                raise ValueError(
+                    f"overrides of layer {layer!r}: {unknown[0]!r} is not one of "
+                    f"{', '.join(sorted(_PER_LAYER))}"
+                )
+            self.layer(layer)
+
+    @property
+    def scale_format(self) -> ScaleFormat:
+        return SCALE_FORMATS[self.scale]
+
+    def layer(self, name: str) -> "QuantConfig":
+        """The configuration of one layer."""
+        return replace(self, overrides={}, **self.overrides.get(name, {}))
+
+
+def as_graph(model: Model, images: NDArray[np.float32]) -> Graph:
+    """The graph of `model`; a module is exported with the first of `images` as its example."""
+    if isinstance(model, Graph):
+        return model
+    if np.ndim(images) != 4 or not len(images):
+        raise ValueError(f"images must be (N, C, H, W), not {np.shape(images)}")
+    return read(model, torch.from_numpy(np.asarray(images[:1], np.float32)))
+
+
+def constant_code(value: float, bits: int, scale_format: ScaleFormat) -> tuple[int, float]:
+    """The code and the scale whose product is nearest to a positive `value`.
+
+    Of equally good ones the smallest code; a power of two, such as the 1 of an identity, is exact.
+    """
+    codes = np.arange(1, 1 << (bits - 1))
+    scales = scale_format.round(value / codes)
+    best = int(np.abs(codes * scales.astype(np.float64) - value).argmin())
+    return int(codes[best]), float(scales[best])
+
+
+def _kernel(term: FloatTerm, config: QuantConfig) -> VariableQuantizedKernel:
+    if term.constant:
+        code, scale = constant_code(
+            float(term.weight.flat[0]), config.weight_bits, config.scale_format
+        )
+        filters, _, height, width = term.weight.shape
+        return VariableQuantizedKernel.depthwise(
+            filters,
+            (height, width),
+            code,
+            scale,
+            weight_bits=config.weight_bits,
+            block=config.block,
+            scale_format=config.scale_format,
+        )
+    return VariableQuantizedKernel.quantize(
+        term.weight,
+        weight_bits=config.weight_bits,
+        block=config.block,
+        groups=term.groups,
+        recipe=config.recipe,
+        scale_format=config.scale_format,
+    )
+
+
+def _layer(layer: FloatLayer, config: QuantConfig, signed: bool | None) -> Layer:
+    """Encode one layer; its result is stored signed or unsigned, or raw if `signed` is None."""
+    terms = tuple(
+        Term(term.source, _kernel(term, config), term.stride, term.padding, term.dilation)
+        for term in layer.terms
+    )
+    output = None
+    if signed is not None:
+        output = BlockFloat(config.block, config.act_bits, signed, config.rounding)
+    return Layer(layer.name, terms, FLOAT32.round(layer.bias), layer.reduce, output)
+
+
+def quantize(
+    model: Model, calibration: NDArray[np.float32], config: QuantConfig | None = None
+) -> QuantizedNetwork:
+    """Quantize a trained network without retraining.
+
+    Parameters
+    ----------
+    model : graph, exported program or its ``.pt2`` archive, or module in evaluation mode
+    calibration : (N, C, H, W) float32, images like those that the network will see. They fix the
+        grid of the network input and which tensors carry a sign; nothing else depends on them
+    config : default ``QuantConfig()``
+
+    Raises
+    ------
+    ValueError
+        naming the layer, if it is not supported, if its weights are not finite, or if an override
+        names no layer
+    """
+    config = config or QuantConfig()
+    graph = as_graph(model, calibration)
+    shape = next(node.shape for node in graph.nodes if isinstance(node, Input))
+    images = check_images(calibration, shape)
+    layers = lower(graph)
+    unknown = sorted(set(config.overrides) - {layer.name for layer in layers})
+    if unknown:
+        known = ", ".join(layer.name for layer in layers)
+        raise ValueError(f"overrides name {unknown[0]!r}, which is no layer; layers are {known}")
+    signed = signed_tensors(layers, images)
+    exponent = input_exponent(images, config.input_bits)
+    return QuantizedNetwork(
+        FixedPoint(exponent, config.block, config.act_bits, config.input_bits),
+        (shape[0], shape[1], shape[2]),
+        tuple(
+            _layer(
+                layer,
+                config.layer(layer.name),
+                None if layer is layers[-1] else layer.name in signed,
+            )
+            for layer in layers
+        ),
+    )

@@ -1,0 +1,389 @@
+"""Hardware mode: the quantized network in torch, bit for bit what :mod:`..golden` computes.
+
+The sum of a block, scaled by the block's power of two, is exact in a float32 matrix product,
+because every product lies on one grid and the sums stay below 2**24 units of it. Its product with
+the scale is then rounded once by one float32 multiplication, and sums are float32 additions in the
+documented order. Where that does not hold (wide sums, results that could leave float32's normal
+range) the same operations run in float64, followed by the rounding rule of :mod:`..golden.floats`.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from ..golden.bfp import BlockFloat, BlockTensor, FixedPoint, unit_exponent
+from ..golden.floats import FLOAT32
+from ..golden.layers import Layer, Term
+from ..golden.network import INPUT, QuantizedNetwork, Tensor
+from ..golden.vqk import VariableQuantizedKernel
+from .calibrate import check_images
+
+__all__ = ["Evaluation", "HardwareNetwork", "Stored", "evaluate"]
+
+EXACT_FLOAT32 = 1 << 24
+"""integers up to this are exact in float32"""
+LARGE = FLOAT32.largest / 2
+"""sums whose terms together stay below this do not saturate, however they are rounded"""
+
+
+Device = torch.device | str
+
+
+@contextmanager
+def _exact_arithmetic() -> Iterator[None]:
+    """No reduced precision in matrix products, whatever the caller allows."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _round(exact: torch.Tensor) -> torch.Tensor:
+    """Float64 to float32 by the rule of ``FLOAT32.round``."""
+    midpoint = FLOAT32.smallest * (1 - 2.0**-25)
+    kept = torch.where(exact.abs() < midpoint, 0.0, exact)
+    return kept.clamp(-FLOAT32.largest, FLOAT32.largest).float()
+
+
+def _magnitudes(values: NDArray[np.float32], default: tuple[float, float]) -> tuple[float, float]:
+    """Smallest and largest magnitude of the numbers that are not 0."""
+    magnitudes = np.abs(values[values != 0]).astype(np.float64)
+    return (float(magnitudes.min()), float(magnitudes.max())) if magnitudes.size else default
+
+
+def _power_of_two(exponents: torch.Tensor) -> torch.Tensor:
+    """``2.0**exponents`` in float64, exactly, of integers from -1022 to 1023."""
+    return ((exponents.long() + 1023) << 52).view(torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A stored tensor on the device: :class:`..golden.bfp.BlockTensor` with the images innermost.
+
+    Parameters
+    ----------
+    codes : (blocks, B, N, H, W) float32, integers
+    fields : (blocks, N, H, W) int32, the exponent fields
+    signed, bits, channels, planes : as of ``BlockTensor``
+    clipped : 0-dimensional, how many values were clipped to the code range
+    """
+
+    codes: torch.Tensor
+    fields: torch.Tensor
+    signed: tuple[bool, ...]
+    bits: int
+    channels: int
+    planes: int
+    clipped: torch.Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.codes.shape[3], self.codes.shape[4]
+
+    def units(self) -> torch.Tensor:
+        """(blocks, N, H, W) float64: what code 1 stands for."""
+        offsets = [unit_exponent(self.bits, signed) for signed in self.signed]
+        offset = torch.tensor(offsets, device=self.fields.device)[:, None, None, None]
+        return _power_of_two(self.fields + offset)
+
+    def values(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        """(blocks, B, N, H, W): what the codes stand for."""
+        return self.codes.to(dtype) * self.units().to(dtype)[:, None]
+
+    def decode(self) -> torch.Tensor:
+        """(C, N, H, W) float64: what the tensor stands for, the planes summed."""
+        planes = self.values().unflatten(0, (self.planes, -1)).sum(0)
+        return planes.flatten(0, 1)[: self.channels]
+
+    def to_golden(self) -> BlockTensor:
+        return BlockTensor(
+            self.codes.permute(2, 0, 1, 3, 4).cpu().numpy().astype(np.int16),
+            self.fields.permute(1, 0, 2, 3).cpu().numpy().astype(np.uint8),
+            self.signed,
+            self.bits,
+            self.channels,
+            self.planes,
+        )
+
+
+def _blocks(x: torch.Tensor, block: int) -> torch.Tensor:
+    """(C, N, H, W) to (blocks, B, N, H, W), the last block filled up with zeros."""
+    missing = -len(x) % block
+    return functional.pad(x, (0, 0) * 3 + (0, missing)).unflatten(0, (-1, block))
+
+
+def _fixed_point(spec: FixedPoint, images: torch.Tensor) -> Stored:
+    """``spec.compute`` of (N, C, H, W) float32."""
+    pixels = images.double().transpose(0, 1) * 2.0**-spec.exponent
+    limit = 1 << (spec.bits - 1)
+    whole = pixels.round()
+    clipped = ((whole < -limit) | (whole > limit - 1)).sum()
+    q = whole.clamp(-limit, limit - 1).int()
+    digits, fields = [], []
+    for plane in range(spec.planes):
+        shift = spec.act_bits * (spec.planes - 1 - plane)
+        shifted = q >> shift
+        digits.append(shifted if plane == 0 else shifted & ((1 << spec.act_bits) - 1))
+        fields.append(spec.exponent + shift - unit_exponent(spec.act_bits, signed=plane == 0))
+    codes = torch.cat([_blocks(digit, spec.block) for digit in digits]).float()
+    per_plane = len(codes) // spec.planes
+    exponents = torch.tensor(fields, device=q.device).repeat_interleave(per_plane)
+    signed = tuple(index < per_plane for index in range(len(codes)))
+    shape = (len(codes), *codes.shape[2:])
+    return Stored(
+        codes,
+        exponents[:, None, None, None].expand(shape),
+        signed,
+        spec.act_bits,
+        len(q),
+        spec.planes,
+        clipped,
+    )
+
+
+def _block_float(spec: BlockFloat, acc: torch.Tensor) -> Stored:
+    """``spec.compute`` of (C, N, H, W) float32."""
+    lanes = _blocks(acc if spec.signed else acc.clamp(min=0), spec.block)
+    fields = (lanes.abs().amax(1).view(torch.int32) >> 23) & 0xFF
+    shift = _power_of_two(127 + spec.magnitude_bits - 1 - fields)
+    scaled = lanes * shift[:, None]
+    whole = scaled.round() if spec.rounding == "nearest" else scaled.trunc()
+    limit = (1 << spec.magnitude_bits) - 1
+    codes = whole.clamp(-limit, limit).float()
+    clipped = (whole.abs() > limit).sum()
+    return Stored(codes, fields, (spec.signed,) * len(codes), spec.bits, len(acc), 1, clipped)
+
+
+class _BlockKernel(NamedTuple):
+    """The weights that one activation block meets."""
+
+    filters: slice
+    codes: torch.Tensor
+    """(Kh * Kw, filters, B) float32"""
+    scales: torch.Tensor
+    """(Kh * Kw, filters, 1) float32"""
+
+
+def _block_kernel(kernel: VariableQuantizedKernel, block: int, device: Device) -> _BlockKernel:
+    weights = kernel.block_weights(block)
+    codes = torch.tensor(weights.codes, dtype=torch.float32, device=device)
+    scales = torch.tensor(weights.scales, device=device)
+    return _BlockKernel(
+        weights.filters,
+        codes.permute(2, 3, 0, 1).flatten(0, 1).contiguous(),
+        scales.permute(1, 2, 0).flatten(0, 1)[:, :, None].contiguous(),
+    )
+
+
+class _HardwareTerm:
+    """One term of a layer, with its weights on the device."""
+
+    def __init__(self, term: Term, device: Device) -> None:
+        self.term = term
+        kernel = term.kernel
+        blocks = -(-kernel.in_channels // kernel.block)
+        self.blocks = [_block_kernel(kernel, block, device) for block in range(blocks)]
+        self.scale_bounds = _magnitudes(kernel.scales, default=(1.0, 1.0))
+        self.code_sum = max(int(block.codes.abs().sum(2).max()) for block in self.blocks)
+        """largest sum of the magnitudes of a block's codes"""
+
+    def bounds(self, source: Stored) -> tuple[float, float]:
+        """Smallest magnitude except 0 of its sums and products, and the largest they add up to."""
+        units = source.units()
+        filled = source.fields > 0
+        smallest = units.where(filled, torch.inf).min().item()
+        largest = units.where(filled, 0).max().item() * (self.code_sum << source.bits)
+        steps = len(source.codes) * len(self.blocks[0].codes)
+        low, high = self.scale_bounds
+        return smallest * min(low, 1), largest * max(high, 1) * steps
+
+    def products(
+        self, source: Stored, size: tuple[int, int], dtype: torch.dtype
+    ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Filters, products (filters, N, Ho, Wo) and pixels inside (Ho, Wo) of every step."""
+        term = self.term
+        top, bottom, left, right = term.padding
+        border = (left, right, top, bottom)
+        images = source.codes.shape[2]
+        inside = source.codes.new_ones(source.codes.shape[3:], dtype=torch.bool)
+        inside = functional.pad(inside, border)
+        # Narrow scales leave room for themselves: then even the scaled sums are exact.
+        width = term.kernel.scale_format.significand_bits + source.bits
+        folds = dtype is torch.float32 and self.code_sum << width <= EXACT_FLOAT32
+        for index, values in enumerate(source.values(dtype)):
+            padded = functional.pad(values, border)
+            filters, taps, tap_scales = self.blocks[index % len(self.blocks)]
+            for tap, (codes, scales) in enumerate(zip(taps, tap_scales, strict=True)):
+                ky, kx = divmod(tap, term.kernel_size[1])
+                rows = slice(ky * term.dilation[0], None, term.stride[0])
+                columns = slice(kx * term.dilation[1], None, term.stride[1])
+                pixels = padded[..., rows, columns][..., : size[0], : size[1]]
+                pixels = pixels.reshape(len(pixels), -1)  # (B, N * Ho * Wo)
+                if folds:
+                    product = (codes * scales) @ pixels
+                else:
+                    product = (codes.to(dtype) @ pixels).mul_(scales)
+                if dtype is torch.float64:
+                    product = _round(product)
+                yield (
+                    filters,
+                    product.view(-1, images, *size),
+                    inside[rows, columns][: size[0], : size[1]],
+                )
+
+
+class _HardwareLayer:
+    """One layer, with its weights on the device."""
+
+    def __init__(self, layer: Layer, device: Device) -> None:
+        self.layer = layer
+        self.terms = [_HardwareTerm(term, device) for term in layer.terms]
+        self.bias = torch.tensor(FLOAT32.round(layer.bias), device=device)
+        self.bias_bounds = (math.inf, 0.0)
+        if layer.reduce == "add":  # a maximum never adds to it
+            self.bias_bounds = _magnitudes(layer.bias, default=self.bias_bounds)
+
+    def _plain(self, sources: list[Stored]) -> bool:
+        """Whether float32 arithmetic follows the rules without flushing or saturating.
+
+        All values of a layer are multiples of the last place of the smallest one, so that none is
+        subnormal if that is a normal number.
+        """
+        pairs = list(zip(self.terms, sources, strict=True))
+        if any(term.code_sum << source.bits > EXACT_FLOAT32 for term, source in pairs):
+            return False
+        bounds = [self.bias_bounds, *(term.bounds(source) for term, source in pairs)]
+        last_place = min(low for low, _ in bounds) * 2.0**-FLOAT32.fraction_bits
+        return last_place >= FLOAT32.smallest and sum(high for _, high in bounds) < LARGE
+
+    def accumulate(self, tensors: Mapping[str, Stored]) -> torch.Tensor:
+        """The accumulators (Co, N, Ho, Wo) float32."""
+        sources = [tensors[term.source] for term in self.layer.terms]
+        size = self.layer.output_size({name: stored.size for name, stored in tensors.items()})
+        plain = self._plain(sources)
+        dtype = torch.float32 if plain else torch.float64
+        images = sources[0].codes.shape[2]
+        acc = self.bias[:, None, None, None].repeat(1, images, *size)
+        for term, source in zip(self.terms, sources, strict=True):
+            for filters, product, inside in term.products(source, size, dtype):
+                target = acc[filters]
+                if self.layer.reduce == "max":
+                    # Adding 0 makes a -0, of no code times a negative scale, the +0 of the rules.
+                    target.copy_(torch.where(inside, target.maximum(product + 0), target))
+                elif plain:
+                    target += product
+                else:
+                    target.copy_(_round(target.double() + product))
+        return acc
+
+
+class Result(NamedTuple):
+    """One tensor of the network, on the device."""
+
+    raw: torch.Tensor
+    """(C, N, H, W) float32: the accumulators, or the images themselves"""
+    stored: Stored | None
+    """`raw` as it is stored; None of the network's result"""
+
+
+class HardwareNetwork:
+    """A quantized network that computes in torch exactly what the accelerator does.
+
+    Calling it with images (N, C, H, W) float32 gives the network's result (N, Co, Ho, Wo) float32.
+
+    Parameters
+    ----------
+    network : as quantized
+    device : where it computes; the numbers are the same everywhere
+    """
+
+    def __init__(self, network: QuantizedNetwork, device: Device = "cpu") -> None:
+        self.network = network
+        self.device = torch.device(device)
+        self._layers = [_HardwareLayer(layer, self.device) for layer in network.layers]
+
+    @_exact_arithmetic()
+    def results(self, x: torch.Tensor) -> dict[str, Result]:
+        """Every tensor of the network, the input included, by name."""
+        x = x.to(self.device)
+        tensors = {INPUT: _fixed_point(self.network.input, x)}
+        results = {INPUT: Result(x.transpose(0, 1), tensors[INPUT])}
+        for hardware in self._layers:
+            layer = hardware.layer
+            raw, stored = hardware.accumulate(tensors), None
+            if layer.output is not None:
+                tensors[layer.name] = stored = _block_float(layer.output, raw)
+            results[layer.name] = Result(raw, stored)
+        return results
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.results(x)[self.network.layers[-1].name].raw.transpose(0, 1)
+
+    def compute(self, x: NDArray[np.float32]) -> dict[str, Tensor]:
+        """What ``QuantizedNetwork.compute`` gives, in the same types."""
+        images = check_images(x, self.network.input_shape)
+        return {
+            name: result.raw.transpose(0, 1).cpu().numpy()
+            if result.stored is None
+            else result.stored.to_golden()
+            for name, result in self.results(torch.from_numpy(images)).items()
+        }
+
+
+class Evaluation(NamedTuple):
+    """Top-1 accuracy in percent and how fast it was measured."""
+
+    images: int
+    top1: float
+    images_per_s: float
+
+
+def evaluate(
+    network: QuantizedNetwork | HardwareNetwork,
+    x: NDArray[np.float32],
+    y: NDArray[np.integer],
+    batch: int = 25,
+) -> Evaluation:
+    """Top-1 accuracy in hardware mode.
+
+    Parameters
+    ----------
+    network : computed on the device where it is; a ``QuantizedNetwork`` on the CPU
+    x : (N, C, H, W) float32, normalised as in training
+    y : (N,) class numbers
+    batch : images at a time; it changes the speed only
+
+    Raises
+    ------
+    ValueError
+        if `x` and `y` do not belong together or do not fit the network
+    """
+    if isinstance(network, QuantizedNetwork):
+        network = HardwareNetwork(network)
+    images = check_images(x, network.network.input_shape)
+    labels = np.asarray(y)
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"labels must be ({len(images)},), not {labels.shape}")
+    start = time.perf_counter()
+    right = 0
+    for first in range(0, len(images), batch):
+        scores = network(torch.from_numpy(images[first : first + batch])).flatten(1)
+        right += int((scores.argmax(1).cpu().numpy() == labels[first : first + batch]).sum())
+    seconds = time.perf_counter() - start
+    return Evaluation(len(images), 100 * right / len(images), len(images) / seconds)

@@ -1,0 +1,147 @@
+"""What quantization costs, layer by layer, on real images."""
+
+import math
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..golden.layers import Layer
+from ..golden.network import INPUT, QuantizedNetwork
+from .calibrate import check_images, float_tensors
+from .convert import Model, as_graph
+from .hardware import HardwareNetwork
+from .lower import FloatLayer, lower
+
+__all__ = ["LayerReport", "Report", "measure"]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One stored tensor, the network input included, and the layer that makes it.
+
+    Parameters
+    ----------
+    name : of the layer, or "input"
+    weight_sqnr_db : signal to quantization noise of the folded weights; None without learnt weights
+    output_sqnr_db : of the tensor, against the float network on the same images
+    values, saturated : numbers stored, and how many of them were clipped to the code range; none
+        of the network's result, which is raw
+    average_error : relative error of code * scale as 1/n; None without an average pool
+    """
+
+    name: str
+    weight_sqnr_db: float | None
+    output_sqnr_db: float
+    values: int
+    saturated: int
+    average_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The cost of quantization.
+
+    Parameters
+    ----------
+    layers : the input and every layer, in execution order
+    weight_bytes : packed codes, scales and biases, those of pools and identities included
+    float_bytes : weights and biases of the float network after folding
+    """
+
+    layers: tuple[LayerReport, ...]
+    weight_bytes: int
+    float_bytes: int
+
+    @property
+    def sqnr_db(self) -> float:
+        """Of the network's result."""
+        return self.layers[-1].output_sqnr_db
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def _weight_sqnr(layer: Layer, reference: FloatLayer) -> float | None:
+    learnt = [
+        (term.weight.astype(np.float64), stored.kernel.reconstruct())
+        for term, stored in zip(reference.terms, layer.terms, strict=True)
+        if not term.constant
+    ]
+    if not learnt:
+        return None
+    signal = sum(float((weight**2).sum()) for weight, _ in learnt)
+    return _decibels(signal, sum(float(((w - q) ** 2).sum()) for w, q in learnt))
+
+
+def _average_error(layer: Layer, reference: FloatLayer) -> float | None:
+    errors = [
+        float(stored.kernel.reconstruct().flat[0]) * term.weight[0].size - 1
+        for term, stored in zip(reference.terms, layer.terms, strict=True)
+        if term.constant and layer.reduce == "add" and term.weight[0].size > 1
+    ]
+    return max(errors, key=abs, default=None)
+
+
+def _memory(layers: tuple[Layer, ...], references: tuple[FloatLayer, ...]) -> tuple[int, int]:
+    """Bytes of the quantized weights, scales and biases, and of the float network's."""
+    quantized = sum(layer.bias.nbytes for layer in layers)
+    for kernel in (term.kernel for layer in layers for term in layer.terms):
+        quantized += -(-kernel.codes.size * kernel.weight_bits // 8)
+        quantized += kernel.scales.size * kernel.scale_format.storage_bits // 8
+    learnt = (t.weight.nbytes for layer in references for t in layer.terms if not t.constant)
+    return quantized, sum(layer.bias.nbytes for layer in references) + sum(learnt)
+
+
+def measure(model: Model, network: QuantizedNetwork, images: NDArray[np.float32]) -> Report:
+    """Compare a quantized network in hardware mode with the float network it was made from.
+
+    Parameters
+    ----------
+    model : what :func:`.convert.quantize` was given
+    network : what it returned
+    images : (N, C, H, W) float32
+
+    Raises
+    ------
+    ValueError
+        if the images do not fit, or the network was not made from the model
+    """
+    images = check_images(images, network.input_shape)
+    references = lower(as_graph(model, images))
+    if [layer.name for layer in references] != [layer.name for layer in network.layers]:
+        raise ValueError("the quantized network was not made from this model: layers differ")
+    hardware = HardwareNetwork(network)
+    signal, noise = defaultdict[str, float](float), defaultdict[str, float](float)
+    values, saturated = Counter[str](), Counter[str]()
+    for tensors in float_tensors(references, images):
+        for name, result in hardware.results(tensors[INPUT]).items():
+            reference = tensors[name].double()
+            stored = result.raw if result.stored is None else result.stored.decode()
+            signal[name] += reference.square().sum().item()
+            noise[name] += (stored.transpose(0, 1) - reference).square().sum().item()
+            if result.stored is not None:
+                values[name] += reference.numel()
+                saturated[name] += int(result.stored.clipped)
+    reports = [
+        LayerReport(
+            INPUT, None, _decibels(signal[INPUT], noise[INPUT]), values[INPUT], saturated[INPUT]
+        )
+    ]
+    for layer, reference in zip(network.layers, references, strict=True):
+        name = layer.name
+        reports.append(
+            LayerReport(
+                name,
+                _weight_sqnr(layer, reference),
+                _decibels(signal[name], noise[name]),
+                values[name],
+                saturated[name],
+                _average_error(layer, reference),
+            )
+        )
+    return Report(tuple(reports), *_memory(network.layers, references))

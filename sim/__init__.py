@@ -1,0 +1,1 @@
+"""cocotb: build and cache simulators, drive the Verilog, compare with golden."""

@@ -1,0 +1,207 @@
+"""Runs a quantized network on the simulated engine, layer by layer, and compares with golden."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..compiler.lower import LayerProgram, check, lower
+from ..golden.bfp import BlockTensor
+from ..golden.config import HardwareConfig
+from ..golden.layers import Layer
+from ..golden.network import INPUT, QuantizedNetwork, Tensor
+from ..golden.passes import BlockRows, Drain
+from .harness import EngineRun, run_engine
+from .runner import Simulator
+
+__all__ = ["LayerRun", "Mismatch", "count_mismatches", "run_layer", "run_network"]
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The first number in which hardware and golden model differ."""
+
+    layer: str
+    image: int
+    index: tuple[int, ...]
+    expected: float
+    found: float
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRun:
+    """One layer of all images on the simulated engine.
+
+    Parameters
+    ----------
+    layer : the layer
+    programs : its passes and drains, one program per image, run back to back
+    tensors : what the hardware stored, one per image
+    accumulators : numbers compared before requantization
+    stored : codes and exponents, or raw results, compared
+    mismatches : how many of both differ from the golden model
+    first : where, None without a mismatch
+    cycles : from the end of the image before to the end of each image
+    """
+
+    layer: Layer
+    programs: tuple[LayerProgram, ...]
+    tensors: tuple[Tensor, ...]
+    accumulators: int
+    stored: int
+    mismatches: int
+    first: Mismatch | None
+    cycles: tuple[int, ...]
+
+    @property
+    def total_cycles(self) -> int:
+        return sum(self.cycles)
+
+
+def _differ(expected: NDArray, found: NDArray) -> NDArray[np.bool_]:
+    """Where two arrays differ; floats are compared as bit patterns, since -0 is no +0."""
+    if expected.dtype == np.float32:
+        return expected.view(np.uint32) != np.ascontiguousarray(found).view(np.uint32)
+    return expected != found
+
+
+def count_mismatches(
+    expected: Sequence[NDArray[np.float32] | BlockRows],
+    found: Sequence[NDArray[np.float32] | BlockRows],
+) -> tuple[int, int]:
+    """Numbers compared and numbers that differ, over the results of the drains."""
+    compared = mismatches = 0
+    for ours, theirs in zip(expected, found, strict=True):
+        if isinstance(ours, BlockRows):
+            assert isinstance(theirs, BlockRows)
+            pairs = [(ours.codes, theirs.codes), (ours.exponents, theirs.exponents)]
+        else:
+            assert isinstance(theirs, np.ndarray)
+            pairs = [(ours, theirs)]
+        compared += sum(a.size for a, _ in pairs)
+        mismatches += sum(int(_differ(a, b).sum()) for a, b in pairs)
+    return compared, mismatches
+
+
+class _Comparison:
+    def __init__(self, layer: str):
+        self.layer = layer
+        self.compared = self.mismatches = 0
+        self.first: Mismatch | None = None
+
+    def numbers(self, image: int, expected: NDArray, found: NDArray) -> None:
+        self.compared += expected.size
+        differ = _differ(expected, found)
+        self.mismatches += int(differ.sum())
+        if differ.any() and self.first is None:
+            index = tuple(int(i[0]) for i in np.nonzero(differ))
+            self.first = Mismatch(
+                self.layer, image, index, float(expected[index]), float(found[index])
+            )
+
+    def tensors(self, image: int, expected: Tensor, found: Tensor) -> None:
+        if isinstance(expected, BlockTensor):
+            assert isinstance(found, BlockTensor)
+            self.numbers(image, expected.codes, found.codes)
+            self.numbers(image, expected.exponents, found.exponents)
+        else:
+            assert isinstance(found, np.ndarray)
+            self.numbers(image, expected, found)
+
+
+def _execute(
+    programs: Sequence[LayerProgram], config: HardwareConfig, simulator: Simulator,
+    waves: Path | None, stall: float, seed: int,
+) -> tuple[EngineRun, list[Tensor]]:  # fmt: skip
+    work = [item for program in programs for item in program.work]
+    run = run_engine(work, config, simulator=simulator, waves=waves, stall=stall, seed=seed)
+    results, tensors = iter(run.results), []
+    for program in programs:
+        drains = sum(isinstance(item, Drain) for item in program.work)
+        tensors.append(program.collect([next(results) for _ in range(drains)]))
+    return run, tensors
+
+
+def _image_cycles(programs: Sequence[LayerProgram], run: EngineRun) -> tuple[int, ...]:
+    spec = programs[0].config.requantizer
+    raw = programs[0].layer.output is None
+    rows = [
+        sum(len(item.addresses) for item in program.work if isinstance(item, Drain))
+        for program in programs
+    ]
+    transfers = np.cumsum(rows) if raw else np.cumsum(rows) // spec.beats_per_block
+    ends = run.cycles["o_raw" if raw else "o_block"][transfers - 1] + 1
+    return tuple(np.diff(ends, prepend=0).tolist())
+
+
+def run_layer(
+    layer: Layer,
+    sources: Sequence[dict[str, BlockTensor]],
+    config: HardwareConfig,
+    *,
+    check_accumulators: bool = True,
+    simulator: Simulator = "verilator",
+    waves: Path | None = None,
+    stall: float = 0.0,
+    seed: int = 0,
+) -> LayerRun:
+    """Run `layer` for every image and compare each number with the golden model.
+
+    Parameters
+    ----------
+    sources : for each image the stored tensors that the layer reads
+    check_accumulators : also read out, in a second run, what the requantizer gets
+    stall : probability that a stream pauses in a cycle
+    """
+    comparison = _Comparison(layer.name)
+    programs = [lower(layer, tensors, config) for tensors in sources]
+    run, found = _execute(programs, config, simulator, waves, stall, seed)
+    accumulated = [layer.accumulate(tensors) for tensors in sources]
+    for image, acc in enumerate(accumulated):
+        expected = acc if layer.output is None else layer.output.compute(acc)
+        comparison.tensors(image, expected, found[image])
+    stored = comparison.compared
+    if layer.output is not None and check_accumulators:
+        raw = [lower(replace(layer, output=None), tensors, config) for tensors in sources]
+        _, rows = _execute(raw, config, simulator, None, stall, seed)
+        for image, acc in enumerate(accumulated):
+            comparison.tensors(image, acc, rows[image])
+    elif layer.output is None:
+        stored = 0
+    return LayerRun(
+        layer, tuple(programs), tuple(found), comparison.compared - stored, stored,
+        comparison.mismatches, comparison.first, _image_cycles(programs, run),
+    )  # fmt: skip
+
+
+def run_network(
+    network: QuantizedNetwork,
+    config: HardwareConfig,
+    images: NDArray[np.float32],
+    *,
+    simulator: Simulator = "verilator",
+    waves: Path | None = None,
+    check_accumulators: bool = True,
+    progress: Callable[[LayerRun], None] = lambda run: None,
+) -> list[LayerRun]:
+    """Run every layer for `images` (N, C, H, W), each on what the hardware stored before.
+
+    Raises ``ValueError`` if `config` cannot run `network`.
+    """
+    check(network, config)
+    stored = [{INPUT: network.input.compute(images[k : k + 1])} for k in range(len(images))]
+    runs = []
+    for layer in network.layers:
+        place = None if waves is None else waves / f"{layer.name}.vcd"
+        run = run_layer(
+            layer, stored, config, simulator=simulator, waves=place,
+            check_accumulators=check_accumulators,
+        )  # fmt: skip
+        for tensors, result in zip(stored, run.tensors, strict=True):
+            if isinstance(result, BlockTensor):
+                tensors[layer.name] = result
+        runs.append(run)
+        progress(run)
+    return runs

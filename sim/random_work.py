@@ -1,0 +1,131 @@
+"""Random hardware configurations and random, adversarial work for the engine."""
+
+import numpy as np
+from numpy.random import Generator
+
+from ..golden.bfp import code_limits
+from ..golden.config import HardwareConfig
+from ..golden.floats import FLOAT32, SCALE_FORMATS
+from ..golden.passes import Drain, Pass
+
+__all__ = ["random_config", "random_drains", "random_passes"]
+
+
+def random_config(rng: Generator, macs: int = 64) -> HardwareConfig:
+    """Rows and columns with at most `macs` elements; every width, format and style."""
+    rows = round(macs ** rng.random())
+    cols = int((macs / rows) ** rng.uniform(0.5, 1))
+    return HardwareConfig(
+        rows=rows,
+        cols=cols,
+        weight_bits=int(rng.integers(2, 9)),
+        act_bits=int(rng.integers(2, 9)),
+        scale=str(rng.choice(["bf16", "e8m0", "bf16", "e8m0", "fp16", "fp32"])),
+        accumulator_depth=int(rng.integers(16, 100)),
+        bus_bits=int(rng.choice([32, 64, 128])),
+        multiplier="lut" if rng.random() < 0.75 else "dsp",
+        scale_multiplier="dsp" if rng.random() < 0.75 else "lut",
+    )
+
+
+def _scales(rng: Generator, config: HardwareConfig) -> np.ndarray:
+    form = SCALE_FORMATS[config.scale]
+    kind = rng.random()
+    if kind < 0.1:
+        values = np.zeros(config.cols)
+    elif kind < 0.3:
+        # Anywhere in the format, its ends included.
+        codes = rng.integers(0, 1 << form.storage_bits, config.cols)
+        top = (1 << form.exponent_bits) - 1
+        codes[(codes >> form.fraction_bits) & top == top] = 0
+        return form.decode(codes)
+    else:
+        values = rng.normal(size=config.cols) * 2.0 ** rng.integers(-10, 8, config.cols)
+    return form.round(values if form.signed else np.abs(values))
+
+
+def _lanes(rng: Generator, config: HardwareConfig, pixels: int, signed: bool) -> np.ndarray:
+    low, high = code_limits(config.act_bits, signed)
+    lanes = rng.integers(low, high + 1, (pixels, config.rows))
+    kind = rng.random(pixels)
+    lanes[kind < 0.15] = 0
+    lanes[kind > 0.9] = high
+    lanes[(kind > 0.8) & (kind <= 0.9)] = low
+    return lanes.astype(np.int16)
+
+
+def _exponents(rng: Generator, pixels: int) -> np.ndarray:
+    kind = rng.random()
+    if kind < 0.15:
+        return rng.choice([0, 1, 2, 254, 255], pixels).astype(np.uint8)
+    if kind < 0.3:
+        return rng.integers(0, 256, pixels).astype(np.uint8)
+    return rng.integers(110, 140, pixels).astype(np.uint8)
+
+
+def _biases(rng: Generator, config: HardwareConfig) -> np.ndarray:
+    kind = rng.random()
+    if kind < 0.15:
+        return np.full(config.cols, -FLOAT32.largest, np.float32)
+    if kind < 0.3:
+        return np.zeros(config.cols, np.float32)
+    scale = 2.0 ** rng.integers(-126, 127, config.cols) if kind < 0.45 else 1.0
+    return FLOAT32.round(rng.normal(size=config.cols) * scale)
+
+
+def random_passes(
+    rng: Generator, config: HardwareConfig, count: int, *, same_addresses: bool = False
+) -> list[Pass]:
+    """Passes of 1 to twice as many pixels as an accumulator takes to be updated.
+
+    Operands include extremes, zero blocks, the ends of the exponent range, and passes that undo the
+    one before them. With `same_addresses` every pass visits accumulators 0, 1, 2, … once.
+    """
+    depth = config.accumulator_depth
+    low, high = -(1 << (config.weight_bits - 1)), (1 << (config.weight_bits - 1)) - 1
+    most = min(2 * config.scale_unit.revisit, depth)
+    passes: list[Pass] = []
+    for index in range(count):
+        pixels = int(rng.integers(1, most + 1))
+        if same_addresses:
+            addresses = np.arange(pixels)
+        elif rng.random() < 0.7:
+            addresses = (int(rng.integers(depth)) + np.arange(pixels)) % depth
+        else:
+            addresses = rng.integers(0, depth, pixels)
+        codes = rng.integers(low, high + 1, (config.rows, config.cols))
+        if rng.random() < 0.2:
+            codes[:] = rng.choice([low, high, 0], config.cols)
+        signed = bool(rng.integers(2))
+        scales, lanes = _scales(rng, config), _lanes(rng, config, pixels, signed)
+        exponents = _exponents(rng, pixels)
+        if passes and rng.random() < 0.2 and not same_addresses:
+            before = passes[-1]
+            codes, scales = np.clip(-before.codes.astype(np.int64), low, high), before.scales
+            lanes, exponents, signed = before.lanes, before.exponents, before.signed
+            addresses, pixels = before.addresses, before.pixels
+        start = index == 0 or bool(rng.random() < 0.25)
+        passes.append(
+            Pass(
+                codes.astype(np.int8),
+                scales,
+                _biases(rng, config) if start else None,
+                lanes,
+                exponents,
+                addresses,
+                signed,
+                bool(rng.random() < 0.2),
+                rng.random(pixels) < 0.2,
+            )
+        )
+    return passes
+
+
+def random_drains(rng: Generator, config: HardwareConfig) -> list[Drain]:
+    """Drains of every accumulator: raw and, where a block's rows are full, requantized."""
+    depth, spec = config.accumulator_depth, config.requantizer
+    drains = [Drain(np.arange(depth), "raw")]
+    if config.cols >= config.rows or config.rows % config.cols == 0:
+        rows = rng.permutation(depth // spec.beats_per_block * spec.beats_per_block)
+        drains += [Drain(rows, "unsigned"), Drain(rows[::-1].copy(), "signed")]
+    return drains

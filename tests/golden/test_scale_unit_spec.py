@@ -1,0 +1,191 @@
+"""`ProductSpec`, `AddSpec` and `ScaleUnitSpec`: tight widths, exact products, sums and maxima."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.floats import FLOAT32, SCALE_FORMATS, FloatFormat
+from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
+from shiftcore.tests.golden.exact import nearest, pattern, power
+
+FORMS = [FLOAT32, FloatFormat(8, 7), FloatFormat(5, 4)]
+
+
+def every_product() -> list[ProductSpec]:
+    """The product of configurations of all widths and scale formats, the largest included."""
+    return [
+        HardwareConfig(rows, 1, b, m, scale).scale_unit.product
+        for rows in (1, 3, 16, 128)
+        for b in (2, 4, 8)
+        for m in (2, 4, 8)
+        for scale in SCALE_FORMATS
+    ]
+
+
+def test_product_widths_are_tight():
+    rounding = set()
+    for spec in every_product():
+        largest = (1 << spec.magnitude_bits) - 1
+        spec.compute(largest, 1.0, 127, False)
+        spec.compute(-largest, 1.0, 127, False)
+        significand = (1 << spec.scale_bits) - 1
+        held = spec.exact_bits - (spec.scale_bits == 1)
+        assert (largest * significand).bit_length() == held
+        assert spec.rounds == (held > 24)
+        rounding.add(spec.rounds)
+        # It does round where it says so, and not where it does not.
+        exact = Fraction(largest * significand)
+        value = np.ldexp(significand, 1 - spec.scale_bits)
+        unit = power(-(spec.act_bits - 1) + 1 - spec.scale_bits)
+        got = Fraction(spec.compute(largest, value, 127, False).item())
+        assert (got != exact * unit) == spec.rounds
+    assert rounding == {False, True}
+
+
+@pytest.mark.parametrize("total", [8, -8, 1 << 20])
+def test_a_sum_that_does_not_fit_is_refused(total: int):
+    spec = ProductSpec(4, 8, 4)
+    assert spec.compute([7, -7], 1.0, 130, False).tolist() == [7.0, -7.0]
+    with pytest.raises(ValueError, match=r"^block sums must fit 4 bits$"):
+        spec.compute([0, total], 1.0, 130, False)
+
+
+@pytest.mark.parametrize("field", [-1, 256])
+def test_an_exponent_field_that_does_not_fit_is_refused(field: int):
+    with pytest.raises(ValueError, match=r"^exponent fields must fit 8 bits$"):
+        ProductSpec(4, 8, 4).compute([1, 1], 1.0, [0, field], False)
+
+
+@given(
+    st.sampled_from(FORMS),
+    st.sampled_from(list(SCALE_FORMATS.values())),
+    st.integers(2, 24),
+    st.integers(2, 8),
+    st.integers(0, 2**32),
+)
+def test_product_is_exact_rounding(form: FloatFormat, scale, sum_bits: int, m: int, seed: int):
+    rng = np.random.default_rng(seed)
+    spec = ProductSpec(sum_bits, scale.significand_bits, m, form)
+    count = 20
+    limit = 1 << (sum_bits - 1)
+    sums = rng.integers(1 - limit, limit, count)
+    codes = rng.integers(0, 1 << scale.storage_bits, count)
+    top = (1 << scale.exponent_bits) - 1
+    codes[(codes >> scale.fraction_bits) & top == top] = 0
+    scales = scale.decode(codes)
+    # Exponents of which the product is not far outside the format, if there are any.
+    centre = 127 - np.log2(np.abs(scales) + 1e-40).astype(int)
+    exponents = np.clip(centre + rng.integers(-40, 40, count), 0, 255)
+    signed = rng.integers(0, 2, count).astype(bool)
+    expected = [
+        pattern(
+            nearest(
+                int(s) * Fraction(float(x)) * power(int(e) - 127 - (m - 2 if sign else m - 1)),
+                form.exponent_bits,
+                form.fraction_bits,
+            )
+        )
+        for s, x, e, sign in zip(sums, scales, exponents, signed, strict=True)
+    ]
+    got = spec.compute(sums, scales, exponents, signed)
+    assert got.view(np.uint32).tolist() == expected
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_field_offset(form: FloatFormat, signed: bool):
+    for sum_bits, scale_bits, m in ((2, 1, 2), (6, 8, 4), (13, 11, 3), (20, 24, 8)):
+        spec = ProductSpec(sum_bits, scale_bits, m, form)
+        # The largest operands have a product whose top bit is set.
+        total, significand = (1 << spec.magnitude_bits) - 1, (1 << scale_bits) - 1
+        if (total * significand).bit_length() != spec.exact_bits:
+            continue
+        for scale_field in (120, 127, 135):
+            wanted = form.bias + 2
+            field = wanted - scale_field - spec.field_offset(signed)
+            scale = np.ldexp(significand, scale_field - 127 - (scale_bits - 1))
+            # One less significand bit than would round up into the next field.
+            value = Fraction(total) * Fraction(float(scale))
+            value *= power(field - 127 - (m - 2 if signed else m - 1))
+            floor = value.numerator.bit_length() - value.denominator.bit_length()
+            floor -= power(floor) > value
+            assert floor + form.bias == wanted
+
+
+@given(st.sampled_from(FORMS), st.integers(0, 2**32))
+def test_sum_maximum_and_keep(form: FloatFormat, seed: int):
+    rng = np.random.default_rng(seed)
+    count = 30
+    fields = rng.integers(0, form.max_exponent + 1, (2, count))
+    near = fields[0] + rng.integers(-3, 4, count)
+    fields[1] = np.where(rng.random(count) < 0.7, np.clip(near, 0, form.max_exponent), fields[1])
+    fractions = rng.integers(0, 1 << form.fraction_bits, (2, count))
+    signs = rng.integers(0, 2, (2, count)) << (form.storage_bits - 1)
+    a, b = form.decode(signs | fields << form.fraction_bits | fractions)
+    b[:3] = 0 - a[:3]
+    maximum, keep = rng.integers(0, 2, (2, count)).astype(bool)
+    expected = []
+    for x, y, is_max, kept in zip(a.tolist(), b.tolist(), maximum, keep, strict=True):
+        if is_max:
+            value = Fraction(x if kept else max(x, y))
+        else:
+            value = nearest(Fraction(x) + Fraction(y), form.exponent_bits, form.fraction_bits)
+        expected.append(pattern(value))
+    got = AddSpec(form).compute(a, b, maximum, keep)
+    assert got.view(np.uint32).tolist() == expected
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_adder_widths(form: FloatFormat):
+    spec = AddSpec(form)
+    kept = form.significand_bits + spec.guard_bits
+    # The largest sum of two significands with their guard bits just fits.
+    assert (2 * ((1 << kept) - 1)).bit_length() == spec.width
+    # The alignment distance reaches the sticky bit, and needs every bit for it.
+    assert (1 << spec.shift_bits) >= kept > 1 << (spec.shift_bits - 1)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 5, 512, 513, 65536])
+def test_addresses_are_no_wider_than_the_depth_needs(depth: int):
+    spec = ScaleUnitSpec(ProductSpec(10, 8, 4), AddSpec(), depth)
+    assert 1 << (spec.address_bits - 1) < depth <= 1 << spec.address_bits
+
+
+@pytest.mark.parametrize(("rows", "bits", "latency"), [(16, 4, 5), (16, 8, 7)])
+def test_latencies(rows: int, bits: int, latency: int):
+    spec = HardwareConfig(rows, 4, bits, bits).scale_unit
+    assert spec.product.latency == latency
+    assert spec.write_stage == latency + spec.add.latency
+    # The value written is read no earlier than one cycle after its write.
+    assert spec.read_stage + spec.revisit == spec.write_stage + 1
+    assert spec.form == FLOAT32
+
+
+PRODUCT = ProductSpec(10, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ProductSpec(1, 8, 4), r"sum_bits must be 2 to 32, not 1"),
+        (lambda: ProductSpec(33, 8, 4), r"sum_bits must be 2 to 32, not 33"),
+        (lambda: ProductSpec(10, 0, 4), r"scale_bits must be 1 to 24, not 0"),
+        (lambda: ProductSpec(10, 25, 4), r"scale_bits must be 1 to 24, not 25"),
+        (
+            lambda: ProductSpec(10, 8, 4, FLOAT32, "gate"),  # pyright: ignore[reportArgumentType]
+            r"multiplier must be 'lut' or 'dsp', not 'gate'",
+        ),
+        (lambda: ScaleUnitSpec(PRODUCT, AddSpec(), 1), r"depth must be at least 2, not 1"),
+        (
+            lambda: ScaleUnitSpec(PRODUCT, AddSpec(FloatFormat(8, 7))),
+            r"product and adder must have one format",
+        ),
+    ],
+)
+def test_parameters_are_checked(make, message: str):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        make()

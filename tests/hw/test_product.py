@@ -1,0 +1,146 @@
+"""The product of a block sum, a scale and an exponent, against numpy and the golden model."""
+
+import numpy as np
+import pytest
+
+from shiftcore.golden.bfp import unit_exponent
+from shiftcore.golden.floats import FLOAT32, FloatFormat
+from shiftcore.golden.scale_unit import ProductSpec
+from shiftcore.hw.product import FloatProduct
+from shiftcore.sim.runner import Simulator
+from shiftcore.tests.hw.bank import run_bank
+from shiftcore.tests.hw.operands import machine_number
+
+
+def hardware(
+    spec: ProductSpec, sums, scales, fields, signed, simulator: Simulator, lanes: int = 8
+) -> np.ndarray:
+    """What the product unit makes of sums, scale layouts, exponent fields and signedness."""
+    inputs = {
+        "i_sum": (sums, spec.sum_bits),
+        "i_scale": (scales, spec.scale_bits + 8),
+        "i_exponent": (fields, 8),
+        "i_signed": (signed, 1),
+    }
+    bits = spec.form.storage_bits
+    return run_bank(FloatProduct, spec, inputs, bits, spec.latency, simulator, lanes)
+
+
+def scale_values(spec: ProductSpec, scales: np.ndarray) -> np.ndarray:
+    """What scale layouts stand for, float64."""
+    fraction_bits = spec.scale_bits - 1
+    fraction = scales & ((1 << fraction_bits) - 1)
+    field = scales >> fraction_bits & 255
+    value = np.ldexp((fraction + (1 << fraction_bits)).astype(float), field - 127 - fraction_bits)
+    return np.where(field == 0, 0, np.where(scales >> (fraction_bits + 8), -value, value))
+
+
+def golden(spec: ProductSpec, sums, scales, fields, signed) -> np.ndarray:
+    exact = spec.compute(sums, scale_values(spec, scales), fields, signed)
+    return spec.form.encode(exact).astype(np.int64)
+
+
+def random_operands(spec: ProductSpec, rng: np.random.Generator, count: int):
+    """Sums of every magnitude and the extremes; scales and exponents whose product is anywhere."""
+    limit = (1 << (spec.sum_bits - 1)) - 1
+    sums = rng.integers(-limit, limit + 1, count) >> rng.integers(0, spec.sum_bits, count)
+    kind = rng.random(count)
+    sums = np.where(kind < 0.05, limit, np.where(kind < 0.1, -limit, sums))
+    sums = np.where(kind > 0.97, 0, sums)
+
+    fraction_bits = spec.scale_bits - 1
+    fraction = rng.integers(0, 1 << fraction_bits, count)
+    kind = rng.random(count)
+    fraction = np.where(kind < 0.1, 0, np.where(kind > 0.9, (1 << fraction_bits) - 1, fraction))
+    field = rng.integers(0, 255, count)
+    fields = rng.integers(0, 256, count)
+    # Most results are numbers, many lie at an end of the range.
+    aim = rng.choice([-127, -126, 0, 0, 0, 127, 128], count) + rng.integers(-2, 3, count)
+    magnitude = np.frexp(np.abs(sums).astype(float))[1]
+    near = np.clip(aim + 254 + spec.act_bits - 1 - field - magnitude, 0, 255)
+    fields = np.where(rng.random(count) < 0.8, near, fields)
+    scales = rng.integers(0, 2, count) << (fraction_bits + 8) | field << fraction_bits | fraction
+    return sums, scales, fields, rng.random(count) < 0.5
+
+
+def numpy_product(spec: ProductSpec, sums, scales, fields, signed) -> tuple[np.ndarray, np.ndarray]:
+    """numpy's float32 product, and where it follows the machine's rounding.
+
+    IEEE rounds a subnormal result to fewer bits; only there the machine may differ.
+    """
+    factor = sums.astype(np.float32)
+    shifted = scale_values(spec, scales) * 2.0**24
+    units = np.where(
+        signed, unit_exponent(spec.act_bits, True), unit_exponent(spec.act_bits, False)
+    )
+    scaled = np.ldexp(shifted, fields + units - 24)
+    fits = (np.abs(scaled) >= FLOAT32.smallest) & (np.abs(scaled) <= FLOAT32.largest)
+    fits |= scaled == 0
+    with np.errstate(over="ignore", under="ignore"):
+        product = factor * np.where(fits, scaled, 0).astype(np.float32)
+    assert (factor == sums).all()
+    fits &= (np.abs(product) > FLOAT32.smallest) | (product == 0)
+    return machine_number(product), fits
+
+
+@pytest.mark.parametrize(
+    ("spec", "count"),
+    [
+        (ProductSpec(16, 8, 4), 250_000),
+        (ProductSpec(22, 24, 8), 250_000),
+        (ProductSpec(12, 1, 4, multiplier="lut"), 20_000),
+    ],
+    ids=["bf16", "fp32", "e8m0"],
+)
+def test_float32_products(spec, count, simulator):
+    """Products that are exact (bf16, e8m0) and products that have to be rounded (fp32)."""
+    assert spec.rounds == (spec.scale_bits == 24)
+    assert spec.latency == (7 if spec.rounds else 5)
+    operands = random_operands(spec, np.random.default_rng(spec.sum_bits), count)
+    found = hardware(spec, *operands, simulator)
+    wrong = found != golden(spec, *operands)
+    assert not wrong.any(), [hex(v[wrong][0]) for v in (*operands[:3], found)]
+    numbers, fits = numpy_product(spec, *operands)
+    assert np.array_equal(found[fits], numbers[fits])
+    assert fits.mean() > 0.3
+    # Both ends of the range were met.
+    magnitude = found & 0x7FFFFFFF
+    assert (magnitude == 0x7F7FFFFF).mean() > 0.02
+    zero = (operands[0] == 0) | (scale_values(spec, operands[1]) == 0)
+    assert (magnitude[~zero] == 0).mean() > 0.02
+    assert (magnitude >> 23 == 1).mean() > 0.01
+
+
+@pytest.mark.parametrize("multiplier", ["dsp", "lut"])
+def test_every_narrow_product(multiplier, simulator):
+    """All sums of 6 bits with all scales of 4 significant bits, from underflow to overflow."""
+    spec = ProductSpec(6, 4, 3, FloatFormat(4, 3), multiplier)
+    assert spec.rounds
+    sums, significands, exponents, signed = (
+        x.ravel()
+        for x in np.meshgrid(
+            np.arange(-31, 32), np.arange(16), np.arange(-16, 12), [False, True], indexing="ij"
+        )
+    )
+    # The exponent is split between the scale and the block; a field of 0 makes the scale zero.
+    field = 120 + (sums * 7 + significands) % 13
+    scales = significands >> 3 << 11 | field << 3 | significands & 7
+    fields = exponents + 254 - field + 1
+    zeros = np.arange(0, len(sums), 17)
+    scales[zeros] &= ~(255 << 3)
+    found = hardware(spec, sums, scales, fields, signed, simulator)
+    wrong = found != golden(spec, sums, scales, fields, signed)
+    assert not wrong.any(), [int(v[wrong][0]) for v in (sums, scales, fields, signed, found)]
+    live = np.ones(len(sums), bool)
+    live[zeros] = False
+    magnitude = found & 127
+    assert len(np.unique(magnitude[live])) == 14 * 8 + 1
+    for signed_too in (False, True):
+        part = live & (signed == signed_too)
+        assert (magnitude[part] == 0b1110111).sum() > 100
+        assert (magnitude[part & (sums != 0)] == 0).sum() > 100
+
+
+def test_sum_that_does_not_fit():
+    with pytest.raises(ValueError, match=r"^block sums must fit 6 bits$"):
+        ProductSpec(6, 4, 3).compute([32], [1.0], [127], [False])

@@ -1,0 +1,212 @@
+"""The scale unit: products accumulated in a memory, with the hazard where its formula says."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from shiftcore.golden.floats import FLOAT32
+from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
+from shiftcore.hw.scale_unit import ScaleUnit
+from shiftcore.sim.pipeline_bench import PipelineJob
+from shiftcore.sim.runner import simulate
+from shiftcore.tests.hw.bank import SideBySide
+from shiftcore.tests.hw.test_product import random_operands, scale_values
+
+EXACT = ScaleUnitSpec(ProductSpec(12, 8, 4), AddSpec(), 16)
+ROUNDING = ScaleUnitSpec(ProductSpec(18, 24, 8), AddSpec(), 5)
+SPECS = [EXACT, ROUNDING]
+
+FLAGS = ("valid", "first", "start", "maximum", "keep", "signed")
+
+
+@dataclass
+class Stimulus:
+    """Everything a scale unit gets, by cycle; buses carry other columns' values in between."""
+
+    spec: ScaleUnitSpec
+    length: int
+    rng: np.random.Generator
+    ports: dict[str, np.ndarray] = field(init=False)
+
+    def __post_init__(self):
+        n, rng, spec = self.length, self.rng, self.spec
+        sums, scales, fields, is_signed = random_operands(spec.product, rng, n)
+        self.ports = {
+            "sum": sums,
+            "scale": scales,
+            "exponent": fields,
+            "signed": is_signed.astype(np.int64),
+            "bias": FLOAT32.encode(rng.normal(size=n).astype(np.float32) * 4).astype(np.int64),
+            "drain_address": rng.integers(0, spec.depth, n),
+            "drain_enable": (rng.random(n) < 0.7).astype(np.int64),
+            "address": rng.integers(0, spec.depth, n),
+            "first": (rng.random(n) < 0.15).astype(np.int64),
+            "start": (rng.random(n) < 0.2).astype(np.int64),
+            "maximum": (rng.random(n) < 0.2).astype(np.int64),
+            "keep": (rng.random(n) < 0.3).astype(np.int64),
+            "valid": np.zeros(n, np.int64),
+        }
+
+    def inputs(self, prefix: str) -> dict[str, list[int]]:
+        """The values of the ports of a unit whose ports start with `prefix`."""
+        given, spec = self.ports, self.spec
+        wave = np.zeros(self.length, np.int64)
+        for position, name in enumerate(FLAGS):
+            wave |= given[name] << position
+        wave |= given["exponent"] << len(FLAGS) | given["address"] << len(FLAGS) + 8
+        # A sum comes one cycle after its wave.
+        sums = np.r_[0, given["sum"][:-1]] & ((1 << spec.product.sum_bits) - 1)
+        return {
+            f"{prefix}i_wave": wave.tolist(),
+            f"{prefix}i_sum": sums.tolist(),
+            f"{prefix}i_scale": given["scale"].tolist(),
+            f"{prefix}i_bias": given["bias"].tolist(),
+            f"{prefix}i_drain_address": given["drain_address"].tolist(),
+            f"{prefix}i_drain_enable": given["drain_enable"].tolist(),
+        }
+
+    def writes(self) -> list[tuple[int, int, np.float32]]:
+        """Cycle, address and value of every write, if each wave reads what earlier ones wrote."""
+        given, spec = self.ports, self.spec
+        waves = np.flatnonzero(given["valid"])
+        # Until the first pixel of a tile has come, scale and bias are zero.
+        scale_at = np.maximum.accumulate(np.where(given["first"] & given["valid"], self.cycles, -1))
+        begins = given["first"] & given["valid"] & given["start"]
+        bias_at = np.maximum.accumulate(np.where(begins, self.cycles, -1))
+        assert (scale_at[waves] >= 0).all()
+        products = spec.product.compute(
+            given["sum"][waves],
+            scale_values(spec.product, given["scale"][scale_at[waves]]),
+            given["exponent"][waves],
+            given["signed"][waves] == 1,
+        )
+        memory = np.zeros(spec.depth, np.float32)
+        log = []
+        for t, product in zip(waves.tolist(), products, strict=True):
+            address = int(given["address"][t])
+            before = memory[address]
+            if given["start"][t]:
+                bus = given["bias"][bias_at[t] + spec.read_stage + 1]
+                before = FLOAT32.decode(bus) if bias_at[t] >= 0 else np.float32(0)
+            memory[address] = spec.add.compute(
+                before, product, given["maximum"][t], given["keep"][t]
+            )
+            log.append((t + 1 + spec.write_stage, address, memory[address]))
+        return log
+
+    @property
+    def cycles(self) -> np.ndarray:
+        return np.arange(self.length)
+
+    def drained(self) -> np.ndarray:
+        """``o_drain`` in each cycle as bit patterns: one cycle after an enabled read.
+
+        -1 after a read in the very cycle of a write to its address, which has no defined result.
+        """
+        given, writes = self.ports, iter([*self.writes(), (self.length, 0, np.float32(0))])
+        memory = np.zeros(self.spec.depth, np.int64)
+        seen = np.zeros(self.length, np.int64)
+        moment, address, value = next(writes)
+        now = 0
+        for t in range(self.length - 1):
+            while moment < t:
+                memory[address] = FLOAT32.encode(value)
+                moment, address, value = next(writes)
+            if given["drain_enable"][t]:
+                wanted = given["drain_address"][t]
+                now = -1 if (moment, address) == (t, wanted) else memory[wanted]
+            seen[t + 1] = now
+        return seen
+
+
+def run(stimuli: list[Stimulus], simulator) -> list[dict[str, np.ndarray]]:
+    """Simulate one unit per stimulus, in the order of SPECS."""
+    assert [s.spec for s in stimuli] == SPECS
+    inputs, outputs = {}, []
+    for k, stimulus in enumerate(stimuli):
+        inputs |= stimulus.inputs(f"u{k}__")
+        outputs += [f"u{k}__o_drain", f"u{k}__o_wave"]
+    answer = simulate(
+        SideBySide,
+        ScaleUnit,
+        [(spec,) for spec in SPECS],
+        bench="pipeline_bench",
+        job=PipelineJob(inputs, tuple(outputs)),
+        simulator=simulator,
+    )
+    return [
+        {port: np.array(answer[f"u{k}__o_{port}"]) for port in ("drain", "wave")}
+        for k in range(len(stimuli))
+    ]
+
+
+def test_formulas():
+    for spec in SPECS:
+        assert spec.read_stage == spec.product.latency - 2
+        assert spec.write_stage == spec.product.latency + 9
+        assert spec.revisit == spec.write_stage - spec.read_stage + 1 == 12
+
+
+def test_random_waves(simulator):
+    """Waves with and without gaps, as close to each other as the hazard allows."""
+    rng = np.random.default_rng(3)
+    stimuli = []
+    for spec in SPECS:
+        stimulus = Stimulus(spec, 6000, rng)
+        given = stimulus.ports
+        last = np.full(spec.depth, -100)
+        for t in range(2, stimulus.length - spec.write_stage - spec.read_stage - 4):
+            address = given["address"][t]
+            free = given["start"][t] or t - last[address] >= spec.revisit
+            if free and (t // 100 % 2 or rng.random() < 0.6):
+                given["valid"][t] = 1
+                last[address] = t
+        begin = np.flatnonzero(given["valid"])[0]
+        given["first"][begin] = given["start"][begin] = 1
+        waves = np.flatnonzero(given["valid"])
+        pairs = [np.diff(waves[given["address"][waves] == a]) for a in range(spec.depth)]
+        assert spec.revisit in np.concatenate(pairs)
+        stimuli.append(stimulus)
+    for stimulus, found in zip(stimuli, run(stimuli, simulator), strict=True):
+        drained = stimulus.drained()
+        assert np.array_equal(found["drain"][drained >= 0], drained[drained >= 0])
+        assert (drained >= 0).mean() > 0.9
+        assert len(np.unique(found["drain"])) > 200
+        wave = np.array(stimulus.inputs("")["i_wave"])
+        assert np.array_equal(found["wave"][1:], wave[:-1])
+
+
+@pytest.mark.parametrize("distance", ["shorter", "exact"])
+def test_revisit_is_exact(distance, simulator):
+    """`revisit` cycles after a wave its sum is read; one cycle earlier it is not yet there."""
+    rng = np.random.default_rng(5)
+    stimuli = []
+    for spec in SPECS:
+        stimulus = Stimulus(spec, 400, rng)
+        given = stimulus.ports
+        for name in ("first", "start", "maximum", "keep", "signed"):
+            given[name][:] = 0
+        # Products of 1 or more with a bias around 1: no sum absorbs a product.
+        given["sum"][:] = rng.integers(1, 100, stimulus.length)
+        given["scale"][:] = 127 << spec.product.scale_bits - 1
+        given["exponent"][:] = 127 + spec.product.act_bits - 1
+        gap = spec.revisit - (distance == "shorter")
+        given["drain_enable"][:] = 1
+        for k, t in enumerate((10, 100)):
+            given["valid"][[t, t + gap]] = 1
+            given["address"][[t, t + gap]] = k
+            given["first"][t] = given["start"][t] = 1
+            given["drain_address"][t : t + 90] = k
+        stimuli.append(stimulus)
+    for stimulus, found in zip(stimuli, run(stimuli, simulator), strict=True):
+        spec, given = stimulus.spec, stimulus.ports
+        drained = stimulus.drained()
+        right = np.array_equal(found["drain"][drained >= 0], drained[drained >= 0])
+        assert right == (distance == "exact")
+        for t in (10, 100):
+            bias = FLOAT32.decode(given["bias"][t + spec.read_stage + 1])
+            one, two = np.float32(given["sum"][[t, t + spec.revisit - (not right)]])
+            stale = two if not right else spec.add.compute(spec.add.compute(bias, one), two)
+            # The memory was empty, so a second sum that came too early starts from zero.
+            assert found["drain"][t + 60] == FLOAT32.encode(stale)

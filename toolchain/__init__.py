@@ -1,0 +1,1 @@
+"""The FPGA tools: yosys and nextpnr, synthesis counts."""
