@@ -170,8 +170,6 @@ def lower(layer: Layer, sources: Mapping[str, BlockTensor], config: HardwareConf
     apart = _block_at_a_time(layer, sources)
     tiles = _filters(layer, config, apart)
     together = 1 if layer.output is None else config.requantizer.beats_per_block
-    if together > depth:
-        raise ValueError(f"accumulator_depth must be at least {together}, not {depth}")
     chunk = min(pixels, depth // together)
     group = max(1, depth // (together * chunk)) * together
     form = "raw" if layer.output is None else "signed" if layer.output.signed else "unsigned"

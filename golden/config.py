@@ -28,7 +28,8 @@ class HardwareConfig:
     weight_bits, act_bits : b and m, 2 to 8
     scale : "bf16", "fp16", "fp32" or "e8m0"
     accumulator : "float32"
-    accumulator_depth : accumulators of a column, 2 to 65536
+    accumulator_depth : accumulators of a column, 2 to 65536, and at least as many as a block of
+        ``rows`` channels takes: ceil(rows / cols)
     bus_bits : width of the tile stream: 32, 64, 128 or 256
     multiplier : of the processing elements, "lut" or "dsp"
     scale_multiplier : of the scale units, "lut" or "dsp"
@@ -72,6 +73,12 @@ class HardwareConfig:
             if not isinstance(value, type(allowed[0])) or value not in allowed:
                 listed = ", ".join(map(repr, allowed))
                 raise ConfigError(f"{name} must be one of {listed}, not {value!r}")
+        rows = self.requantizer.beats_per_block
+        if self.accumulator_depth < rows:
+            raise ConfigError(
+                f"accumulator_depth must be at least {rows}, not {self.accumulator_depth}: "
+                f"a block of {self.rows} channels takes {rows} accumulators of {self.cols} columns"
+            )
 
     @classmethod
     def load(cls, path: Path | str) -> "HardwareConfig":

@@ -14,6 +14,11 @@ __all__ = ["BlockRows", "Drain", "DrainFormat", "Engine", "Pass"]
 DrainFormat = Literal["raw", "unsigned", "signed"]
 
 
+def _require_some(addresses: NDArray[np.int64]) -> None:
+    if not len(addresses):
+        raise ValueError("a pass or drain must have at least one address")
+
+
 @dataclass(frozen=True, eq=False)
 class Pass:
     """One stationary tile and the pixels that meet it.
@@ -29,6 +34,8 @@ class Pass:
     signed : whether the activations are signed
     maximum : take the maximum instead of the sum
     keep : (P,) bool, pixels that leave the accumulator as it is, under ``maximum``
+
+    Raises ``ValueError`` if there is no pixel.
     """
 
     codes: NDArray[np.int8]
@@ -42,6 +49,7 @@ class Pass:
     keep: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
 
     def __post_init__(self) -> None:
+        _require_some(self.addresses)
         if not self.keep.size:
             object.__setattr__(self, "keep", np.zeros(len(self.addresses), bool))
 
@@ -56,10 +64,16 @@ class Pass:
 
 @dataclass(frozen=True, eq=False)
 class Drain:
-    """Reads accumulators: (n,) `addresses`, in order, raw or requantized to blocks."""
+    """Reads accumulators: (n,) `addresses`, in order, raw or requantized to blocks.
+
+    Raises ``ValueError`` if there is no address.
+    """
 
     addresses: NDArray[np.int64]
     form: DrainFormat
+
+    def __post_init__(self) -> None:
+        _require_some(self.addresses)
 
 
 @dataclass(frozen=True, eq=False)

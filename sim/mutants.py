@@ -288,8 +288,8 @@ def mutants(region: Region) -> list[Mutant]:
 _PROBE = dedent("""
     import hashlib
     from amaranth.back import rtlil
-    HardwareConfig = __import__("shiftcore.golden.config", fromlist=["x"]).HardwareConfig
-    Engine = __import__("shiftcore.hw.engine", fromlist=["x"]).Engine
+    from shiftcore.golden.config import HardwareConfig
+    from shiftcore.hw.engine import Engine
     configs = (
         HardwareConfig(3, 2, 5, 4, "bf16", accumulator_depth=4),
         HardwareConfig(2, 5, 3, 8, "fp32", accumulator_depth=4, scale_multiplier="lut"),

@@ -5,6 +5,7 @@ import pytest
 
 from shiftcore.estimate.cycles import closed_form, engine_cycles
 from shiftcore.sim.campaign import campaign_config, run_work, work_of
+from shiftcore.sim.harness import engine_job
 from shiftcore.sim.random_work import random_passes
 from shiftcore.sim.runner import Simulator
 
@@ -44,6 +45,13 @@ def test_configurations_cover_every_width_and_format() -> None:
     assert all(c.rows * c.cols <= 64 for c in configs)
     assert any(c.cols > c.rows for c in configs)
     assert any(c.cols < c.rows for c in configs)
+
+
+def test_work_of_every_seed_fits_its_engine() -> None:
+    for seed in range(400):
+        config = campaign_config(seed)
+        job = engine_job(work_of(seed, config, passes=2), config)
+        assert job.sources["i_drain"]
 
 
 def test_revisits_cost_what_the_formula_says() -> None:

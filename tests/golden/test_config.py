@@ -96,6 +96,16 @@ def test_a_bad_value_is_refused(tmp_path: Path, line: str, message: str):
     assert str(error.value) == f"{path}: {message}"
 
 
+def test_a_block_that_does_not_fit_the_accumulators_is_refused():
+    assert HardwareConfig(9, 4, accumulator_depth=3).requantizer.beats_per_block == 3
+    message = (
+        "accumulator_depth must be at least 3, not 2: "
+        "a block of 9 channels takes 3 accumulators of 4 columns"
+    )
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        HardwareConfig(9, 4, accumulator_depth=2)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

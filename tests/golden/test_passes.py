@@ -68,7 +68,7 @@ def configs(draw: st.DrawFn) -> HardwareConfig:
         draw(st.integers(2, 8)),
         draw(st.integers(2, 8)),
         draw(st.sampled_from(list(SCALE_FORMATS))),
-        accumulator_depth=draw(st.integers(2, 9)),
+        accumulator_depth=draw(st.integers(6, 9)),
     )
 
 
@@ -230,6 +230,14 @@ def test_what_the_hardware_cannot_hold_is_refused(change: dict, message: str):
 def test_a_drain_beyond_the_memory_is_refused(address: int):
     with pytest.raises(ValueError, match=r"^accumulator addresses must be 0 to 4$"):
         Engine(CONFIG.engine).run([Drain(np.array([0, address]), "raw")])
+
+
+def test_nothing_to_do_is_refused():
+    message = r"^a pass or drain must have at least one address$"
+    with pytest.raises(ValueError, match=message):
+        small_pass([])
+    with pytest.raises(ValueError, match=message):
+        Drain(np.array([], np.int64), "raw")
 
 
 def test_properties():
