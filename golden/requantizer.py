@@ -70,7 +70,7 @@ class RequantizerSpec:
         channel of a block that takes several rows are part of its maximum: raises ``ValueError`` if
         one is not zero.
         """
-        if self.blocks_per_beat > 1 or self.cols >= self.block:
+        if self.cols >= self.block:
             used = self.blocks_per_beat * self.block
             lanes = rows[:, :used].reshape(-1, self.block)
         else:

@@ -1,7 +1,6 @@
 """Specs of the floating-point part at the foot of a column: product, sum, accumulator memory."""
 
 from dataclasses import dataclass
-from math import ceil, log2
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -106,11 +105,6 @@ class AddSpec:
     def width(self) -> int:
         """Bits of the sum before normalization, the carry included."""
         return self.form.significand_bits + self.guard_bits + 1
-
-    @property
-    def shift_bits(self) -> int:
-        """Bits of the alignment distance; a larger one leaves only a sticky bit."""
-        return ceil(log2(self.form.significand_bits + self.guard_bits))
 
     @property
     def latency(self) -> int:

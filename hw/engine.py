@@ -60,8 +60,8 @@ class Engine(wiring.Component):
     after its first beat; a pixel is in the accumulators ``spec.retire_cycles`` cycles after its
     issue; a raw row leaves one cycle after its drain is accepted.
     **Throughput**: a pass of P pixels takes ``max(P, spec.load_cycles(start of the next pass),
-    spec.pass_cycles)`` cycles, and at least ``spec.scale_unit.revisit`` if the next pass begins
-    with the same accumulator; one row is drained a cycle.
+    spec.pass_cycles)`` cycles, and as many more as keep two updates of one accumulator
+    ``spec.scale_unit.revisit`` cycles apart; one row is drained a cycle.
 
     Members
     -------

@@ -1,5 +1,7 @@
 """Verilog emission."""
 
+import re
+
 from amaranth.back import rtlil, verilog
 from amaranth.hdl import Value
 from amaranth.lib import wiring
@@ -11,6 +13,10 @@ from .library import Library
 __all__ = ["TOP", "emit", "engine_ports", "engine_verilog"]
 
 TOP = "shiftcore"
+
+# Verilog extends operands by its own rules, as meant here; other tools do not remark on it.
+_HEADER = "/* verilator lint_off WIDTHEXPAND */\n"
+_ELEMENT = re.compile(r"(\\[^\s\[\]]+)\[(\d+)\]")
 
 
 def emit(component: wiring.Component, name: str) -> str:
@@ -28,7 +34,30 @@ def emit(component: wiring.Component, name: str) -> str:
             done.add(kind)
     # Amaranth converts one component to Verilog in public; several modules at once only here.
     text = "\n".join(text.replace("attribute \\top 1\n", "") for text in texts)
-    return verilog._convert_rtlil_text(text, strip_internal_attrs=True)
+    return _HEADER + verilog._convert_rtlil_text(_plain_names(text), strip_internal_attrs=True)
+
+
+def _plain_names(text: str) -> str:
+    """RTLIL in which the elements of an array, ``x[0]``, are called ``x_0``.
+
+    A wire ``x[0]`` beside a wire ``x`` is legal, but yosys 0.70 fails in ``iopadmap``.
+    """
+    taken = set(re.findall(r"\\\S+", text))
+    renamed: dict[str, str] = {}
+
+    def plain(found: re.Match[str]) -> str:
+        name = found[0]
+        if name not in renamed:
+            new = f"{found[1]}_{found[2]}"
+            while new in taken:
+                new += "_"
+            taken.add(new)
+            renamed[name] = new
+        return renamed[name]
+
+    while _ELEMENT.search(text):
+        text = _ELEMENT.sub(plain, text)
+    return text
 
 
 def engine_verilog(config: HardwareConfig) -> str:

@@ -19,10 +19,11 @@ from ..golden.passes import Drain, Engine, Pass
 from .harness import EngineRun, run_engine
 from .network import count_mismatches
 from .random_work import random_config, random_drains, random_passes
-from .runner import Simulator, sources_hash
+from .runner import SimulationError, Simulator, sources_hash
 
-__all__ = ["Case", "campaign_config", "run_work", "work_of"]
+__all__ = ["Case", "campaign_config", "finished", "run_work", "work_of"]
 
+_SOURCES = ("golden", "hw", "sim")
 _LARGE = {
     0: HardwareConfig(rows=16, cols=16),
     1: HardwareConfig(rows=32, cols=32),
@@ -91,7 +92,7 @@ def _case(seed: int) -> Case:
     passes = [item for item in work if isinstance(item, Pass)]
     return Case(
         seed=seed,
-        sources=sources_hash(),
+        sources=sources_hash(*_SOURCES),
         simulator=simulator,
         rows=config.rows,
         cols=config.cols,
@@ -106,12 +107,20 @@ def _case(seed: int) -> Case:
     )
 
 
-def _finished(path: Path) -> dict[int, Case]:
+def finished(path: Path) -> dict[int, Case]:
     """Cases of this state of the sources that an earlier run has finished."""
     if not path.exists():
         return {}
-    cases = [Case(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {case.seed: case for case in cases if case.sources == sources_hash()}
+    sources = sources_hash(*_SOURCES)
+    cases = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            case = Case(**json.loads(line))
+        except (ValueError, TypeError):
+            continue  # cut off when a run was stopped, or of an earlier form
+        if case.sources == sources:
+            cases[case.seed] = case
+    return cases
 
 
 def _summary(cases: Iterable[Case]) -> Table:
@@ -139,23 +148,30 @@ def main(cases: int, jobs: int, output: Path) -> None:
     """Run random work on random engines and on 16x16 and 32x32 ones; every number must agree.
 
     Finished cases are kept in a file; a further run goes on where this one stopped, unless the
-    gateware or the golden model has changed.
+    gateware, the golden model or the simulations have changed.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    done = _finished(output)
+    done = finished(output)
     missing = [seed for seed in range(cases) if seed not in done]
+    failed: dict[int, str] = {}
     with ProcessPoolExecutor(jobs) as pool, output.open("a", encoding="utf-8") as file:
-        futures = [pool.submit(_case, seed) for seed in missing]
+        futures = {pool.submit(_case, seed): seed for seed in missing}
         for future in track(as_completed(futures), "engines", total=len(futures)):
-            case = future.result()
+            try:
+                case = future.result()
+            except (SimulationError, ValueError) as error:
+                failed[futures[future]] = " ".join(str(error).split())
+                continue
             done[case.seed] = case
             file.write(json.dumps(asdict(case)) + "\n")
             file.flush()
-    chosen = [done[seed] for seed in range(cases)]
+    chosen = [done[seed] for seed in range(cases) if seed in done]
     Console().print(_summary(chosen))
+    for seed, reason in sorted(failed.items()):
+        click.echo(f"seed {seed}: {reason}", err=True)
     wrong = [case.seed for case in chosen if case.mismatches]
-    if wrong:
-        raise click.ClickException(f"mismatches at seeds {wrong}")
+    if wrong or failed:
+        raise click.ClickException(f"mismatches at seeds {wrong}, failures at {sorted(failed)}")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,11 @@ __all__ = ["random_config", "random_drains", "random_passes"]
 
 def random_config(rng: Generator, macs: int = 64) -> HardwareConfig:
     """Rows and columns with at most `macs` elements; every width, format and style."""
-    rows = round(macs ** rng.random())
-    cols = int((macs / rows) ** rng.uniform(0.5, 1))
+    # About square, or of any shape down to one row or column.
+    rows = round(macs ** (rng.uniform(0.3, 0.7) if rng.random() < 0.6 else rng.random()))
+    cols = int((macs / rows) ** rng.uniform(0.6, 1))
+    if cols < rows and rng.random() < 0.7:
+        rows -= rows % cols  # so that blocks can be drained whatever the accumulators hold
     return HardwareConfig(
         rows=rows,
         cols=cols,

@@ -91,11 +91,11 @@ def _key(*parts: str) -> str:
     return digest.hexdigest()[:20]
 
 
-def sources_hash() -> str:
-    """Hash of the gateware's and the golden model's modules, on which all Verilog depends."""
+def sources_hash(*folders: str) -> str:
+    """Hash of the Python sources in `folders` of the package."""
     root = Path(__file__).resolve().parent.parent
-    files = sorted([*(root / "hw").glob("*.py"), *(root / "golden").glob("*.py")])
-    return _key(*(path.name + path.read_text(encoding="utf-8") for path in files))
+    files = sorted(path for folder in folders for path in (root / folder).rglob("*.py"))
+    return _key(*(f"{path.relative_to(root)}\0{path.read_text('utf-8')}" for path in files))
 
 
 def verilog_of(make: Callable[..., wiring.Component], *args: Any) -> str:
@@ -107,7 +107,8 @@ def verilog_of(make: Callable[..., wiring.Component], *args: Any) -> str:
     name = f"{make.__module__}.{make.__qualname__}"
     files = [inspect.getfile(thing) for thing in (make, *args) if callable(thing)]
     own = [Path(file).read_text(encoding="utf-8") for file in files]
-    path = CACHE / f"{_key(name, repr(args), *own, sources_hash())}.v"
+    key = _key(name, repr(args), *own, sources_hash("golden", "hw"))
+    path = CACHE / f"{key}.v"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, emit(make(*args), _TOP))
@@ -157,7 +158,7 @@ def _compile(verilog: str, folder: Path, simulator: Simulator, path: str, waves:
         control = folder / "ports.vlt"
         control.write_text(f'`verilator_config\npublic_flat_rw -module "{_TOP}" -var "*"\n')
         sources.append(control)
-        arguments = ["-Wno-WIDTHEXPAND", "--x-assign", "fast", "--x-initial", "fast"]
+        arguments = ["--x-assign", "fast", "--x-initial", "fast"]
     variables = {"PATH": path, "MAKEFLAGS": f"-j2 {_MAKE}"}
     if shutil.which("ccache"):
         variables["OBJCACHE"] = "ccache"
@@ -251,6 +252,8 @@ def simulate(
     result = pickle.loads(answer.read_bytes())
     if waves is not None:
         found = [*run.glob("*.vcd"), *run.glob("*.fst"), *folder.glob("*.fst")]
+        if not found:
+            raise SimulationError(f"{bench} on {simulator} wrote no waveform, see {log}")
         waves.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(found[0], waves)
     shutil.rmtree(run)

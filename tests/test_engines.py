@@ -1,15 +1,21 @@
 """Random engines: every number and every cycle."""
 
+import json
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from shiftcore.estimate.cycles import closed_form, engine_cycles
-from shiftcore.sim.campaign import campaign_config, run_work, work_of
+from shiftcore.golden.passes import Drain
+from shiftcore.sim.campaign import Case, campaign_config, finished, run_work, work_of
 from shiftcore.sim.harness import engine_job
 from shiftcore.sim.random_work import random_passes
-from shiftcore.sim.runner import Simulator
+from shiftcore.sim.runner import Simulator, sources_hash
 
-SEEDS = range(148, 172)
+SEEDS = range(115, 139)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -45,6 +51,47 @@ def test_configurations_cover_every_width_and_format() -> None:
     assert all(c.rows * c.cols <= 64 for c in configs)
     assert any(c.cols > c.rows for c in configs)
     assert any(c.cols < c.rows for c in configs)
+    assert sum(min(c.rows, c.cols) >= 4 for c in configs) >= 6
+
+
+def test_operands_cover_the_corners() -> None:
+    seen: Counter[str] = Counter()
+    for seed in SEEDS:
+        config = campaign_config(seed)
+        low, high = -(1 << (config.weight_bits - 1)), (1 << (config.weight_bits - 1)) - 1
+        before = None
+        for item in work_of(seed, config):
+            if isinstance(item, Drain):
+                seen[item.form] += 1
+                before = None
+                continue
+            lanes = item.lanes
+            seen["one pixel"] += item.pixels == 1
+            seen["twice the adder's latency"] += item.pixels >= 2 * config.scale_unit.add.latency
+            seen["zero block"] += bool((~lanes.any(axis=1)).any())
+            seen["largest codes"] += bool((lanes == lanes.max()).all(axis=1).any())
+            seen["smallest exponent"] += 0 in item.exponents
+            seen["largest exponent"] += 255 in item.exponents
+            seen["extreme tile"] += item.codes.min() == low and item.codes.max() == high
+            seen["zero scales"] += not item.scales.any()
+            seen["maximum"] += item.maximum
+            seen["accumulator twice"] += len(set(item.addresses.tolist())) < item.pixels
+            if before is not None and before.lanes is lanes and not (item.start or item.maximum):
+                seen["cancellation"] += bool((item.codes == -before.codes).any())
+            before = item
+    corners = ("raw", "unsigned", "signed", "one pixel", "twice the adder's latency", "zero block",
+               "largest codes", "smallest exponent", "largest exponent", "extreme tile",
+               "zero scales", "maximum", "accumulator twice", "cancellation")  # fmt: skip
+    assert {corner: seen[corner] for corner in corners if seen[corner] < 5} == {}
+
+
+def test_a_campaign_goes_on_after_a_cut_off_line(tmp_path: Path) -> None:
+    kept = tmp_path / "campaign.jsonl"
+    case = Case(7, sources_hash("golden", "hw", "sim"), "icarus", 1, 1, 2, 2, "bf16", 1, 1, 1, 1, 0)
+    lines = [asdict(case), asdict(replace(case, seed=8, sources="older"))]
+    kept.write_text("\n".join(map(json.dumps, lines)) + '\n{"seed": 9, "sour')
+    assert finished(kept) == {7: case}
+    assert finished(tmp_path / "none.jsonl") == {}
 
 
 def test_work_of_every_seed_fits_its_engine() -> None:

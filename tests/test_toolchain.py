@@ -91,11 +91,6 @@ def test_rtlil_and_verilog_of_a_component_count_the_same(kept):
     assert totals(verilog) == totals(synthesize(text, "top"))
 
 
-def test_a_wire_named_like_a_bit_of_another(kept):
-    design = ADDER.replace("endmodule", "wire \\total[0] ; assign \\total[0] = a[1];\nendmodule")
-    assert totals(synthesize(design, "adder")) == (8, 8, 0, 0)
-
-
 def test_a_second_request_runs_nothing(kept, monkeypatch):
     first = synthesize(ADDER, "adder")
     clock = place_and_route(ADDER, "adder", seeds=(1,))

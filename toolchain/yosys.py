@@ -154,8 +154,7 @@ def run_yosys(folder: Path, sources: Mapping[str, str], commands: Sequence[str])
         file = f"{name}.il" if rtlil else f"{name}.v"
         (folder / file).write_text(text, encoding="utf-8")
         reads.append(f"{'read_rtlil' if rtlil else 'read_verilog'} {file}")
-    # yosys 0.70 fails where a wire x[0] stands beside a wire x, as elements of Amaranth arrays do.
-    run_tool("yosys", _WORKER, [*reads, "rename -hide w:*[[]*", *commands], folder)
+    run_tool("yosys", _WORKER, [*reads, *commands], folder)
 
 
 def run_tool(name: str, script: str, arguments: Sequence[str], folder: Path) -> None:
