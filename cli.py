@@ -11,6 +11,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 
 from .golden.config import HardwareConfig
 from .golden.floats import SCALE_FORMATS
@@ -26,7 +27,13 @@ class _Command(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
+        except (
+            ValueError,
+            RuntimeError,
+            OSError,
+            ModuleNotFoundError,
+            SafetensorError,
+        ) as error:
             if isinstance(error, click.exceptions.Exit):
                 raise
             if isinstance(error, ModuleNotFoundError):
@@ -61,6 +68,12 @@ def _print(as_json: bool, values: dict[str, Any], table: Table | None = None) ->
 def _busy(message: str) -> Iterator[None]:
     with _STATUS.status(message):
         yield
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent}: no such folder")
 
 
 def _replace(path: Path, text: str) -> None:
@@ -101,6 +114,7 @@ def quantize(
     from .quant.data import load_images
     from .quant.report import measure
 
+    _check_folder(output)
     images, _ = load_images(calib)
     config = QuantConfig(weight_bits, act_bits, block, scale)
     with _busy("quantizing"):
@@ -143,6 +157,7 @@ def verilog(hw: Path, output: Path, as_json: bool) -> None:
     """Write the engine as one vendor-neutral Verilog file."""
     from .hw.verilog import TOP, engine_ports, engine_verilog
 
+    _check_folder(output)
     config = HardwareConfig.load(hw)
     with _busy("writing Verilog"):
         text = engine_verilog(config)
@@ -223,7 +238,7 @@ def demo(output: Path, images: int, waves: bool, as_json: bool) -> None:
             f"{result.mismatches} mismatches in {result.compared} numbers; "
             f"see {output / 'report.md'}"
         )
-    if not result.bit_exact:
+    if result.mismatches or not result.bit_exact:
         raise RuntimeError(
             f"hardware and golden model differ: {result.first_mismatch or 'in torch'}"
         )

@@ -24,6 +24,7 @@ from shiftcore.toolchain.nextpnr import place_and_route
 from shiftcore.toolchain.yosys import ToolError, synthesize
 
 SEEDS = (1, 2, 3)
+HEADINGS = ("design", "LUT", "FF", "DSP", "BRAM", "LUT/MAC", "MHz", "limits")
 
 
 class Column(wiring.Component):
@@ -134,9 +135,8 @@ def main(skip_pnr: bool, as_json: bool) -> None:
     progress = Console(stderr=True)
     title = "ECP5, 4-bit weights, 4-bit activations; LUT = LUT4 + 2·CCU2C"
     table = Table(title=title, box=box.SIMPLE)
-    table.add_column("design", no_wrap=True)
-    for heading in ("LUT", "FF", "DSP", "BRAM", "LUT/MAC", "MHz", "limits"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "design" else "right", no_wrap=True)
     results, broken = [], []
     for design in designs():
         with progress.status(f"{design.name} …"):

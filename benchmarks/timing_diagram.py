@@ -242,7 +242,7 @@ def _foot_rows(canvas: _Canvas, wave: Wave, column: int, pixels: list) -> None:
     unit = f"scale_unit_{column}"
     read = CONFIG.scale_unit.read_stage
     rows = (
-        ("block sum", f"{unit}.wave.valid", f"o_sums[{column}]"),
+        ("block sum", f"{unit}.wave.valid", f"o_sums_{column}"),
         ("accumulator read", f"{unit}.valid_{read}", f"{unit}.fetch__addr"),
         ("accumulator write", f"{unit}.store__en", f"{unit}.store__addr"),
     )

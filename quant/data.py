@@ -1,7 +1,6 @@
 """Images and labels from files."""
 
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +13,29 @@ def load_images(path: Path | str) -> tuple[NDArray[np.float32], NDArray[np.int64
 
     Raises ``ValueError``, naming the file, if it is no such archive.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files") or "x" not in archive.files:
-                raise ValueError(f"{path} has no array 'x' of images")
-            x = archive["x"]
-            y = archive["y"] if "y" in archive.files else None
-    except (OSError, BadZipFile, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as an npz archive: {error}") from error
+    arrays = _read(path)
+    if "x" not in arrays:
+        raise ValueError(f"{path} has no array 'x' of images")
+    x, y = arrays["x"], arrays.get("y")
     if x.dtype != np.float32 or x.ndim != 4:
         raise ValueError(f"x in {path} must be (N, C, H, W) float32, not {x.shape} {x.dtype}")
     if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iu"):
         raise ValueError(f"y in {path} must be {len(x)} whole numbers, not {y.shape} {y.dtype}")
     return x, None if y is None else y.astype(np.int64)
+
+
+def _read(path: Path | str) -> dict[str, NDArray]:
+    """The arrays ``x`` and ``y`` of an npz archive, as far as it has them."""
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ("x", "y") if name in archive.files}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise TypeError("a member is no array")
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{path} cannot be read as an npz archive: {reason}") from error
+    except Exception as error:
+        # The libraries underneath raise zlib.error, BadZipFile, TokenError, TypeError and more;
+        # numpy's own advice would be to allow pickles.
+        raise ValueError(f"{path} is damaged or no npz archive of numbers") from error
+    return arrays

@@ -11,24 +11,26 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
+from typing import TypeVar
 
 import click
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-__all__ = ["REGIONS", "Mutant", "Outcome", "Region", "attempt", "chosen", "mutants"]
+__all__ = ["REGIONS", "Mutant", "Original", "Outcome", "Region", "attempt", "chosen", "mutants"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path("out/mutants")
 """Where outcomes are kept, relative to the working directory."""
 
-_TIMEOUT = 400
+_LEAST_TIMEOUT = 120.0  # seconds
 _COPIED = ("golden", "hw", "sim", "compiler", "estimate", "tests/hw")
 
 
@@ -82,12 +84,35 @@ class Outcome:
     ----------
     kind : "killed", "survived", or, of no use as a fault, "stillborn": the gateware cannot be
         elaborated or is the same
-    test : node id of the test that failed
+    test : node id of the test that failed, or that was stopped because it did not end
+    ends : False if it was stopped
     """
 
     kind: str
     test: str = ""
+    ends: bool = True
 
+
+@dataclass(frozen=True)
+class Original:
+    """The gateware without a fault.
+
+    Parameters
+    ----------
+    digest : of what it elaborates to
+    seconds : that the tests take on it
+    """
+
+    digest: str
+    seconds: float
+
+    @property
+    def timeout(self) -> float:
+        """Seconds after which the same tests on a mutant do not end."""
+        return max(_LEAST_TIMEOUT, 10 * self.seconds)
+
+
+_Found = TypeVar("_Found", Original, Outcome)
 
 _ELEMENT = "tests/hw/test_pe.py::test_element_in_every_cycle"
 _ARRAY = "tests/hw/test_array.py::test_tiles_without_a_bubble"
@@ -311,8 +336,9 @@ def _copy(target: Path) -> Path:
     return package
 
 
-def _python(package: Path, *arguments: str) -> tuple[int | None, str]:
-    """Run Python in a copy; its exit status, None if it does not end, and its output."""
+def _python(package: Path, timeout: float | None, *arguments: str) -> tuple[int | None, str]:
+    """Run Python in a copy; its exit status, None if it does not end in `timeout` seconds, and what
+    it has printed."""
     variables = {
         "PYTHONPATH": str(package.parent),
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -330,60 +356,68 @@ def _python(package: Path, *arguments: str) -> tuple[int | None, str]:
         start_new_session=True,
     ) as process:
         try:
-            output, _ = process.communicate(timeout=_TIMEOUT)
+            output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            return None, ""
+            output, _ = process.communicate()
+            return None, output
         return process.returncode, output
 
 
 def _probe(package: Path) -> str | None:
-    status, output = _python(package, "-c", _PROBE)
+    status, output = _python(package, _LEAST_TIMEOUT, "-c", _PROBE)
     return output if status == 0 else None
 
 
-def _test(package: Path, tests: Sequence[str]) -> Outcome:
-    status, output = _python(package, "-m", "pytest", "-x", "-q", "-rfE", *tests)
-    if status is None:
-        return Outcome("killed", "a simulation that does not end")
+def _test(package: Path, tests: Sequence[str], timeout: float | None) -> Outcome:
+    """Run the `tests` in a copy. Raises ``RuntimeError`` if they cannot be run."""
+    status, output = _python(package, timeout, "-m", "pytest", "-x", "-v", "-rfE", *tests)
     if status == 0:
         return Outcome("survived")
+    if status is None:
+        # Each test has a line, which begins with its name as soon as it runs.
+        begun = re.findall(r"^(\S+::\S+)", output, flags=re.MULTILINE)
+        if not begun:
+            raise RuntimeError(f"pytest began no test within {timeout} s: {output[-2000:]}")
+        return Outcome("killed", begun[-1], ends=False)
     failed = re.search(r"^FAILED (\S+)", output, flags=re.MULTILINE)
     if status != 1 or not failed:
         raise RuntimeError(f"pytest could not run {' '.join(tests)}: {output[-2000:]}")
     return Outcome("killed", failed[1])
 
 
-def attempt(mutant: Mutant, tests: Sequence[str], original: str | None = None) -> Outcome:
+def attempt(mutant: Mutant, tests: Sequence[str], original: Original | None = None) -> Outcome:
     """Plant a mutant in a copy of the package and run the `tests` there.
 
     Parameters
     ----------
-    original : digest of the unchanged gateware, see :func:`unchanged`; without it a mutant that
-        changes nothing is not told apart
+    original : the unchanged gateware, see :func:`unchanged`; without it a mutant that changes
+        nothing is not told apart, and the tests have two minutes
 
     Raises ``RuntimeError`` if the tests cannot be run.
     """
     with tempfile.TemporaryDirectory(prefix="shiftcore-mutant-") as folder:
         package = _copy(Path(folder))
         (package / mutant.file).write_text(mutant.source, encoding="utf-8")
-        if original is not None and _probe(package) in (None, original):
+        if original is not None and _probe(package) in (None, original.digest):
             return Outcome("stillborn")
-        return _test(package, tests)
+        return _test(package, tests, _LEAST_TIMEOUT if original is None else original.timeout)
 
 
-def unchanged(tests: Sequence[str]) -> str:
-    """Digest of the gateware as it is, after all `tests` have passed on a copy of it.
+def unchanged(tests: Sequence[str]) -> Original:
+    """The gateware as it is, after all `tests` have passed on a copy of it.
 
     Raises ``RuntimeError`` if one fails: then no mutant can be judged.
     """
     with tempfile.TemporaryDirectory(prefix="shiftcore-mutant-") as folder:
         package = _copy(Path(folder))
         digest = _probe(package)
-        outcome = _test(package, tests)
+        begin = time.monotonic()
+        outcome = _test(package, tests, None)
+        seconds = time.monotonic() - begin
     if digest is None or outcome.kind != "survived":
         raise RuntimeError(f"the gateware fails without any fault: {outcome.test}")
-    return digest
+    return Original(digest, seconds)
 
 
 def _fingerprint() -> str:
@@ -426,7 +460,7 @@ def _table(rows: Sequence[tuple[Mutant, Outcome]]) -> Table:
         if outcome.kind == "survived":
             end = f"[dim]equivalent: {reason}[/]" if reason else "[bold red]SURVIVED[/]"
         else:
-            end = end.replace("[", r"\[")
+            end = end.replace("[", r"\[") + ("" if outcome.ends else ", which does not end")
         change = mutant.change.replace("[", r"\[")
         table.add_row(mutant.region, f"{mutant.file}:{mutant.line}", change, end)
     return table
@@ -460,22 +494,22 @@ def main(seed: int, count: int, names: tuple[str, ...], jobs: int, listing: bool
     CACHE.mkdir(parents=True, exist_ok=True)
     fingerprint = _fingerprint()
 
-    def remembered(key: str, work: Callable[[], Outcome]) -> Outcome:
+    def remembered(kind: type[_Found], key: str, work: Callable[[], _Found]) -> _Found:
         name = hashlib.sha256(f"{fingerprint} {key}".encode()).hexdigest()[:24]
         path = CACHE / f"{name}.json"
         if path.exists():
-            return Outcome(**json.loads(path.read_text(encoding="utf-8")))
-        outcome = work()
-        path.write_text(json.dumps(vars(outcome)), encoding="utf-8")
-        return outcome
+            return kind(**json.loads(path.read_text(encoding="utf-8")))
+        found = work()
+        path.write_text(json.dumps(vars(found)), encoding="utf-8")
+        return found
 
     def run(region: Region) -> list[tuple[Mutant, Outcome]]:
         key = f"{region.name} {region.tests}"
-        original = remembered(key, lambda: Outcome("original", unchanged(region.tests))).test
+        original = remembered(Original, key, lambda: unchanged(region.tests))
 
         def judge(mutant: Mutant) -> Outcome:
             return remembered(
-                f"{key} {mutant.source}", lambda: attempt(mutant, region.tests, original)
+                Outcome, f"{key} {mutant.source}", lambda: attempt(mutant, region.tests, original)
             )
 
         return list(chosen(region, count, seed, judge))

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,10 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 from shiftcore.cli import main
-from shiftcore.examples.digits import data, model
+from shiftcore.examples.digits import data, demo, model
+from shiftcore.examples.digits.demo import DemoResult, LayerRow
+from shiftcore.quant import convert
+from shiftcore.toolchain.yosys import Resources
 
 ARRAY16 = Path(__file__).parent.parent / "examples" / "array16.toml"
 
@@ -145,6 +150,139 @@ def test_bad_hardware_file(tmp_path: Path, text: str, part: str) -> None:
 def test_missing_files(tmp_path: Path) -> None:
     refused(run("verilog", "--hw", tmp_path / "no.toml", "-o", tmp_path / "x.v"), "no.toml")
     refused(run("evaluate", tmp_path / "no.safetensors", "--data", "x.npz"), "no.safetensors")
+
+
+@pytest.mark.parametrize("command", ["quantize", "verilog"])
+def test_a_folder_that_is_missing_is_named_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    output = tmp_path / "nodir" / "file"
+    monkeypatch.setattr(convert, "quantize", lambda *_: pytest.fail("the work began"))
+    arguments = {
+        "quantize": ["model.pt2", "--calib", tmp_path / "images.npz"],
+        "verilog": ["--hw", tmp_path / "hw.toml"],
+    }
+    result = run(command, *arguments[command], "-o", output)
+    refused(result, f"Error: {tmp_path / 'nodir'}: no such folder")
+    monkeypatch.chdir(tmp_path)
+    refused(run(command, *arguments[command], "-o", "nodir/file"), "Error: nodir: no such folder")
+    # The current folder is there; the next thing that is missing is named.
+    result = run(command, *arguments[command], "-o", "file")
+    refused(result, "images.npz" if command == "quantize" else "hw.toml")
+
+
+def test_a_network_that_cannot_be_written(digits: Path) -> None:
+    """What the safetensors library raises is no ValueError."""
+    (digits / "net.safetensors.part").mkdir()
+    refused(
+        run("quantize", digits / "digits.pt2", "--calib", digits / "calibration.npz", "-o",
+            digits / "net.safetensors"),
+        "directory",
+    )  # fmt: skip
+
+
+def test_images_that_cannot_be_read(digits: Path) -> None:
+    (digits / "calibration.npz").write_bytes(b"no archive")
+    refused(
+        run("quantize", digits / "digits.pt2", "--calib", digits / "calibration.npz", "-o",
+            digits / "net.safetensors"),
+        "calibration.npz is damaged or no npz archive",
+    )  # fmt: skip
+
+
+def test_synth(tmp_path: Path) -> None:
+    hardware = tmp_path / "hw.toml"
+    hardware.write_text("rows = 1\ncols = 1\n")
+    result = run("synth", "--hw", hardware, "--target", "ecp5", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert list(found) == ["lut", "ff", "dsp", "bram"]
+    assert (found["dsp"], found["bram"]) == (1, 2)
+    assert 500 < found["lut"] < 3000
+    result = run("synth", "--hw", hardware, "--target", "ecp5")
+    assert result.exit_code == 0
+    assert result.stdout.split() == [str(x) for pair in found.items() for x in pair]
+
+
+GOOD = DemoResult(
+    images=2,
+    bit_exact=True,
+    mismatches=0,
+    first_mismatch=None,
+    compared=42240,
+    cycles=[100, 101],
+    cycles_exact=True,
+    macs=9216,
+    utilization=0.25,
+    sim_cycles_per_s=1e4,
+    top1=100.0,
+    float_top1=99.72,
+    hardware_mode_top1=99.44,
+    hardware_mode_equals_golden=True,
+    rows=[LayerRow("conv1", (16, 8, 8), 9216, 25339, 25338, 0.028, 42240, 0)],
+    area={"ecp5": Resources(4572, 4610, 4, 8, {"LUT4": 4000})},
+)
+
+
+def demo_with(monkeypatch: pytest.MonkeyPatch, *options: object, **changes: object) -> Result:
+    """The demo where the run itself finds `GOOD` with `changes`."""
+    monkeypatch.setattr(demo, "run_demo", lambda *_, **__: replace(GOOD, **changes))
+    return run("demo", "-o", "nowhere", *options)
+
+
+def test_a_good_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = demo_with(monkeypatch)
+    assert result.exit_code == 0
+    (row,) = [line for line in result.stdout.splitlines() if "conv1" in line]
+    assert re.findall(r"[\w.%]+", row) == [
+        "conv1", "16x8x8", "9216", "25339", "25338", "2.8%", "42240", "0",
+    ]  # fmt: skip
+    assert "float 99.72 %, 4-bit hardware mode 99.44 %" in result.stdout
+    assert "0 mismatches in 42240 numbers; see nowhere/report.md" in result.stdout
+    assert "4572" in result.stdout
+    result = demo_with(monkeypatch, "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert (found["bit_exact"], found["mismatches"], found["cycles"]) == (True, 0, [100, 101])
+    assert found["rows"][0]["name"] == "conv1"
+
+
+FIRST = "Mismatch(layer='conv1', image=1, index=(0, 3, 2, 1), expected=7.0, found=-8.0)"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"bit_exact": False, "mismatches": 1, "first_mismatch": FIRST},
+            f"Error: hardware and golden model differ: {FIRST}",
+        ),
+        (
+            {"bit_exact": False, "hardware_mode_equals_golden": False},
+            "Error: hardware and golden model differ: in torch",
+        ),
+        ({"cycles_exact": False}, "Error: predicted and measured cycles differ"),
+    ],
+    ids=["mismatch", "torch", "cycles"],
+)
+def test_a_demo_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    """What was found is printed all the same; then one line says what is wrong."""
+    result = demo_with(monkeypatch, *options, **changes)
+    assert result.exit_code == 1
+    assert "conv1" in result.stdout
+    assert result.stderr.strip() == message
+
+
+def test_a_demo_is_judged_by_every_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = demo_with(monkeypatch, mismatches=1, first_mismatch=FIRST)
+    assert result.exit_code == 1
+    assert FIRST in result.stderr
 
 
 def test_unknown_target() -> None:

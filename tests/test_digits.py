@@ -1,18 +1,28 @@
-"""The example network: data, training, checkpoint, and what quantization leaves of it."""
+"""The example network: data, training, checkpoint, what quantization leaves of it, the report."""
 
+import json
+import math
+import re
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from shiftcore.examples.digits import data, model, train
+from shiftcore.examples.digits import data, demo, model, train
 from shiftcore.examples.digits.data import Digits
+from shiftcore.examples.digits.demo import DemoResult, LayerRow, run_demo
+from shiftcore.examples.digits.report import write_report
 from shiftcore.golden.network import QuantizedNetwork
-from shiftcore.quant.convert import QuantConfig, quantize
+from shiftcore.quant.convert import QuantConfig, as_graph, quantize
 from shiftcore.quant.hardware import HardwareNetwork, evaluate
 from shiftcore.quant.report import measure
 from shiftcore.tests.networks import assert_same_tensors
+from shiftcore.toolchain import yosys
+from shiftcore.toolchain.yosys import Resources, ToolError
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +128,82 @@ def test_the_report_of_the_example(
     assert min(learnt) > 20  # four bits in blocks of 16
     assert report.sqnr_db > 12
     assert report.weight_bytes < report.float_bytes / 5
+
+
+RESULT = DemoResult(
+    images=2,
+    bit_exact=True,
+    mismatches=0,
+    first_mismatch=None,
+    compared=1010,
+    cycles=[700, 650],
+    cycles_exact=True,
+    macs=9216,
+    utilization=0.25,
+    sim_cycles_per_s=1e4,
+    top1=100.0,
+    float_top1=99.72,
+    hardware_mode_top1=99.44,
+    hardware_mode_equals_golden=True,
+    rows=[LayerRow("conv1", (16, 8, 8), 9216, 1350, 1350, 0.25, 1010, 0)],
+    area={"ecp5": Resources(4572, 4610, 4, 8, {"LUT4": 4000})},
+)
+
+
+def test_the_files_of_the_report(
+    digits: tuple[Digits, Digits], network: QuantizedNetwork, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    drawn: dict[str, Figure] = {}
+    save = Figure.savefig
+
+    def remember(figure: Figure, path: Path, **options: Any) -> None:
+        drawn[path.name] = figure
+        save(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    images = digits[0].x[:64]
+    costs = measure(model.load(), network, images)
+    write_report(tmp_path, RESULT, as_graph(model.load(), images), network, costs)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.md", "weights.png", "sqnr.png", "result.json",
+    }  # fmt: skip
+    for plot in ("weights.png", "sqnr.png"):
+        assert (tmp_path / plot).read_bytes().startswith(b"\x89PNG")
+
+    # The input is stored exactly, the pools have no weights: neither has a bar of no height.
+    (axis,) = drawn["sqnr.png"].axes
+    weights = [layer.weight_sqnr_db for layer in costs.layers]
+    tensors = [layer.output_sqnr_db for layer in costs.layers]
+    values = [v for v in weights + tensors if v is not None and math.isfinite(v)]
+    assert [patch.get_height() for patch in axis.patches] == values
+    assert len(values) == 16
+    assert [text.get_text().strip() for text in axis.texts] == ["exact"]
+
+    found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert found["compared"] == 1010
+    assert found["rows"][0]["name"] == "conv1"
+    assert found["area"]["ecp5"]["lut"] == 4572
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "\n0 mismatches in 1010 numbers of 2 images.\n" in text
+    assert "Hardware mode in torch equals the\ngolden model" in text
+    assert "| conv1 | 16×8×8 | 9216 | 1350 | 1350 | 25.0% | 1010 | 0 |" in text
+    assert "| ecp5 | 4572 | 4610 | 4 | 8 |" in text
+    assert re.search(r"^\| input \|  \| exact \| 0 of \d+ \|$", text, re.MULTILINE)
+    for image in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (tmp_path / image).exists()
+
+
+def test_a_missing_yosys_is_named_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(yosys, "version", version)
+    monkeypatch.setattr(demo, "quantize", lambda *_: pytest.fail("the work began"))
+    with pytest.raises(
+        ToolError, match=r"^pyosys is not installed: pip install 'shiftcore\[synth\]'"
+    ):
+        run_demo(tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()

@@ -1,13 +1,14 @@
 """The documents are true: snippets run, links lead somewhere, commands exist, the picture fits."""
 
 import doctest
+import itertools
 import re
 from pathlib import Path
 
 import click
 import pytest
 
-from shiftcore.benchmarks import timing_diagram
+from shiftcore.benchmarks import area, timing_diagram
 from shiftcore.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +91,20 @@ def test_readme_lists_the_tree():
     listed = set(re.findall(r"^\| `([\w/]+)/` \|", text_of("README.md"), re.MULTILINE))
     folders = {p.parent.name for p in ROOT.glob("*/*.py")} - {".venv", "out"}
     assert listed == {f for f in folders if not f.startswith(".")} | {"docs"}
+
+
+def test_readme_has_the_area_table():
+    """Its names and columns are those that benchmarks/area.py prints."""
+    lines = text_of("README.md").splitlines()
+    begin = next(n for n, line in enumerate(lines) if line.startswith("| design |"))
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in itertools.takewhile(lambda line: line.startswith("|"), lines[begin:])
+    ]
+    assert rows[0] == list(area.HEADINGS)
+    assert [row[0] for row in rows[2:]] == [design.name for design in area.designs()]
+    limits = [bool(design.most) or design.least_mhz is not None for design in area.designs()]
+    assert [row[-1] for row in rows[2:]] == ["kept" if limited else "" for limited in limits]
 
 
 def test_timing_diagram_is_current():

@@ -1,5 +1,6 @@
 """Lowering, calibration, conversion and the hardware mode, on networks small enough to look at."""
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 from typing import get_args
@@ -716,10 +717,12 @@ def test_the_report_agrees_with_a_direct_computation() -> None:
     lost = raw - sources["conv"].values()
     units = np.repeat(np.ldexp(1.0, sources["conv"].unit_exponents), 4, axis=1)[:, :5]
     assert report["conv"].saturated == (lost > units / 2).sum() > 0
-    reference = batches_of_one(graph, bright)["conv"].double().numpy()
-    noise = ((reference - sources["conv"].values()) ** 2).sum()
-    expected = 10 * np.log10((reference**2).sum() / noise)
-    assert report["conv"].output_sqnr_db == pytest.approx(expected, rel=1e-9)
+    reference = batches_of_one(graph, bright)["conv"].double()
+    # A sum depends on its order: channels outermost, as torch's hardware mode has them.
+    kept = torch.from_numpy(sources["conv"].values()).transpose(0, 1).contiguous().transpose(0, 1)
+    noise = (kept - reference).square().sum().item()
+    expected = 10 * math.log10(reference.square().sum().item() / noise)
+    assert report["conv"].output_sqnr_db == expected
 
 
 def test_the_report_states_the_error_of_an_average() -> None:
@@ -728,8 +731,6 @@ def test_the_report_states_the_error_of_an_average() -> None:
     graph, images = net.graph(net.conv("last", "mean", 2, 1)), net.images(4)
     layer = measure(graph, quantize(graph, images), images).layers[2]
     code, scale = constant_code(1 / 9, 4, BF16)
-    assert layer.average_error == code * scale / np.float64(np.float32(1 / 9)) - 1 or (
-        layer.average_error == code * scale * 9 - 1
-    )
+    assert layer.average_error == code * scale * 9 - 1
     assert layer.average_error is not None
     assert abs(layer.average_error) < 2.0**-9

@@ -10,7 +10,7 @@ from shiftcore.golden.array import ArraySpec
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.hw.array import SystolicArray
 from shiftcore.hw.scale_unit import ScaleUnit
-from shiftcore.hw.verilog import emit
+from shiftcore.hw.verilog import TOP, emit, engine_verilog
 from shiftcore.toolchain import nextpnr, yosys
 from shiftcore.toolchain.nextpnr import Timing, place_and_route
 from shiftcore.toolchain.yosys import TARGETS, Resources, ToolError, synthesize
@@ -104,6 +104,32 @@ def test_a_damaged_result_is_made_again(kept):
     (file,) = kept.iterdir()
     file.write_text("{")
     assert synthesize(ADDER, "adder") == first
+
+
+@pytest.mark.parametrize("target", ["ice40", "xilinx7"])
+def test_an_engine_on_other_families(target):
+    """The counts of a 2x2 engine agree with its structure on every family."""
+    config = HardwareConfig(2, 2)
+    design = engine_verilog(config)
+    counted, ecp5 = synthesize(design, TOP, target), synthesize(design, TOP)
+    # One multiplication for each scale unit; an iCE40 builds the memories from smaller blocks.
+    assert counted.dsp == ecp5.dsp == 2
+    assert counted.bram >= ecp5.bram == 4
+    assert 0.5 < counted.lut / ecp5.lut < 2
+    assert 0.5 < counted.ff / ecp5.ff < 2
+
+
+def test_plain_passes_take_no_options(kept, monkeypatch):
+    commands = []
+
+    def run(folder, sources, given):
+        commands.append(given[0])
+        (folder / "cells.json").write_text('{"design": {"num_cells_by_type": {"SB_LUT4": 3}}}')
+
+    monkeypatch.setattr(yosys, "run_yosys", run)
+    assert synthesize(ADDER, "adder", "ice40", plain=True).lut == 3
+    synthesize(ADDER, "adder", "ice40")
+    assert commands == ["synth_ice40 -top adder", "synth_ice40 -dsp -top adder"]
 
 
 def test_unknown_target():

@@ -117,18 +117,27 @@ class Resources:
         )
 
 
-def synthesize(design: str, top: str, target: str = "ecp5") -> Resources:
+def synthesize(design: str, top: str, target: str = "ecp5", *, plain: bool = False) -> Resources:
     """Synthesize Verilog or RTLIL text and count its cells.
 
     The hierarchy is flattened. Counts are kept in ``out/cache/synth`` by the content of the design,
     so that the same question is answered at once.
+
+    Parameters
+    ----------
+    design : text of one module or several
+    top : name of the one to synthesize
+    target : key of ``TARGETS``
+    plain : give the pass of the target no options but the top, as anyone would first; on Xilinx 7
+        pads and clock buffers then come along, on iCE40 no multiplier becomes a DSP block
 
     Raises ``ValueError`` for a target that is not in ``TARGETS``, ``ToolError`` if yosys is missing
     or finds an error.
     """
     if target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {target!r}")
-    synthesis = f"{TARGETS[target].command} -top {top}"
+    command = TARGETS[target].command
+    synthesis = f"{command.split()[0] if plain else command} -top {top}"
     kept = CACHE / f"{content_hash(tool_version('pyosys'), synthesis, design)}.json"
     cells = recall(kept)
     if cells is None:

@@ -19,7 +19,7 @@ from ...quant.convert import QuantConfig, as_graph, quantize
 from ...quant.hardware import HardwareNetwork, evaluate
 from ...quant.report import Report, measure
 from ...sim.network import LayerRun, run_network
-from ...toolchain.yosys import TARGETS, Resources, synthesize
+from ...toolchain.yosys import TARGETS, Resources, synthesize, tool_version
 from . import data, model
 from .report import write_report
 from .train import accuracy
@@ -27,6 +27,8 @@ from .train import accuracy
 __all__ = ["DemoResult", "LayerRow", "hardware", "run_demo"]
 
 CALIBRATION_IMAGES = 256
+FILES = ("network.safetensors", "hardware.toml", "shiftcore.v", "test.npz", "calibration.npz")
+"""What is needed to run it again; ``manifest.json`` has their SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,14 @@ def run_demo(
     images : how many of the held-out images go through the RTL, 1 to 360
     progress : told what happens
     waves : leave a waveform of each layer in ``output/waves``
+
+    Raises ``ValueError`` for a number of images that is none, ``SimulationError`` or ``ToolError``
+    if the simulator or yosys is missing.
     """
     training, held_out = data.load()
     if not 1 <= images <= len(held_out.x):
         raise ValueError(f"images must be 1 to {len(held_out.x)}, not {images}")
+    tool_version("pyosys")  # needed last, after minutes
     output.mkdir(parents=True, exist_ok=True)
     config = hardware()
 
@@ -153,11 +159,11 @@ def run_demo(
     rows = [_row(run, network, config) for run in runs]
     scores = np.concatenate([np.asarray(t).reshape(1, -1) for t in runs[-1].tensors])
 
-    small = HardwareConfig(rows=4, cols=4)
+    small = engine_verilog(HardwareConfig(rows=4, cols=4))
     area = {}
     for target in TARGETS:
         progress(f"synthesizing a 4x4 engine for {target}")
-        area[target] = synthesize(engine_verilog(small), TOP, target)
+        area[target] = synthesize(small, TOP, target)
 
     cycles = np.array([run.cycles for run in runs]).sum(0).tolist()
     macs = sum(network.macs().values())
@@ -190,9 +196,6 @@ def run_demo(
     )
     (output / "shiftcore.v").write_text(engine_verilog(config), encoding="utf-8")
     write_report(output, result, as_graph(floating, calibration), network, costs)
-    hashes = {
-        name: hashlib.sha256((output / name).read_bytes()).hexdigest()
-        for name in ("network.safetensors", "hardware.toml", "shiftcore.v", "test.npz")
-    }
+    hashes = {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in FILES}
     (output / "manifest.json").write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
     return result

@@ -1,6 +1,7 @@
 """The demo's report: tables and plots."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,24 +46,33 @@ def _histograms(path: Path, graph: Graph, network: QuantizedNetwork) -> None:
 
 
 def _sqnr(path: Path, costs: Report) -> None:
-    names = [layer.name for layer in costs.layers]
+    """Signal to noise of weights and tensors; what is stored exactly has no bar and says so."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axis = figure.subplots()
-    places = np.arange(len(names))
-
-    # A tensor that is stored exactly has no noise and gets no bar.
-    def finite(value: float | None) -> float:
-        return value if value is not None and np.isfinite(value) else 0.0
-
-    weights = [finite(layer.weight_sqnr_db) for layer in costs.layers]
-    tensors = [finite(layer.output_sqnr_db) for layer in costs.layers]
-    axis.bar(places - 0.2, weights, 0.4, label="weights", color="tab:blue")
-    axis.bar(places + 0.2, tensors, 0.4,
-             label="stored tensor", color="tab:orange")  # fmt: skip
-    axis.set_xticks(places, names, rotation=30, ha="right")
+    weights = [layer.weight_sqnr_db for layer in costs.layers]
+    tensors = [layer.output_sqnr_db for layer in costs.layers]
+    for shift, label, color, values in (
+        (-0.2, "weights", "tab:blue", weights),
+        (0.2, "stored tensor", "tab:orange", tensors),
+    ):
+        known = [(k, v) for k, v in enumerate(values) if v is not None and math.isfinite(v)]
+        axis.bar(
+            [k + shift for k, _ in known], [v for _, v in known], 0.4, label=label, color=color
+        )
+        for place in (k for k, v in enumerate(values) if v == math.inf):
+            axis.text(place + shift, 0, " exact", rotation=90, ha="center", va="bottom")
+    names = [layer.name for layer in costs.layers]
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axis.set_xlim(-0.6, len(names) - 0.4)
     axis.set_ylabel("SQNR, dB")
-    axis.legend()
+    figure.legend(loc="outside upper right", ncols=2)
     figure.savefig(path, dpi=110)
+
+
+def _decibels(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "exact" if value == math.inf else f"{value:.1f}"
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
@@ -90,8 +100,8 @@ def write_report(
         [
             (
                 layer.name,
-                "" if layer.weight_sqnr_db is None else f"{layer.weight_sqnr_db:.1f}",
-                f"{layer.output_sqnr_db:.1f}",
+                _decibels(layer.weight_sqnr_db),
+                _decibels(layer.output_sqnr_db),
                 f"{layer.saturated} of {layer.values}",
             )
             for layer in costs.layers
@@ -114,6 +124,9 @@ golden model on the same images.
 | 4-bit weights, 4-bit activations, blocks of 16 | {result.hardware_mode_top1:.2f} % |
 
 Cycles and compared numbers are of all {result.images} images; the array waits while a layer drains.
+A layer that stores codes runs twice on the simulated engine: as it is, for its cycles and for the
+codes and exponents that it stores, and then drained raw, for the accumulators that the requantizer
+got.
 
 {layers}
 

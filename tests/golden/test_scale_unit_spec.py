@@ -11,6 +11,14 @@ from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.floats import FLOAT32, SCALE_FORMATS, FloatFormat
 from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
 from shiftcore.tests.golden.exact import nearest, pattern, power
+from shiftcore.tests.hw.operands import (
+    adversarial_pairs,
+    as_float,
+    ieee_product,
+    ieee_sum,
+    random_products,
+    scale_values,
+)
 
 FORMS = [FLOAT32, FloatFormat(8, 7), FloatFormat(5, 4)]
 
@@ -137,6 +145,31 @@ def test_sum_maximum_and_keep(form: FloatFormat, seed: int):
         expected.append(pattern(value))
     got = AddSpec(form).compute(a, b, maximum, keep)
     assert got.view(np.uint32).tolist() == expected
+
+
+@pytest.mark.parametrize("scale", SCALE_FORMATS)
+def test_products_equal_numpys(scale: str):
+    """1.3 million products of each scale format against numpy's own float32 multiplication."""
+    spec = HardwareConfig(128, 1, 8, 8, scale).scale_unit.product
+    operands = random_products(spec, np.random.default_rng(5), 1_300_000)
+    sums, scales, fields, signed = operands
+    expected, sure = ieee_product(spec, *operands)
+    got = spec.compute(sums, scale_values(spec, scales), fields, signed).view(np.uint32)
+    compared = np.count_nonzero(sure)
+    assert compared >= 1_000_000
+    assert np.array_equal(got[sure], expected[sure])
+    # Not all of them are at the ends of the range.
+    assert ((expected != 0) & (expected & 0x7FFFFFFF != 0x7F7FFFFF)).sum() > 500_000
+
+
+def test_sums_equal_numpys():
+    """1.3 million sums against numpy's own float32 addition."""
+    a, b = adversarial_pairs(np.random.default_rng(6), 1_300_000)
+    expected = ieee_sum(a, b)
+    got = AddSpec().compute(as_float(a), as_float(b)).view(np.uint32)
+    compared = len(got)
+    assert compared >= 1_000_000
+    assert np.array_equal(got, expected)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,9 +1,11 @@
-"""Operands for floating-point units: random numbers of a format and adversarial pairs."""
+"""Operands for floating-point units, and what IEEE 754 makes of them in numpy."""
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftcore.golden.bfp import unit_exponent
 from shiftcore.golden.floats import FLOAT32, FloatFormat
+from shiftcore.golden.scale_unit import ProductSpec
 
 
 def every_number(form: FloatFormat) -> NDArray[np.int64]:
@@ -88,3 +90,70 @@ def machine_number(values: NDArray[np.float32]) -> NDArray[np.int64]:
     largest = np.float32(FLOAT32.largest)
     kept = np.where(np.abs(values) < np.float32(FLOAT32.smallest), np.float32(0), values)
     return np.clip(kept, -largest, largest).astype(np.float32).view(np.uint32).astype(np.int64)
+
+
+def scale_values(spec: ProductSpec, scales: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What scale layouts (sign, 8-bit exponent field, fraction) stand for."""
+    fraction_bits = spec.scale_bits - 1
+    fraction = scales & ((1 << fraction_bits) - 1)
+    field = scales >> fraction_bits & 255
+    value = np.ldexp((fraction + (1 << fraction_bits)).astype(float), field - 127 - fraction_bits)
+    return np.where(field == 0, 0, np.where(scales >> (fraction_bits + 8), -value, value))
+
+
+def random_products(
+    spec: ProductSpec, rng: np.random.Generator, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Sums, scale layouts, exponent fields and signedness whose product is anywhere.
+
+    Sums of every magnitude and the extremes; most results are numbers, many lie at an end of the
+    range.
+    """
+    limit = (1 << (spec.sum_bits - 1)) - 1
+    sums = rng.integers(-limit, limit + 1, count) >> rng.integers(0, spec.sum_bits, count)
+    kind = rng.random(count)
+    sums = np.where(kind < 0.05, limit, np.where(kind < 0.1, -limit, sums))
+    sums = np.where(kind > 0.97, 0, sums)
+
+    fraction_bits = spec.scale_bits - 1
+    fraction = rng.integers(0, 1 << fraction_bits, count)
+    kind = rng.random(count)
+    fraction = np.where(kind < 0.1, 0, np.where(kind > 0.9, (1 << fraction_bits) - 1, fraction))
+    field = rng.integers(0, 255, count)
+    fields = rng.integers(0, 256, count)
+    aim = rng.choice([-127, -126, 0, 0, 0, 127, 128], count) + rng.integers(-2, 3, count)
+    magnitude = np.frexp(np.abs(sums).astype(float))[1]
+    near = np.clip(aim + 254 + spec.act_bits - 1 - field - magnitude, 0, 255)
+    fields = np.where(rng.random(count) < 0.8, near, fields)
+    scales = rng.integers(0, 2, count) << (fraction_bits + 8) | field << fraction_bits | fraction
+    return sums, scales, fields, rng.random(count) < 0.5
+
+
+def ieee_product(
+    spec: ProductSpec,
+    sums: NDArray[np.int64],
+    scales: NDArray[np.int64],
+    fields: NDArray[np.int64],
+    signed: NDArray[np.bool_],
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """numpy's own float32 product under the machine's rules, and where the two must agree.
+
+    IEEE rounds below the smallest normal number to fewer bits than the machine does; what becomes
+    that number by either rounding may be zero by the other.
+    """
+    units = np.where(
+        signed, unit_exponent(spec.act_bits, True), unit_exponent(spec.act_bits, False)
+    )
+    significand, exponent = np.frexp(scale_values(spec, scales))
+    exponent = exponent + fields + units
+    # The power of two goes to the scale as far as float32 holds it. The rest scales the sum, which
+    # is exact unless the product lies far outside the range.
+    own = np.clip(exponent, -125, 128)
+    integers = sums.astype(np.float32)
+    assert (integers == sums).all()
+    with np.errstate(over="ignore", under="ignore"):
+        left = np.ldexp(integers, exponent - own)
+        right = np.ldexp(significand.astype(np.float32), own)
+        product = left * np.where(significand == 0, np.float32(0), right)
+    product = np.where(significand == 0, np.float32(0), product)
+    return machine_number(product), np.abs(product) != np.float32(FLOAT32.smallest)

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from shiftcore.sim import mutants as faults
-from shiftcore.sim.mutants import REGIONS, Mutant, Outcome, attempt, chosen, mutants
+from shiftcore.sim.mutants import REGIONS, Mutant, Original, Outcome, attempt, chosen, mutants
 
 HAZARD = next(region for region in REGIONS if region.name == "hazard logic")
 TESTS = ("tests/hw/test_issue.py::test_one_address_at_every_distance",)
@@ -79,10 +79,39 @@ def test_what_changes_nothing_survives():
     assert attempt(replace(mutant, source=original + "# The same.\n"), TESTS).kind == "survived"
 
 
+def test_a_test_that_does_not_end_is_named(monkeypatch, tmp_path):
+    """The first passes, the second simulates for ever in a process of its own."""
+    package = tmp_path / "shiftcore"
+    (package / "tests").mkdir(parents=True)
+    (package / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+    (package / "tests" / "test_two.py").write_text(
+        "import pytest, subprocess, sys\n"
+        "def test_one():\n"
+        "    print('tests/test_x.py::test_printed')\n"
+        "@pytest.mark.parametrize('stall', [0.4])\n"
+        "def test_two(stall):\n"
+        "    subprocess.run([sys.executable, '-c', 'while True: pass'])\n"
+    )
+    monkeypatch.setattr(faults, "_copy", lambda target: package)
+    mutant = replace(mutants(HAZARD)[0], file="fault.py", source="")
+    original = Original("digest", 0.1)
+    monkeypatch.setattr(faults, "_probe", lambda _: "another digest")
+    monkeypatch.setattr(faults, "_LEAST_TIMEOUT", 10)
+    named = "tests/test_two.py::test_two[0.4]"
+    assert attempt(mutant, ["tests/test_two.py"], original) == Outcome("killed", named, False)
+    with pytest.raises(RuntimeError, match=r"^pytest began no test within 0\.01 s"):
+        faults._test(package, ["tests"], 0.01)
+
+
+def test_the_time_limit_follows_the_tests():
+    assert Original("digest", 1.0).timeout == 120
+    assert Original("digest", 30.0).timeout == 300
+
+
 def test_survivors_fail_the_run(monkeypatch, tmp_path):
     """One region, judged without running anything: a survivor is named, the exit status is 1."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(faults, "unchanged", lambda tests: "digest")
+    monkeypatch.setattr(faults, "unchanged", lambda tests: Original("digest", 1.0))
     monkeypatch.setattr(faults, "attempt", lambda *_: Outcome("survived"))
     arguments = ["--region", HAZARD.name, "--count", "2", "--jobs", "1"]
     run = CliRunner().invoke(faults.main, arguments)
@@ -90,10 +119,15 @@ def test_survivors_fail_the_run(monkeypatch, tmp_path):
     assert "SURVIVED" in run.output
     assert "0 killed, 2 survived" in run.output
     monkeypatch.setattr(faults, "_fingerprint", lambda: "other sources")
-    monkeypatch.setattr(faults, "attempt", lambda *_: Outcome("killed", "tests/hw/test_x.py::y"))
-    run = CliRunner().invoke(faults.main, arguments)
-    assert run.exit_code == 0
-    assert "2 killed, 0 survived" in run.output
+    hung = Outcome("killed", "tests/hw/test_x.py::y", ends=False)
+    monkeypatch.setattr(faults, "attempt", lambda *_: hung)
+    # The second run finds the outcomes of the first.
+    for _ in range(2):
+        run = CliRunner().invoke(faults.main, arguments)
+        assert run.exit_code == 0
+        assert "2 killed, 0 survived" in run.output
+        assert "does not end" in " ".join(run.output.split())
+        monkeypatch.setattr(faults, "attempt", lambda *_: pytest.fail("judged again"))
 
 
 def test_listing():

@@ -1,7 +1,13 @@
 """The floating-point units against Berkeley SoftFloat.
 
-SoftFloat's results on fixed operands are recorded here as a digest. Where its Python binding
-(``pip install softfloat``, which compiles C) is installed, the digest itself is checked.
+SoftFloat's results on fixed operands are recorded here as digests. The last test of this module
+computes them, with SoftFloat's Python binding, softfloat 0.1.4.1; where that is not installed it is
+skipped. ``make`` does not install it, because it fails to build by chance: PyPI has only C source,
+whose setup.py runs ``make clean`` and ``make`` side by side. To compute the digests again, install
+it, a second time if the linker misses softfloat.a, and run this module::
+
+    .venv/bin/pip install softfloat==0.1.4.1
+    .venv/bin/python -P -m pytest tests/hw/test_softfloat.py
 """
 
 import hashlib
@@ -69,7 +75,8 @@ def test_products_equal_softfloat(simulator):
 
 def test_the_record_is_softfloats():
     softfloat = pytest.importorskip(
-        "softfloat", reason="the binding of SoftFloat is on PyPI only as C source"
+        "softfloat",
+        reason="softfloat, with which the digests were recorded, is not installed; see above",
     )
 
     def results(function, left, right) -> np.ndarray:

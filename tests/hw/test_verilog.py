@@ -25,6 +25,20 @@ CONFIGS = [
 ]
 
 
+class Taken(wiring.Component):
+    """A register ``x[0]`` beside an ``x_0``."""
+
+    def __init__(self):
+        super().__init__({"o": Out(3)})
+
+    def elaborate(self, platform):
+        m = Module()
+        values = [Signal(name=name) for name in ("x[0]", "x_0", "x[1][2]")]
+        m.d.sync += [value.eq(~value) for value in values]
+        m.d.comb += self.o.eq(Cat(*values))
+        return m
+
+
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda c: f"{c.rows}x{c.cols}-{c.scale}")
 def written(request, tmp_path_factory) -> tuple[HardwareConfig, Path]:
     path = tmp_path_factory.mktemp("verilog") / "engine.v"
@@ -90,16 +104,6 @@ def test_elements_of_arrays_have_plain_names(written):
 
 
 def test_a_plain_name_that_is_taken():
-    class Taken(wiring.Component):
-        o: Out(3)
-
-        def elaborate(self, platform):
-            m = Module()
-            values = [Signal(name=name) for name in ("x[0]", "x_0", "x[1][2]")]
-            m.d.sync += [value.eq(~value) for value in values]
-            m.d.comb += self.o.eq(Cat(*values))
-            return m
-
     text = emit(Taken(), "taken")
     names = set(re.findall(r"^ *reg (\S+) =", text, flags=re.MULTILINE))
     assert names == {"x_0", "x_0_", "x_1_2"}

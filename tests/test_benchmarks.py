@@ -1,0 +1,113 @@
+"""The benchmarks: limits that are missed are said, and every tool is really asked."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from shiftcore.benchmarks import area, verilog
+from shiftcore.hw.verilog import TOP
+
+RESULT = {"lut": 800, "ff": 900, "dsp": 1, "bram": 2, "lut_per_mac": 40.0, "fmax_mhz": 140.0}
+DESIGN = area.Design(
+    "unit",
+    lambda: pytest.fail("nothing is synthesized"),
+    most=(("lut", 800), ("dsp", 1), ("lut_per_mac", 40)),
+    least_mhz=140,
+)
+
+
+def test_a_result_at_the_limits_keeps_them():
+    assert area.missed(DESIGN, RESULT) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "limits"),
+    [
+        ({"lut": 801}, ["lut ≤ 800"]),
+        ({"lut_per_mac": 40.1}, ["lut_per_mac ≤ 40"]),
+        ({"fmax_mhz": 139.9}, ["fmax_mhz ≥ 140"]),
+        ({"dsp": 2, "lut": 900, "fmax_mhz": 1.0}, ["lut ≤ 800", "dsp ≤ 1", "fmax_mhz ≥ 140"]),
+        ({"ff": 10**6, "bram": 10**6}, []),
+    ],
+)
+def test_missed_limits_are_named(changes, limits):
+    assert area.missed(DESIGN, RESULT | changes) == limits
+
+
+def test_no_clock_is_no_missed_clock():
+    assert area.missed(DESIGN, RESULT | {"fmax_mhz": None}) == []
+    assert area.missed(replace(DESIGN, most=(), least_mhz=None), RESULT | {"fmax_mhz": 1.0}) == []
+
+
+def test_a_missed_limit_fails_the_area_table(monkeypatch):
+    monkeypatch.setattr(area, "designs", lambda: [DESIGN, replace(DESIGN, name="other", most=())])
+    found = {"name": "unit", "fmax_mhz_by_seed": None, **RESULT, "lut": 801}
+    monkeypatch.setattr(area, "measure", lambda design, pnr: found)
+    run = CliRunner().invoke(area.main, ["--json"])
+    assert run.exit_code == 1
+    assert json.loads(run.stdout)["missed"] == ["unit: lut ≤ 800"]
+    run = CliRunner().invoke(area.main, [])
+    assert run.exit_code == 1
+    assert [line.split()[-1] for line in run.stdout.splitlines() if "801" in line] == [
+        "800",
+        "kept",
+    ]
+
+
+def test_every_tool_takes_a_small_engine(tmp_path: Path):
+    hardware = tmp_path / "one.toml"
+    hardware.write_text("rows = 1\ncols = 1\naccumulator_depth = 4\n")
+    run = CliRunner().invoke(verilog.main, ["--hw", str(hardware), "--json"])
+    assert run.exit_code == 0, run.output
+    tools = json.loads(run.stdout)["tools"]
+    assert [tool["tool"].split()[0] for tool in tools] == [
+        "verilator", "iverilog", "read_verilog;", "synth_ecp5", "synth_ice40", "synth_xilinx",
+    ]  # fmt: skip
+    assert all(tool["error"] is None and tool["warnings"] == 0 for tool in tools)
+    assert all(tool["resources"]["lut"] > 100 for tool in tools[3:])
+
+
+@pytest.mark.parametrize("check", [verilog.verilator, verilog.icarus, verilog.yosys_check])
+def test_a_refusal_is_one_line(tmp_path: Path, check):
+    file = tmp_path / "bad.v"
+    file.write_text(f"module {TOP}(input a, output b);\n  assign b = nothing(a);\nendmodule\n")
+    verdict = check(file)
+    assert verdict.result.startswith("failed: ")
+    assert "\n" not in verdict.result
+
+
+def test_warnings_are_seen(tmp_path: Path):
+    file = tmp_path / "narrow.v"
+    file.write_text(f"module {TOP}(input [3:0] a, output [1:0] b);\n  assign b = a;\nendmodule\n")
+    # Verilator ends with an error where it has warned.
+    assert verilog.verilator(file).error is not None
+    file.write_text(
+        f"module {TOP}(input a, c, output b);\n  assign b = ~a;\n  assign b = a & c;\nendmodule\n"
+    )
+    assert "conflicting drivers" in str(verilog.yosys_check(file).error)
+
+
+def test_a_tool_that_is_missing_fails(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert verilog.icarus(tmp_path / "x.v").error == "iverilog is not installed"
+
+
+def test_a_refusal_fails_the_verilog_table(monkeypatch, tmp_path: Path):
+    hardware = tmp_path / "one.toml"
+    hardware.write_text("rows = 1\ncols = 1\n")
+    monkeypatch.setattr(verilog, "TARGETS", {})
+    monkeypatch.setattr(verilog, "verilator", lambda file: verilog.Verdict("v", warnings=2))
+    monkeypatch.setattr(verilog, "icarus", lambda file: verilog.Verdict("i", "syntax error"))
+    run = CliRunner().invoke(verilog.main, ["--hw", str(hardware)])
+    assert run.exit_code == 1
+    assert "2 warnings" in run.stdout
+    assert "failed: syntax error" in run.stdout
+
+
+def test_a_bad_configuration_is_one_line(tmp_path: Path):
+    with pytest.raises(click.ClickException, match=r"^\S+no\.toml: cannot be read"):
+        verilog.write(tmp_path / "no.toml", tmp_path / "x.v")
