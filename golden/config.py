@@ -35,6 +35,7 @@ class HardwareConfig:
     bus_bits : width of the memory port and the tile stream: 32, 64, 128 or 256
     multiplier : of the processing elements, "lut" or "dsp"
     scale_multiplier : of the scale units, "lut" or "dsp"
+    clamp : whether activations other than ReLU (ReLU6, clamp) can be applied
     buffer_depth : words (blocks of one pixel) of the activation buffer, 16 to 1048576
     queue_depth : instructions that wait in front of each engine, 2 to 64
     weight_fifo, load_fifo, store_fifo : beats buffered between memory and each engine, at least two
@@ -52,6 +53,7 @@ class HardwareConfig:
     bus_bits: int = 64
     multiplier: Multiplier = "lut"
     scale_multiplier: Multiplier = "dsp"
+    clamp: bool = True
     buffer_depth: int = 4096
     queue_depth: int = 8
     weight_fifo: int = 128
@@ -83,6 +85,7 @@ class HardwareConfig:
             "bus_bits": (32, 64, 128, 256),
             "multiplier": ("lut", "dsp"),
             "scale_multiplier": ("lut", "dsp"),
+            "clamp": (False, True),
         }
         for name, allowed in choices.items():
             value = getattr(self, name)
@@ -93,7 +96,8 @@ class HardwareConfig:
             value, least = getattr(self, name), 2 * self.burst_beats
             if type(value) is not int or value not in range(least, 4097):
                 raise ConfigError(
-                    f"{name} must be a whole number from {least}, two bursts, to 4096, not {value!r}"
+                    f"{name} must be a whole number from {least} (two bursts) to 4096, "
+                    f"not {value!r}"
                 )
         rows = self.requantizer.beats_per_block
         if self.accumulator_depth < rows:
@@ -153,7 +157,7 @@ class HardwareConfig:
 
     @property
     def engine(self) -> EngineSpec:
-        return EngineSpec(self.array, self.tile, self.scale_unit, self.requantizer)
+        return EngineSpec(self.array, self.tile, self.scale_unit, self.requantizer, self.clamp)
 
     @property
     def accelerator(self) -> AcceleratorSpec:

@@ -227,7 +227,7 @@ class Load(_Ticketed):
 
 @dataclass(frozen=True, kw_only=True)
 class Weights(_Ticketed):
-    """`tiles` adjacent tiles at `offset` (beats) of the model; the first one has biases if `biased`."""
+    """`tiles` adjacent tiles at `offset` of the model; if `biased`, the first has biases."""
 
     opcode: ClassVar[Opcode] = Opcode.WEIGHTS
     offset: int

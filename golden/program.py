@@ -190,7 +190,7 @@ class Program:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Program":
-        """Read a build folder. Raises ``ValueError``, naming the file, if one is missing or altered."""
+        """Read a build folder. Raises ``ValueError``, naming a file that is missing or altered."""
         folder = Path(folder)
         contents: dict[str, bytes] = {}
         for name in ("manifest.json", "model.bin", "program.json", "hardware.toml"):
