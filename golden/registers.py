@@ -152,9 +152,7 @@ def _registers() -> tuple[Register, ...]:
             "What raises the interrupt",
         ),
         Register("IMAGES", 0x1C, "rw", _value("0 means 1"), "Images of a run"),
-        Register(
-            "TIMEOUT", 0x20, "rw", _value("0 means none"), "Cycles after which a run halts"
-        ),
+        Register("TIMEOUT", 0x20, "rw", _value("0 means none"), "Cycles after which a run halts"),
     ]
     for region in Region:
         name, offset = region.name, 0x40 + 0x10 * region

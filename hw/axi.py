@@ -1,6 +1,6 @@
-"""Ports of the two buses, under their usual flat names, and what the DMA engines are told to move."""
+"""Ports of the two buses, under their usual flat names, and the runs that DMA engines move."""
 
-from amaranth.hdl import Module
+from amaranth.hdl import Const, Module, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -8,26 +8,37 @@ from ..golden.registers import ADDRESS_BITS, MAP_BITS
 
 __all__ = [
     "BEATS_BITS",
+    "CACHE",
+    "INCREMENTING",
+    "OKAY",
+    "SLVERR",
     "control_ports",
     "forward",
     "read_ports",
     "region_layout",
     "run_layout",
+    "times",
     "write_ports",
 ]
 
 BEATS_BITS = 33
 """Width of a number of beats: the largest WEIGHTS instruction needs it."""
 
+OKAY, SLVERR = 0b00, 0b10
+INCREMENTING = 0b01
+"""burst type"""
+CACHE = 0b0011
+"""normal memory, bufferable, not cached"""
+
 
 def run_layout() -> data.StructLayout:
-    """Adjacent beats in memory: ``beats`` from ``offset`` beats behind the base of ``region`` on."""
+    """Adjacent beats of memory: ``beats`` of them, from beat ``offset`` of ``region`` on."""
     return data.StructLayout({"offset": 32, "region": 2, "beats": BEATS_BITS})
 
 
 def region_layout() -> data.StructLayout:
-    """The memory regions: ``base`` in bytes, whose bits below a beat are not looked at, and ``size``
-    in beats; both arrays are indexed by :class:`~shiftcore.golden.isa.Region`."""
+    """The memory regions: ``base`` in bytes, of which the bits below a beat are ignored, and
+    ``size`` in beats; both arrays are indexed by :class:`~shiftcore.golden.isa.Region`."""
     return data.StructLayout(
         {"base": data.ArrayLayout(ADDRESS_BITS, 4), "size": data.ArrayLayout(32, 4)}
     )
@@ -102,7 +113,7 @@ def control_ports() -> dict[str, wiring.Member]:
 
 
 def forward(m: Module, inner: wiring.Component, outer: wiring.Component) -> None:
-    """Connect the ``m_axi_`` and ``s_axi_`` ports of `inner` to those of the same name of `outer`."""
+    """Connect the ``m_axi_`` and ``s_axi_`` ports of `inner` to their namesakes of `outer`."""
     for name, member in inner.signature.members.items():
         if name.startswith(("m_axi_", "s_axi_")):
             inside, outside = getattr(inner, name), getattr(outer, name)
@@ -110,3 +121,12 @@ def forward(m: Module, inner: wiring.Component, outer: wiring.Component) -> None
                 m.d.comb += inside.eq(outside)
             else:
                 m.d.comb += outside.eq(inside)
+
+
+def times(value: Value, constant: int) -> Value:
+    """The product of an unsigned `value` and a `constant`, of additions: DSP blocks are scarce."""
+    product = Const(0)
+    for bit in range(constant.bit_length()):
+        if constant >> bit & 1:
+            product = product + (value << bit)
+    return product
