@@ -48,6 +48,7 @@ def engine_signature(spec: EngineSpec) -> wiring.Signature:
             "o_block": Out(stream.Signature(blocks)),
             "i_limits": In(limits_layout()),
             "o_busy": Out(1),
+            "o_issued": Out(1),
             "o_retired": Out(1),
             "o_starved": Out(1),
             "o_hazard": Out(1),
@@ -101,6 +102,7 @@ class Engine(wiring.Component):
     o_block : ``blocks_per_beat`` blocks, see :func:`~shiftcore.hw.requantizer.block_layout`
     i_limits : bounds of what is drained; only where the hardware has ``clamp``
     o_busy : pixels are on their way to the accumulators
+    o_issued : a pixel is issued
     o_retired : a pixel with ``final`` is in the accumulators
     o_starved, o_hazard : a pixel waits for its tile; for anything else
     o_empty : neither a pixel nor a beat of a tile waits to be used
@@ -128,6 +130,7 @@ class Engine(wiring.Component):
             array.i_codes.eq(loader.o_codes),
             array.i_enable.eq(loader.o_enable),
             self.o_busy.eq(issue.o_busy),
+            self.o_issued.eq(issue.o_issued),
             self.o_retired.eq(issue.o_retired),
             self.o_starved.eq(issue.o_starved),
             self.o_hazard.eq(issue.o_hazard),

@@ -50,6 +50,7 @@ class PixelIssue(wiring.Component):
     o_wave : see :func:`wave_layout`; its ``first`` is the array's swap
     o_busy : a pixel is held back, or was issued less than ``spec.retire_cycles`` ago
     o_retired : a ``final`` pixel was issued ``spec.retire_cycles`` ago
+    o_issued : a pixel is issued
     o_held, o_start : a pixel waits or is issued; it starts from the bias
     o_starved, o_hazard : it waits for its tile; for anything else
     """
@@ -65,6 +66,7 @@ class PixelIssue(wiring.Component):
                 "o_wave": Out(wave_layout(spec.scale_unit)),
                 "o_busy": Out(1),
                 "o_retired": Out(1),
+                "o_issued": Out(1),
                 "o_held": Out(1),
                 "o_start": Out(1),
                 "o_starved": Out(1),
@@ -113,6 +115,7 @@ class PixelIssue(wiring.Component):
         m.d.comb += issue.eq(held & tile_ready & (pixel.start | ~clash.any()))
         m.d.comb += self.o_take.eq(issue & pixel.first)
         m.d.comb += [
+            self.o_issued.eq(issue),
             self.o_held.eq(held),
             self.o_start.eq(pixel.start),
             self.o_starved.eq(held & pixel.first & ~self.i_loaded),
