@@ -40,7 +40,8 @@ __all__ = [
     "tickets",
 ]
 
-_LONGEST = 1 << 28
+_LONGEST_PASS = 1 << 28
+_LONGEST_MOVE = 1 << 24
 _CHUNK = 1 << 20
 
 Indices = NDArray[np.int64]
@@ -182,16 +183,14 @@ def _accumulators(found: Indices, sizes: Sizes) -> Indices:
     return _checked(Error.ACCUMULATOR_RANGE, "accumulator addresses", found, depth)
 
 
-def _bounded(count: int, what: str) -> None:
+def _bounded(count: int, limit: int, what: str) -> None:
     """Refuse what takes too long to walk through."""
-    if count > _LONGEST:
-        raise MachineError(
-            Error.TIMEOUT, f"an instruction must have at most {_LONGEST} {what}, not {count}"
-        )
+    if count > limit:
+        raise MachineError(Error.TIMEOUT, f"{what} must be at most {limit}, not {count}")
 
 
 def _pass_accesses(item: Pass, sizes: Sizes) -> Accesses:
-    _bounded(item.pixels, "pixels")
+    _bounded(item.pixels, _LONGEST_PASS, "pixels")
     read = np.zeros(sizes.buffer_depth, bool)
     started, continued = np.zeros((2, sizes.accumulator_depth), bool)
     for found, starts in _parts(item):
@@ -246,13 +245,15 @@ def accesses(instruction: Instruction, config: HardwareConfig) -> Accesses:
 
     The fields must be good (:func:`shiftcore.golden.machine.validate`). Raises ``MachineError`` if
     an address is past the end of the activation buffer or the accumulators (memory has no end
-    here), and with TIMEOUT if there are more than 2**28 pixels or words.
+    here), and with TIMEOUT if there are more than 2**28 pixels, or 2**24 words
+    or accumulators.
     """
     sizes = sizes_of(config)
     if isinstance(instruction, Pass):
         return _pass_accesses(instruction, sizes)
     if isinstance(instruction, Load):
-        _bounded(instruction.words * instruction.rows * instruction.blocks, "words")
+        words = instruction.words * instruction.rows * instruction.blocks
+        _bounded(words, _LONGEST_MOVE, "words")
         scratch = instruction.region == Region.SCRATCH
         beats = sizes.code_beats if instruction.fixed else sizes.word_beats
         return Accesses(
@@ -260,6 +261,9 @@ def accesses(instruction: Instruction, config: HardwareConfig) -> Accesses:
             scratch_reads=_beats(load_memory(instruction, sizes), beats) if scratch else _NONE,
         )
     if isinstance(instruction, Drain):
+        beats = 1 if instruction.form == Form.RAW else sizes.beats_per_block
+        rows = instruction.rows * instruction.pixels * beats
+        _bounded(rows, _LONGEST_MOVE, "accumulators")
         scratch = instruction.to_memory and instruction.region == Region.SCRATCH
         beats = sizes.raw_beats if instruction.form == Form.RAW else sizes.word_beats
         written = _buffer(drain_buffer(instruction), sizes) if instruction.to_buffer else _NONE
