@@ -1,7 +1,14 @@
 """The accelerator: engine, activation buffer, the four engines, DMA, sequencer and registers."""
 
 from amaranth.hdl import (
-    Cat, ClockDomain, ClockSignal, DomainRenamer, Module, Mux, ResetSignal, Signal,
+    Cat,
+    ClockDomain,
+    ClockSignal,
+    DomainRenamer,
+    Module,
+    Mux,
+    ResetSignal,
+    Signal,
 )  # fmt: skip
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
@@ -134,7 +141,9 @@ class Accelerator(wiring.Component):
                 m.d.sync += regions.base[k].eq(regions.base[k] + stride)
 
         moves = Cat(source.valid & source.ready for source, _ in streams)
-        error = self._error(m, registers, sequencer, load, passes, drain, buffer, engine, read, write)
+        error = self._error(
+            m, registers, sequencer, load, passes, drain, buffer, engine, read, write
+        )
         self._control(m, registers, sequencer, read, write, regions, reset, moves, error)
         halt = self.halted
         for each in (sequencer, passes, drain, read, write):
