@@ -214,8 +214,15 @@ class SimulatedSystem:
         self._trace += 1
         self._command("t", f"trace-{self._trace}.txt")
 
-    def trace(self) -> list[tuple[bool, int]]:
-        """What DRAIN wrote since :meth:`start_trace`: whether it is a raw row, and the bits."""
-        text = (Path(self._folder.name) / f"trace-{self._trace}.txt").read_text()
-        numbers = [int(line, 16) for line in text.split()]
-        return [(bool(number & 1), number >> 1) for number in numbers]
+    def trace(self) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+        """What DRAIN wrote since :meth:`start_trace`: (n,) whether it is a raw row, and its bits,
+        (n, bytes), lowest byte first."""
+        text = (Path(self._folder.name) / f"trace-{self._trace}.txt").read_bytes()
+        digits = text.index(b"\n") if text else 0
+        lines = np.frombuffer(text, np.uint8).reshape(-1, digits + 1)[:, :digits]
+        nibbles = np.where(lines > ord("9"), lines - ord("a") + 10, lines - ord("0"))[:, ::-1]
+        if nibbles.size and nibbles.max() > 15:
+            raise SimulationError("a word that DRAIN wrote has undefined bits")
+        nibbles = np.pad(nibbles, ((0, 0), (0, digits % 2))).astype(np.uint8)
+        found = nibbles[:, ::2] | nibbles[:, 1::2] << 4
+        return found[:, 0] != 0, found[:, 1:]

@@ -125,7 +125,7 @@ module testbench;
 
   integer traced = 0;
   always @(posedge clk)
-    if (trace[0] && traced != 0) $fwrite(traced, "%h\n", trace[TRACE+1:1]);
+    if (trace[0] && traced != 0) $fwrite(traced, "%h\n", {trace[TRACE+1:2], 7'b0, trace[1]});
 
   // Inputs change at the falling edge, so that no simulator sees them move at the rising one.
   integer commands, file, got;
