@@ -1,4 +1,4 @@
-"""Memory behind an AXI4 manager, and a bench of components with streams and such a port."""
+"""Memory behind an AXI4 manager, and a bench of components with streams and maybe such a port."""
 
 import random
 from collections import deque
@@ -73,7 +73,8 @@ class AxiMemory:
             if (handle := port(name)) is not None
         }
         self.has_reads, self.has_writes = "arvalid" in self.ports, "awvalid" in self.ports
-        self.beat_bytes = len(self.ports["rdata" if self.has_reads else "wdata"]) // 8
+        data = self.ports.get("rdata", self.ports.get("wdata"))
+        self.beat_bytes = 0 if data is None else len(data) // 8
         # Reads: [due, address, beats left]. Writes: addresses, and (data, strobe, last) to join.
         self.read_queue: deque[list[int]] = deque()
         self.write_queue: deque[list[int]] = deque()
@@ -211,7 +212,7 @@ class AxiJob:
 
     Parameters
     ----------
-    memory : what is behind the ``m_axi_`` ports
+    memory : what is behind the ``m_axi_`` ports, if there are any
     sources, sinks : for each input stream its payloads, for each output stream how many to wait for
     constants : values of other inputs
     watch : outputs of one bit whose high cycles are recorded
@@ -221,7 +222,7 @@ class AxiJob:
     limit : cycles after which the component is taken to hang
     """
 
-    memory: MemoryModel
+    memory: MemoryModel | None
     sources: dict[str, list[int]]
     sinks: dict[str, int]
     constants: dict[str, int] = field(default_factory=dict)
@@ -260,7 +261,7 @@ async def run(dut):
     work: AxiJob = job()
     rng = random.Random(cocotb.RANDOM_SEED)
     dut.rst.value = 1
-    memory = AxiMemory(dut, work.memory, rng)
+    memory = AxiMemory(dut, work.memory or MemoryModel(0, b""), rng)
     for name, value in work.constants.items():
         getattr(dut, name).value = value
     if work.halt is not None:
