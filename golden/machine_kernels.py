@@ -189,7 +189,7 @@ def pack(
     memory: NDArray[np.uint8],
     size: int,
 ) -> None:
-    """Words (N, n, R), (N, n) of `size` bytes each into memory (N, bytes) at byte `offsets` (n,)."""
+    """Words (N, n, R), (N, n) of `size` bytes into memory (N, bytes) at byte `offsets` (n,)."""
     block = codes.shape[2]
     for n in range(codes.shape[0]):
         for i in range(codes.shape[1]):

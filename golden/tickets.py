@@ -407,8 +407,10 @@ def schedule(
     """Indices of the LOADs, PASSes and DRAINs in an order in which the accelerator may finish them.
 
     Without `rng` it is the program's own order, as far as tickets, tiles and queues allow; with it,
-    a random one. Dispatch is in program order; each engine has a queue of ``queue_depth``
-    instructions, which one leaves when it is complete, and a WEIGHTS when all its tiles were taken.
+    a random one. Dispatch is in program order. Each engine has a queue of ``queue_depth``
+    instructions, which one leaves when it is complete, and a WEIGHTS when all its tiles were taken:
+    the accelerator, whose engines take an instruction from the queue when it begins, has a little
+    more room. The tickets of the END are not looked at; it waits for all.
 
     Raises ``MachineError``: PROGRAM_RANGE without an END, DEADLOCK if no engine can go on,
     WEIGHTS_LEFT if tiles remain at the END.
@@ -465,7 +467,7 @@ def schedule(
             done[_ENGINES.index(chosen)] += 1
     stuck = [queues[op][0] for op in _ENGINES if queues[op]]
     stuck += [weights[0]] if weights and not ready(weights[0]) else []
-    if following == end and not stuck and ready(end):
+    if following == end and not stuck:
         if weights:
             raise MachineError(
                 Error.WEIGHTS_LEFT,
