@@ -27,6 +27,7 @@ class ControlRegisters(wiring.Component):
     Parameters
     ----------
     configuration_hash : see :func:`shiftcore.golden.registers.configuration_hash`
+    first_count : what counters count from; only tests of the carry set it
 
     Members
     -------
@@ -44,8 +45,8 @@ class ControlRegisters(wiring.Component):
     i_events : see :func:`events_layout`
     """
 
-    def __init__(self, configuration_hash: int):
-        self.configuration_hash = configuration_hash
+    def __init__(self, configuration_hash: int, first_count: int = 0):
+        self.configuration_hash, self.first_count = configuration_hash, first_count
         super().__init__(
             {
                 **control_ports(),
@@ -200,7 +201,7 @@ class ControlRegisters(wiring.Component):
         for name in COUNTERS:
             count = Signal(64, name=f"count_{name.lower()}")
             event = self.i_busy if name == "CYCLES" else self.i_events[name.lower()]
-            m.d.sync += count.eq(Mux(self.o_start, 0, count + event))
+            m.d.sync += count.eq(Mux(self.o_start, self.first_count, count + event))
             m.d.comb += [values[f"{name}_LO"].eq(count[:32]), values[f"{name}_HI"].eq(high)]
             with m.If(read[f"{name}_LO"]):
                 m.d.sync += high.eq(count[32:])
