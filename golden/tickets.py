@@ -392,8 +392,8 @@ def tickets(instructions: Sequence[Instruction], config: HardwareConfig) -> list
 
 
 def _waiting(item: Instruction, done: Sequence[int]) -> str:
-    return ", ".join(
-        f"{count} {engine.name}s of which {have} complete"
+    return " and ".join(
+        f"{count} {engine.name}, {have} are complete"
         for engine, count, have in zip(_ENGINES, _waits(item), done, strict=True)
         if count > have
     )
@@ -418,7 +418,8 @@ def schedule(
     end = next((i for i, item in enumerate(instructions) if isinstance(item, End)), None)
     if end is None:
         raise MachineError(
-            Error.PROGRAM_RANGE, f"a program must have an END, not {len(instructions)} others"
+            Error.PROGRAM_RANGE,
+            f"a program must have an END, not {len(instructions)} other instructions",
         )
     queues: dict[Opcode, deque[int]] = {op: deque() for op in (*_ENGINES, Opcode.WEIGHTS)}
     weights = queues[Opcode.WEIGHTS]
@@ -480,7 +481,8 @@ def schedule(
     for index in stuck or [following]:
         reason = _waiting(instructions[index], done)
         if not reason:
-            reason = f"{wanted[index]} more tiles" if wanted[index] else "room in a queue"
+            more = wanted[index]
+            reason = f"{more} more tile{'s' * (more > 1)} of WEIGHTS" if more else "room in a queue"
         reasons.append(f"{place(index, instructions)} waits for {reason}")
     first = (stuck or [following])[0]
     raise MachineError(Error.DEADLOCK, f"no engine can go on: {'; '.join(reasons)}", first)

@@ -21,7 +21,7 @@ from shiftcore.golden.isa import (
 from shiftcore.golden.passes import BlockRows, DrainFormat, Engine
 from shiftcore.golden.passes import Drain as EngineDrain
 from shiftcore.golden.passes import Pass as EnginePass
-from shiftcore.golden.program import Place, Program, pack_words, unpack_words
+from shiftcore.golden.program import Place, Program, pack_words
 from shiftcore.golden.tickets import tickets
 
 ONCE = Loop()
@@ -416,7 +416,7 @@ __all__ = [
     "Reference",
     "random_config",
     "random_images",
+    "random_pass",
     "random_program",
-    "unpack_words",
     "walk",
 ]
