@@ -75,16 +75,16 @@ def place(works: Sequence[LayerWork], tensors: Tensors, config: HardwareConfig) 
     def choose(work: LayerWork, intervals: Iterable[Interval], missing: set[str]) -> Choice | None:
         return work.choose(missing, *gaps(intervals, work.index, depth))
 
-    choices: list[Choice] = []
-    for work in works:
-        choice = choose(work, (), absent)
-        if choice is None:
-            least = max(work.largest_box(t, 1, 1) for t in range(len(work.sources)))
-            raise ValueError(
-                f"layer {work.layer.name!r} needs {least} words of the activation buffer for one "
-                f"output pixel: set buffer_depth = {least} or more"
-            )
-        choices.append(choice)
+    first = [choose(work, (), absent) for work in works]
+    choices = [choice for choice in first if choice is not None]
+    if len(choices) < len(works):
+        least = [max(w.largest_box(t, 1, 1) for t in range(len(w.sources))) for w in works]
+        worst = max(works, key=lambda work: least[work.index])
+        raise ValueError(
+            f"layer {worst.layer.name!r} needs {least[worst.index]} words of the activation buffer "
+            f"for one output pixel, but there are {depth}: set buffer_depth = "
+            f"{least[worst.index]} or more"
+        )
 
     output = works[-1].layer.name
     kept = [t for t in tensors.values() if t.name not in (INPUT, output) and t.last > t.producer]
