@@ -120,7 +120,7 @@ def _bad_fields(item: Instruction, config: HardwareConfig) -> Iterator[str]:
         elif item.select >= sizes_of(config).blocks_per_beat:
             allowed = sizes_of(config).blocks_per_beat - 1
             yield f"select must be 0 to {allowed}, not {item.select}"
-        if item.limited and not getattr(config, "clamp", True):
+        if item.limited and not config.clamp:
             yield "limited must be 0 where the configuration says clamp = false, not 1"
 
 

@@ -170,7 +170,7 @@ def requantize(
                 if not signed:
                     lanes[r] = max(lanes[r], np.float32(0))
                 shared = max(shared, (fields[r] >> np.uint32(23)) & np.uint32(0xFF))
-            power = math.ldexp(1.0, 127 + magnitude - 1 - np.int64(shared))
+            power = math.ldexp(1.0, 127 + magnitude - 1 - int(shared))
             for r in range(block):
                 scaled = np.float64(lanes[first + r]) * power
                 whole = np.trunc(scaled) if truncate else np.rint(scaled)

@@ -125,17 +125,21 @@ def _outer(start: int, counts: Sequence[int], steps: Sequence[int]) -> Indices:
     return found
 
 
-def _wrapped(values: Indices | int, bits: int) -> Indices | int:
-    """Signed `bits` bits."""
-    half = 1 << (bits - 1)
-    return ((values + half) & ((1 << bits) - 1)) - half
+def _coordinate(value: int) -> int:
+    """12 signed bits."""
+    return ((value + 2048) & 0xFFF) - 2048
+
+
+def _coordinates(start: int, counts: Sequence[int], steps: Sequence[int]) -> Indices:
+    """:func:`_outer` in 12 signed bits."""
+    return ((_outer(start, counts, steps) + 2048) & 0xFFF) - 2048
 
 
 def positions(item: Pass) -> Positions:
     """All pixels of a PASS; (pixels,) each."""
     counts = [loop.count for loop in item.loops]
-    y = _wrapped(_outer(item.y, counts, [loop.y_step for loop in item.loops]), 12)
-    x = _wrapped(_outer(item.x, counts, [loop.x_step for loop in item.loops]), 12)
+    y = _coordinates(item.y, counts, [loop.y_step for loop in item.loops])
+    x = _coordinates(item.x, counts, [loop.x_step for loop in item.loops])
     return Positions(
         _outer(item.buffer, counts, [loop.buffer_step for loop in item.loops]) & 0xFFFFF,
         _outer(item.accumulator, counts, [loop.accumulator_step for loop in item.loops]) & 0xFFFF,
@@ -159,8 +163,8 @@ def _parts(item: Pass) -> Iterator[tuple[Positions, int]]:
                 item,
                 buffer=buffer & 0xFFFFF,
                 accumulator=accumulator & 0xFFFF,
-                y=int(_wrapped(item.y + sum(n * loop.y_step for n, loop in steps), 12)),
-                x=int(_wrapped(item.x + sum(n * loop.x_step for n, loop in steps), 12)),
+                y=_coordinate(item.y + sum(n * loop.y_step for n, loop in steps)),
+                x=_coordinate(item.x + sum(n * loop.x_step for n, loop in steps)),
                 loops=(Loop(),) * level + item.loops[level:],
             )
         starts = item.start and not any(turn[: item.start_level])

@@ -228,7 +228,7 @@ def compiled(
                 )
                 started = True
     where = {"rows": size[0], "pixels": size[1]}
-    if raw:
+    if layer.output is None:
         for tile in range(len(columns)):
             builder.drain(
                 Place("out", tile * config.cols, 0, 0),
@@ -280,8 +280,7 @@ SHAPES = [(4, 4), (8, 4), (4, 8), (6, 2), (3, 7), (5, 2)]
 
 
 def config_of(rows: int, cols: int, **change) -> HardwareConfig:
-    values = {"accumulator_depth": 512, "buffer_depth": 1024} | change
-    return HardwareConfig(rows, cols, **values)
+    return replace(HardwareConfig(rows, cols, buffer_depth=1024), **change)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -349,6 +348,7 @@ def test_limits_come_before_requantization_and_before_raw_rows():
         program = replace(program, instructions=items)
         found = program.decode_output(Machine(program).run(images).outputs)
         if output is None:
+            assert isinstance(found, np.ndarray)
             assert np.array_equal(found, clamped)
         else:
             expected = output.compute(clamped)
@@ -363,7 +363,9 @@ def test_limits_come_before_requantization_and_before_raw_rows():
         for item in program.instructions
     )
     program = replace(program, instructions=items)
-    assert (program.decode_output(Machine(program).run(images).outputs) == low).all()
+    found = program.decode_output(Machine(program).run(images).outputs)
+    assert isinstance(found, np.ndarray)
+    assert (found == low).all()
 
 
 def copying(config: HardwareConfig, words: int = 6) -> tuple[Builder, np.ndarray]:
@@ -454,18 +456,21 @@ def test_a_mismatch_is_named():
     program, images, _ = compiled(config, layer, sources)
     trace = Machine(program).run(images, trace=True).trace
     assert first_mismatch(program, trace, trace) is None
-    other = [np.array(each) for each in trace]
-    other[1][1, 13, 2] = 7
+    assert isinstance(trace[1], np.ndarray)
+    changed_rows = trace[1].copy()
+    changed_rows[1, 13, 2] = 7
+    other = [trace[0], changed_rows]
     found = first_mismatch(program, trace, other)
     assert found is not None
     assert str(found) == (
         f"image 1, layer 'out', pixel (3, 1), channel 6: value must be "
         f"{trace[1][1, 13, 2].item()}, not 7.0"
     )
-    blocks = replace(layer, output=BlockFloat(4, 4, True))
-    program, images, _ = compiled(config, blocks, sources)
+    layer = replace(layer, output=BlockFloat(4, 4, True))
+    program, images, _ = compiled(config, layer, sources)
     trace = Machine(program).run(images, trace=True).trace
-    codes = [BlockRows(w.codes.copy(), w.exponents.copy()) for w in trace]
+    blocks = [w for w in trace if isinstance(w, BlockRows)]
+    codes = [BlockRows(w.codes.copy(), w.exponents.copy()) for w in blocks]
     codes[0].codes[0, 4, 1] ^= 1
     found = first_mismatch(program, trace, codes)
     assert found is not None
@@ -743,7 +748,7 @@ def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match=message):
         machine.run(image[:, 1:])
     with pytest.raises(ValueError, match=r"not \(1, 512\) int64$"):
-        machine.run(image.astype(np.int64))
+        machine.run(image.astype(np.int64))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_model_larger_than_its_region_is_refused():
