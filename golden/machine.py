@@ -155,8 +155,8 @@ def _check_tiles(instructions: Sequence[Instruction]) -> None:
     for index, item in enumerate(instructions):
         if not isinstance(item, Pass):
             continue
-        levels = slice(min(item.start_level, item.tile_level), item.tile_level)
-        starting = prod(loop.count for loop in item.loops[levels]) if item.start else 0
+        levels = item.loops[item.start_level : item.tile_level]
+        starting = prod(loop.count for loop in levels) if item.start else 0
         for count, starts in ((starting, True), (item.tiles - starting, False)):
             while count and left:
                 if biased != starts:
@@ -414,7 +414,7 @@ class Machine:
         outputs: list[NDArray[np.uint8]] = []
         traces: list[list[Written]] = []
         for first in range(0, max(len(images), 1), batch):
-            part = np.ascontiguousarray(images[first : first + batch])
+            part = images[first : first + batch].copy()
             state = _State(self.program, self._model, part)
             if interleaving is not None:
                 order = schedule(self.program.instructions, self.program.config, interleaving)

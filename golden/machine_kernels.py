@@ -27,7 +27,7 @@ def _product(total, scale, unit):
     if abs(exact) < _FLUSHED:
         exact = 0.0
     exact = min(max(exact, -np.float64(_LARGEST)), np.float64(_LARGEST))
-    return np.float32(exact) + np.float32(0)
+    return np.float32(exact)
 
 
 @njit(cache=True, inline="always", error_model="numpy")

@@ -426,6 +426,24 @@ def test_spilling_to_scratch_and_back():
     assert np.array_equal(second.exponents, first.exponents + 1 * (first.exponents > 0))
 
 
+def test_passes_that_differ_in_where_they_start_only():
+    builder, image = copying(config_of(4, 4))
+    tile = (np.eye(4).astype(np.int8), np.ones(4, np.float32), np.ones(4, np.float32))
+    once = builder.items[-1]
+    assert isinstance(once, Pass)
+    twice = replace(once, loops=(*once.loops[:3], Loop(2), once.loops[4]), start_level=4)
+    for item in (twice, replace(twice, start_level=5), replace(twice, start=0, start_level=5)):
+        builder.weights([tile if item.start else (*tile[:2], None)])
+        builder.add(item)
+        builder.drain(accumulator=0, pixels=6, form=0, to_memory=1, region=Region.OUTPUT)
+    program = builder.program()
+    trace = Machine(program).run(image, trace=True).trace
+    for expected, found in zip(Reference(program, image[0]).trace, trace, strict=True):
+        assert isinstance(expected, np.ndarray)
+        assert isinstance(found, np.ndarray)
+        assert np.array_equal(found[0], expected)
+
+
 def test_images_do_not_see_each_other():
     rng = np.random.default_rng(11)
     config = random_config(rng)
