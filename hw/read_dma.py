@@ -28,7 +28,7 @@ class ReadDma(wiring.Component):
     Parameters
     ----------
     spec : widths, depths and the longest burst
-    outstanding : bursts that may be on their way at once
+    outstanding : 2 or more; bursts that may be on their way at once
 
     Members
     -------
@@ -45,6 +45,8 @@ class ReadDma(wiring.Component):
     """
 
     def __init__(self, spec: AcceleratorSpec, outstanding: int = 4):
+        if outstanding < 2:
+            raise ValueError(f"outstanding must be at least 2, not {outstanding!r}")
         self.spec, self.outstanding = spec, outstanding
         runs, beats = stream.Signature(run_layout()), stream.Signature(spec.bus_bits)
         super().__init__(

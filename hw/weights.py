@@ -79,20 +79,21 @@ class WeightsEngine(wiring.Component):
 
         beat = Signal(range(tile.beats(True)))
         index = Signal(20)
-        o = self.o_tile.payload
-        move = Signal()
+        biased, last, move = Signal(), Signal(), Signal()
         m.d.comb += [
-            o.data.eq(self.i_beats.payload),
-            o.biased.eq(head.biased & ~index.any()),
-            o.last.eq(beat == Mux(o.biased, tile.beats(True) - 1, tile.beats(False) - 1)),
+            biased.eq(head.biased & ~index.any()),
+            last.eq(beat == Mux(biased, tile.beats(True) - 1, tile.beats(False) - 1)),
+            self.o_tile.payload.data.eq(self.i_beats.payload),
+            self.o_tile.payload.last.eq(last),
+            self.o_tile.payload.biased.eq(biased),
             self.o_tile.valid.eq(self.i_beats.valid & queue.r_rdy),
             self.i_beats.ready.eq(self.o_tile.ready & queue.r_rdy),
             move.eq(self.o_tile.valid & self.o_tile.ready),
             self.o_busy.eq(queue.r_rdy),
         ]
         with m.If(move):
-            m.d.sync += beat.eq(Mux(o.last, 0, beat + 1))
-        with m.If(move & o.last):
+            m.d.sync += beat.eq(Mux(last, 0, beat + 1))
+        with m.If(move & last):
             m.d.comb += queue.r_en.eq(index == head.tiles - 1)
             m.d.sync += index.eq(Mux(queue.r_en, 0, index + 1))
         return m

@@ -27,7 +27,7 @@ class WriteDma(wiring.Component):
     Parameters
     ----------
     spec : widths, depths and the longest burst
-    outstanding : bursts that may wait for their response at once
+    outstanding : 2 or more; bursts that may wait for their response at once
 
     Members
     -------
@@ -44,6 +44,8 @@ class WriteDma(wiring.Component):
     """
 
     def __init__(self, spec: AcceleratorSpec, outstanding: int = 4):
+        if outstanding < 2:
+            raise ValueError(f"outstanding must be at least 2, not {outstanding!r}")
         self.spec, self.outstanding = spec, outstanding
         super().__init__(
             {

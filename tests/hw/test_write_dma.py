@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.hw.read_dma import ReadDma
 from shiftcore.hw.write_dma import WriteDma
 from shiftcore.sim.axi_bench import AxiAnswer, AxiJob, MemoryModel
 from shiftcore.sim.runner import simulate
@@ -12,7 +13,7 @@ from shiftcore.tests.hw.regions import Regions, Run
 WATCHED = ("o_idle", "o_beat", "o_done", "o_memory_range", "o_write_failed")
 CONFIGS = [
     (HardwareConfig(2, 2, store_fifo=40), 4),
-    (HardwareConfig(2, 2, bus_bits=32, store_fifo=14, burst_beats=7), 1),
+    (HardwareConfig(2, 2, bus_bits=32, store_fifo=14, burst_beats=7), 2),
     (
         HardwareConfig(
             *(2, 2), bus_bits=256, weight_fifo=512, load_fifo=512, store_fifo=512, burst_beats=256
@@ -211,3 +212,9 @@ def test_halt(stall, simulator):
         assert len(answer.watched["o_beat"]) == sum(beats for _, _, beats in answer.writes)
         late += sum(cycle > halt for cycle in answer.watched["o_beat"])
     assert late > 5
+
+
+@pytest.mark.parametrize("kind", [ReadDma, WriteDma])
+def test_refused_parameters(kind):
+    with pytest.raises(ValueError, match=r"^outstanding must be at least 2, not 1$"):
+        kind(CONFIGS[0][0].accelerator, 1)
