@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """The write manager: every beat of every run in its place, and word when it is there."""
 
 import numpy as np
