@@ -98,7 +98,7 @@ class Accelerator:
         self.program = program
         self.transport.write_memory(self.base, program.model)
 
-    def _place(self, images: int) -> dict[Region, tuple[int, int]]:
+    def place(self, images: int) -> dict[Region, tuple[int, int]]:
         """Base address and stride in beats of every region, for a run of so many images."""
         assert self.program is not None
         spec = self.program.config.accelerator
@@ -125,7 +125,7 @@ class Accelerator:
             raise AcceleratorError("load a program first")
         beat_bytes = self.program.config.accelerator.beat_bytes
         images = len(inputs)
-        places = self._place(images)
+        places = self.place(images)
         size = self.program.sizes[Region.OUTPUT] * beat_bytes
         for region, (address, stride) in places.items():
             self.write(f"{region.name}_BASE_LO", address & 0xFFFFFFFF)

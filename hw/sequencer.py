@@ -230,6 +230,7 @@ class Sequencer(wiring.Component):
                 raw & drain.to_buffer, ~drain.to_buffer & ~drain.to_memory,
                 Mux(raw, drain.select.any(), drain.select >= groups),
                 drain.to_memory & (drain.region < Region.SCRATCH),
+                *([] if self.spec.engine.clamp else [drain.limited]),
             ],
         }  # fmt: skip
         return Cat(

@@ -18,7 +18,13 @@ from ..golden.config import HardwareConfig
 from ..hw.accelerator import Accelerator
 from ..hw.verilog import TOP, emit
 from .runner import (
-    CACHE, SimulationError, Simulator, initial_events, locked_build, sources_hash, tool_path,
+    CACHE,
+    SimulationError,
+    Simulator,
+    initial_events,
+    locked_build,
+    sources_hash,
+    tool_path,
 )  # fmt: skip
 
 __all__ = ["SimulatedSystem", "build_system"]
@@ -128,7 +134,9 @@ class SimulatedSystem:
             stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self._trace = 0
-        self._command("m", latency, gap)
+        self.limit = 0
+        """cycles that :meth:`wait` waits at most, 0 for no limit"""
+        self.set_timing(latency, gap)
         if waves is not None:
             waves.parent.mkdir(parents=True, exist_ok=True)
             (Path(self._folder.name) / "waves.vcd").symlink_to(waves.resolve())
@@ -206,8 +214,16 @@ class SimulatedSystem:
         self._command("l", file.name, address // self.beat_bytes, beats)
 
     def wait(self) -> None:
-        """Return when the interrupt is raised."""
-        self._command("i")
+        """Return when the interrupt is raised.
+
+        Raises ``SimulationError`` if it is not within :attr:`limit` cycles.
+        """
+        if self._command("i", self.limit) != "1":
+            raise SimulationError(f"no interrupt within {self.limit} cycles")
+
+    def set_timing(self, latency: int, gap: int) -> None:
+        """Change the memory's timing, see the constructor."""
+        self._command("m", latency, gap)
 
     def start_trace(self) -> None:
         """Keep what DRAIN writes from now on."""

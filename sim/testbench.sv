@@ -5,7 +5,8 @@
 //   m LATENCY GAP    cycles before the first beat of a burst, and between beats
 //   t FILE           write what DRAIN writes to a file, a line each
 //   d FILE           dump a waveform from here on
-//   i                wait for the interrupt; answers "i CYCLES"
+//   i LIMIT          wait for the interrupt, at most so many cycles if LIMIT is not 0;
+//                    answers "i 1", or "i 0" if it did not come
 //   q                end
 //
 // Numbers are hexadecimal. Every command but r and i answers "ok".
@@ -198,10 +199,12 @@ module testbench;
           $display("ok");
         end
         "i": begin
-          if (!interrupt) @(posedge interrupt);
+          got = $fscanf(commands, "%h", a);
+          if (a == 0 && !interrupt) @(posedge interrupt);
+          for (; a != 0 && !interrupt; a = a - 1) @(posedge clk);
           @(negedge clk);
           if (traced != 0) $fflush(traced);
-          $display("i %h", now);
+          $display("i %h", interrupt);
         end
         default: going = 0;
       endcase
