@@ -68,7 +68,9 @@ def engine_cycles(work: Sequence[Pass | Drain], config: HardwareConfig) -> Engin
             # Its first row waits for the pipeline to empty; the others follow one a cycle.
             first = max(last_row + 1, last_issue + spec.retire_cycles)
             last_row = first + len(item.addresses) - 1
-            after = 1 if item.form == "raw" else 1 + spec.requantizer.latency
+            after = spec.drain_cycles
+            if item.form != "raw":
+                after += spec.requantizer.latency
             total = max(total, last_row + after + 1)
             next_issue = max(next_issue, last_row + 2)
             continue

@@ -134,6 +134,34 @@ class TileFormat:
             beats += self._section(FLOAT32.encode(biases), 32)
         return beats
 
+    def unpack(
+        self, data: NDArray[np.uint8], start: bool
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32] | None]:
+        """Codes (n, rows, cols), scales (n, cols) and biases (n, cols) of n tiles.
+
+        The inverse of :meth:`pack`: `data` has the beats of a tile in a row, (n, bytes). Raises
+        ``ValueError`` at a scale or bias that is no number.
+        """
+        size = self.beats(start) * self.bus_bits // 8
+        if data.ndim != 2 or data.shape[1] != size:
+            raise ValueError(f"tiles must have (n, {size}) bytes, not {data.shape}")
+        bits = np.unpackbits(data, axis=1, bitorder="little").reshape(len(data), -1, self.bus_bits)
+        rows, b = self.array.rows, self.array.weight_bits
+        scales_at = rows * self.row_beats
+        codes = bits[:, :scales_at].reshape(len(data) * rows, 1, -1)
+        sign = 1 << (b - 1)
+        codes = (self._fields(codes, b).reshape(len(data), rows, -1)[:, ::-1] ^ sign) - sign
+        biases_at = scales_at + self.scale_beats
+        scales = self._fields(bits[:, scales_at:biases_at], self.scale.storage_bits)
+        biases = FLOAT32.decode(self._fields(bits[:, biases_at:], 32)) if start else None
+        return codes.astype(np.int8), self.scale.decode(scales), biases
+
+    def _fields(self, section: NDArray[np.uint8], bits: int) -> NDArray[np.int64]:
+        """One field per column (n, cols) of bits (n, beats, W)."""
+        n, cols = len(section), self.array.cols
+        flat = section.reshape(n, -1)[:, : cols * bits].reshape(n, cols, bits)
+        return flat.astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64))
+
     def _section(self, fields: NDArray, bits: int) -> list[int]:
         word = 0
         for index, field in enumerate(fields.tolist()):

@@ -1,9 +1,11 @@
 """The hardware configuration: one TOML file, one frozen object, every unit's spec."""
 
+import json
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from .accelerator import AcceleratorSpec
 from .array import ArraySpec, Multiplier, TileFormat
 from .engine import EngineSpec
 from .floats import FLOAT32, SCALE_FORMATS
@@ -30,9 +32,15 @@ class HardwareConfig:
     accumulator : "float32"
     accumulator_depth : accumulators of a column, 2 to 65536, and at least as many as a block of
         ``rows`` channels takes: ceil(rows / cols)
-    bus_bits : width of the tile stream: 32, 64, 128 or 256
+    bus_bits : width of the memory port and the tile stream: 32, 64, 128 or 256
     multiplier : of the processing elements, "lut" or "dsp"
     scale_multiplier : of the scale units, "lut" or "dsp"
+    clamp : whether activations other than ReLU (ReLU6, clamp) can be applied
+    buffer_depth : words (blocks of one pixel) of the activation buffer, 16 to 1048576
+    queue_depth : instructions that wait in front of each engine, 2 to 64
+    weight_fifo, load_fifo, store_fifo : beats buffered between memory and each engine, at least two
+        bursts, to 4096
+    burst_beats : longest burst on the memory port, 2 to 256
     """
 
     rows: int
@@ -45,6 +53,13 @@ class HardwareConfig:
     bus_bits: int = 64
     multiplier: Multiplier = "lut"
     scale_multiplier: Multiplier = "dsp"
+    clamp: bool = True
+    buffer_depth: int = 4096
+    queue_depth: int = 8
+    weight_fifo: int = 128
+    load_fifo: int = 64
+    store_fifo: int = 64
+    burst_beats: int = 16
 
     def __post_init__(self) -> None:
         numbers = {
@@ -53,6 +68,9 @@ class HardwareConfig:
             "weight_bits": range(2, 9),
             "act_bits": range(2, 9),
             "accumulator_depth": range(2, 65537),
+            "buffer_depth": range(16, (1 << 20) + 1),
+            "queue_depth": range(2, 65),
+            "burst_beats": range(2, 257),
         }
         for name, allowed in numbers.items():
             value = getattr(self, name)
@@ -67,12 +85,20 @@ class HardwareConfig:
             "bus_bits": (32, 64, 128, 256),
             "multiplier": ("lut", "dsp"),
             "scale_multiplier": ("lut", "dsp"),
+            "clamp": (False, True),
         }
         for name, allowed in choices.items():
             value = getattr(self, name)
             if not isinstance(value, type(allowed[0])) or value not in allowed:
                 listed = ", ".join(map(repr, allowed))
                 raise ConfigError(f"{name} must be one of {listed}, not {value!r}")
+        for name in ("weight_fifo", "load_fifo", "store_fifo"):
+            value, least = getattr(self, name), 2 * self.burst_beats
+            if type(value) is not int or value not in range(least, 4097):
+                raise ConfigError(
+                    f"{name} must be a whole number from {least} (two bursts) to 4096, "
+                    f"not {value!r}"
+                )
         rows = self.requantizer.beats_per_block
         if self.accumulator_depth < rows:
             raise ConfigError(
@@ -101,6 +127,11 @@ class HardwareConfig:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
+    def dumps(self) -> str:
+        """The configuration as TOML; :meth:`load` reads it."""
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values)
+
     @property
     def array(self) -> ArraySpec:
         return ArraySpec(self.rows, self.cols, self.weight_bits, self.act_bits, self.multiplier)
@@ -126,4 +157,16 @@ class HardwareConfig:
 
     @property
     def engine(self) -> EngineSpec:
-        return EngineSpec(self.array, self.tile, self.scale_unit, self.requantizer)
+        return EngineSpec(self.array, self.tile, self.scale_unit, self.requantizer, self.clamp)
+
+    @property
+    def accelerator(self) -> AcceleratorSpec:
+        return AcceleratorSpec(
+            self.engine,
+            self.buffer_depth,
+            self.queue_depth,
+            self.weight_fifo,
+            self.load_fifo,
+            self.store_fifo,
+            self.burst_beats,
+        )

@@ -14,12 +14,23 @@ class EngineSpec:
     """How the parts of the engine fit together, in cycles.
 
     Cycle 0 of a pixel is its issue: the cycle in which the issue stage lets it go.
+
+    Parameters
+    ----------
+    array, tile, scale_unit, requantizer : the parts
+    clamp : whether drained accumulators can be clamped
     """
 
     array: ArraySpec
     tile: TileFormat
     scale_unit: ScaleUnitSpec
     requantizer: RequantizerSpec
+    clamp: bool = True
+
+    @property
+    def drain_cycles(self) -> int:
+        """Cycles from a drain to its raw row, or to the requantizer."""
+        return 1 + self.clamp
 
     @property
     def wave_delay(self) -> int:

@@ -22,9 +22,10 @@ __all__ = ["Engine", "drain_layout", "engine_signature"]
 
 def drain_layout(spec: EngineSpec) -> data.StructLayout:
     """One read of all columns: the ``address``, and whether the row leaves ``raw`` or as (part of)
-    a ``signed`` block whose ``last`` row it is."""
+    a ``signed`` block whose ``last`` row it is. ``wait`` until no pixel is on its way."""
     return data.StructLayout(
         {
+            "wait": 1,
             "last": 1,
             "signed": 1,
             "raw": 1,
@@ -45,20 +46,49 @@ def engine_signature(spec: EngineSpec) -> wiring.Signature:
             "i_drain": In(stream.Signature(drain_layout(spec))),
             "o_raw": Out(stream.Signature(row)),
             "o_block": Out(stream.Signature(blocks)),
+            "i_limits": In(limits_layout()),
             "o_busy": Out(1),
+            "o_issued": Out(1),
+            "o_retired": Out(1),
+            "o_starved": Out(1),
+            "o_hazard": Out(1),
+            "o_empty": Out(1),
+            "o_mismatch": Out(1),
         }
     )
+
+
+def limits_layout() -> data.StructLayout:
+    """Two float32 bounds between which accumulators are clamped where ``enable`` is set."""
+    number = float_layout(FLOAT32)
+    return data.StructLayout({"enable": 1, "low": number, "high": number})
+
+
+def _clamped(number, limits):
+    """``min(max(number, low), high)`` where limits are enabled."""
+
+    def ordered(value):
+        # Unsigned integers in the order of the numbers.
+        bits = value.as_value()
+        return Cat(bits[:31] ^ bits[31].replicate(31), ~bits[31])
+
+    under = ordered(number) < ordered(limits.low)
+    over = ordered(number) > ordered(limits.high)
+    inside = Mux(under, limits.low.as_value(), number.as_value())
+    bounded = Mux(over, limits.high.as_value(), inside)
+    return Mux(limits.enable, bounded, number.as_value())
 
 
 class Engine(wiring.Component):
     """Runs passes: tiles and pixels in, raw accumulators or blocks of codes out.
 
-    A pass is one tile and the pixels from one with ``first`` to the next. A drain waits until every
-    pixel accepted before it is in the accumulators.
+    A pass is one tile and the pixels from one with ``first`` to the next. A drain with ``wait``
+    waits until every pixel accepted before it is in the accumulators; one without may read beside
+    passes that do not touch its accumulators.
 
     **Latency**: the first pixel of the first pass is issued ``spec.load_cycles(start)`` cycles
     after its first beat; a pixel is in the accumulators ``spec.retire_cycles`` cycles after its
-    issue; a raw row leaves one cycle after its drain is accepted.
+    issue; a raw row leaves ``1 + spec.clamp`` cycles after its drain is accepted.
     **Throughput**: a pass of P pixels takes ``max(P, spec.load_cycles(start of the next pass),
     spec.pass_cycles)`` cycles, and as many more as keep two updates of one accumulator
     ``spec.scale_unit.revisit`` cycles apart; one row is drained a cycle.
@@ -70,7 +100,14 @@ class Engine(wiring.Component):
     i_drain : reads of the accumulators, see :func:`drain_layout`
     o_raw : rows of ``cols`` float32 numbers
     o_block : ``blocks_per_beat`` blocks, see :func:`~shiftcore.hw.requantizer.block_layout`
+    i_limits : bounds of what is drained; only where the hardware has ``clamp``
     o_busy : pixels are on their way to the accumulators
+    o_issued : a pixel is issued
+    o_retired : a pixel with ``final`` is in the accumulators
+    o_starved, o_hazard : a pixel waits for its tile; for anything else
+    o_empty : neither a pixel nor a beat of a tile waits to be used
+    o_mismatch : a tile is swapped in that has biases although its first pixel does not start from
+        them, or has none although it does
     """
 
     def __init__(self, spec: EngineSpec):
@@ -93,6 +130,12 @@ class Engine(wiring.Component):
             array.i_codes.eq(loader.o_codes),
             array.i_enable.eq(loader.o_enable),
             self.o_busy.eq(issue.o_busy),
+            self.o_issued.eq(issue.o_issued),
+            self.o_retired.eq(issue.o_retired),
+            self.o_starved.eq(issue.o_starved),
+            self.o_hazard.eq(issue.o_hazard),
+            self.o_empty.eq(loader.o_empty & ~issue.o_held),
+            self.o_mismatch.eq(issue.o_take & (issue.o_start != loader.o_biased)),
         ]
 
         begin = issue.o_wave.valid & issue.o_wave.first
@@ -119,19 +162,27 @@ class Engine(wiring.Component):
                 unit.i_drain_enable.eq(fetch),
             ]
             wave = unit.o_wave
-            columns.append(unit.o_drain.as_value())
+            columns.append(unit.o_drain)
 
         m.submodules.requantizer = requantizer = Requantizer(spec.requantizer)
-        free = ~fetched | Mux(drain.raw, self.o_raw.ready, requantizer.i.ready)
+        free = Signal()
+        valid, row, values = fetched, drain, Cat(*columns)
+        if spec.clamp:
+            clamped = Cat(*(_clamped(column, self.i_limits) for column in columns))
+            stage = Signal(name="valid_2"), Signal.like(drain, name="drain_2"), Signal.like(clamped)
+            with m.If(free):
+                m.d.sync += [s.eq(v) for s, v in zip(stage, (valid, row, clamped), strict=True)]
+            valid, row, values = stage
         m.d.comb += [
-            self.i_drain.ready.eq(free & ~issue.o_busy),
+            free.eq(~valid | Mux(row.raw, self.o_raw.ready, requantizer.i.ready)),
+            self.i_drain.ready.eq(free & ~(self.i_drain.payload.wait & issue.o_busy)),
             fetch.eq(self.i_drain.valid & self.i_drain.ready),
-            self.o_raw.valid.eq(fetched & drain.raw),
-            Cat(*self.o_raw.payload).eq(Cat(*columns)),
-            requantizer.i.valid.eq(fetched & ~drain.raw),
-            Cat(*requantizer.i.payload.values).eq(Cat(*columns)),
-            requantizer.i.payload.last.eq(drain.last),
-            requantizer.i.payload.signed.eq(drain.signed),
+            self.o_raw.valid.eq(valid & row.raw),
+            Cat(*self.o_raw.payload).eq(values),
+            requantizer.i.valid.eq(valid & ~row.raw),
+            Cat(*requantizer.i.payload.values).eq(values),
+            requantizer.i.payload.last.eq(row.last),
+            requantizer.i.payload.signed.eq(row.signed),
         ]
         with m.If(free):
             m.d.sync += [fetched.eq(fetch), drain.eq(self.i_drain.payload)]

@@ -5,15 +5,20 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..golden.engine import EngineSpec
+from .delay import delayed
 from .scale_unit import wave_layout
 
 __all__ = ["PixelIssue", "pixel_layout"]
 
 
 def pixel_layout(spec: EngineSpec) -> data.StructLayout:
-    """One pixel of a pass: the lanes of a block, and the flags of :func:`wave_layout`."""
+    """One pixel of a pass: the lanes of a block, and the flags of :func:`wave_layout`.
+
+    ``final`` is reported on ``o_retired`` when the pixel is in the accumulators.
+    """
     return data.StructLayout(
         {
+            "final": 1,
             "first": 1,
             "start": 1,
             "maximum": 1,
@@ -44,6 +49,10 @@ class PixelIssue(wiring.Component):
     o_lanes : operands, sign- or zero-extended
     o_wave : see :func:`wave_layout`; its ``first`` is the array's swap
     o_busy : a pixel is held back, or was issued less than ``spec.retire_cycles`` ago
+    o_retired : a ``final`` pixel was issued ``spec.retire_cycles`` ago
+    o_issued : a pixel is issued
+    o_held, o_start : a pixel waits or is issued; it starts from the bias
+    o_starved, o_hazard : it waits for its tile; for anything else
     """
 
     def __init__(self, spec: EngineSpec):
@@ -56,6 +65,12 @@ class PixelIssue(wiring.Component):
                 "o_lanes": Out(data.ArrayLayout(signed(spec.array.operand_bits), spec.array.rows)),
                 "o_wave": Out(wave_layout(spec.scale_unit)),
                 "o_busy": Out(1),
+                "o_retired": Out(1),
+                "o_issued": Out(1),
+                "o_held": Out(1),
+                "o_start": Out(1),
+                "o_starved": Out(1),
+                "o_hazard": Out(1),
             }
         )
 
@@ -99,6 +114,13 @@ class PixelIssue(wiring.Component):
         tile_ready = ~pixel.first | (self.i_loaded & ~wait.any())
         m.d.comb += issue.eq(held & tile_ready & (pixel.start | ~clash.any()))
         m.d.comb += self.o_take.eq(issue & pixel.first)
+        m.d.comb += [
+            self.o_issued.eq(issue),
+            self.o_held.eq(held),
+            self.o_start.eq(pixel.start),
+            self.o_starved.eq(held & pixel.first & ~self.i_loaded),
+            self.o_hazard.eq(held & ~issue & ~self.o_starved),
+        ]
         with m.If(self.o_take):
             m.d.sync += wait.eq(spec.pass_cycles - 1)
         with m.Elif(wait.any()):
@@ -118,4 +140,6 @@ class PixelIssue(wiring.Component):
         with m.Elif(retire.any()):
             m.d.sync += retire.eq(retire - 1)
         m.d.comb += self.o_busy.eq(held | retire.any())
+        final = issue & pixel.final
+        m.d.comb += self.o_retired.eq(delayed(m, final, spec.retire_cycles, "final", reset=True))
         return m

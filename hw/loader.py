@@ -130,6 +130,8 @@ class TileLoader(wiring.Component):
     i : beats; ``last`` marks the last of a tile, which says whether biases came
     o_codes, o_enable : a weight row and the rows of the array that take it
     o_loaded, i_take : hand-over of a complete tile
+    o_biased : the complete tile came with biases
+    o_empty : no beat of a further tile was taken
     i_play_scale, i_play_bias : start to play the constants of the oldest tile
     o_scale, o_bias : constant of the column whose turn it is
     """
@@ -145,6 +147,8 @@ class TileLoader(wiring.Component):
                 "o_codes": Out(data.ArrayLayout(signed(array.weight_bits), array.cols)),
                 "o_enable": Out(array.rows),
                 "o_loaded": Out(1),
+                "o_biased": Out(1),
+                "o_empty": Out(1),
                 "i_take": In(1),
                 "i_play_scale": In(1),
                 "i_play_bias": In(1),
@@ -171,7 +175,8 @@ class TileLoader(wiring.Component):
         scale_beat = Signal(range(max(tile.scale_beats, 2)))
         done = Signal()
         accept = Signal()
-        m.d.comb += self.o_loaded.eq(done)
+        begun = Signal()
+        m.d.comb += [self.o_loaded.eq(done), self.o_empty.eq(~done & ~begun)]
         room = in_codes | Mux(in_scales, scales.o_space, biases.o_space)
         m.d.comb += self.i.ready.eq((~done | self.i_take) & room)
         m.d.comb += accept.eq(self.i.valid & self.i.ready)
@@ -179,7 +184,9 @@ class TileLoader(wiring.Component):
         with m.If(self.i_take):
             m.d.sync += done.eq(0)
         with m.If(accept):
+            m.d.sync += begun.eq(~self.i.payload.last)
             with m.If(self.i.payload.last):
+                m.d.sync += self.o_biased.eq(~in_codes & ~in_scales)
                 m.d.sync += [
                     done.eq(1),
                     pending.eq(pending.init),

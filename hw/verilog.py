@@ -14,8 +14,10 @@ __all__ = ["TOP", "emit", "engine_ports", "engine_verilog"]
 
 TOP = "shiftcore"
 
-# Verilog extends operands by its own rules, as meant here; other tools do not remark on it.
-_HEADER = "/* verilator lint_off WIDTHEXPAND */\n"
+# What yosys writes relies on Verilog's rules for widths, and sets a default before each case.
+_HEADER = "".join(
+    f"/* verilator lint_off {rule} */\n" for rule in ("WIDTHEXPAND", "WIDTHTRUNC", "CASEINCOMPLETE")
+)
 _ELEMENT = re.compile(r"(\\[^\s\[\]]+)\[(\d+)\]")
 
 

@@ -69,6 +69,7 @@ def _pixels(item: Pass, config: HardwareConfig) -> list[int]:
 
     return _pack(
         [
+            (flag(False), 1),
             ((np.arange(count) == 0).astype(np.int64), 1),
             (flag(item.start), 1),
             (flag(item.maximum), 1),
@@ -113,6 +114,7 @@ def engine_job(
         ends = (np.arange(count) + 1) % requantizer.beats_per_block == 0
         drains += _pack(
             [
+                (np.ones(count, np.int64), 1),
                 (ends.astype(np.int64), 1),
                 (np.full(count, item.form == "signed"), 1),
                 (np.full(count, item.form == "raw"), 1),
@@ -128,6 +130,7 @@ def engine_job(
         {"o_raw": raw, "o_block": blocks},
         after,
         stall,
+        {"i_limits": 0},
         "o_busy",
     )
 

@@ -26,8 +26,11 @@ __all__ = [
     "SimulationError",
     "Simulator",
     "build",
+    "initial_events",
+    "locked_build",
     "simulate",
     "sources_hash",
+    "tool_path",
     "verilog_of",
 ]
 
@@ -122,27 +125,42 @@ def _write(path: Path, text: str) -> None:
     Path(part.name).replace(path)
 
 
+def tool_path(simulator: str) -> str:
+    """PATH with which `simulator` is found. Raises ``SimulationError`` if it is missing."""
+    if simulator == "verilator":
+        return _verilator_path()
+    if simulator == "icarus":
+        if shutil.which("iverilog") is None:
+            raise SimulationError("the simulator 'icarus' is missing: apt-get install iverilog")
+        return os.environ["PATH"]
+    raise SimulationError(f"simulator must be 'verilator' or 'icarus', not {simulator!r}")
+
+
+def locked_build(folder: Path, compile_all: Callable[[], None]) -> None:
+    """Fill `folder` unless it is complete; processes that want the same one wait for each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            compile_all()
+            (folder / "done").touch()
+
+
+def initial_events(verilog: str) -> str:
+    """Verilog for Icarus: in SystemVerilog the initial value in a declaration is no event, and
+    combinational blocks that depend on nothing else would not run before the first clock edge."""
+    return _INITIAL.sub(r"\1; initial #0 \2 = \3;", verilog)
+
+
 def build(verilog: str, simulator: Simulator = "verilator", *, waves: bool = False) -> Path:
     """Compile `verilog`, whose top module is ``dut``; returns the build folder.
 
     A build of the same text is reused; processes that want the same one wait for each other.
     Raises ``SimulationError`` if the simulator is missing or rejects the text.
     """
-    if simulator == "verilator":
-        path = _verilator_path()
-    elif simulator == "icarus":
-        path = os.environ["PATH"]
-        if shutil.which("iverilog") is None:
-            raise SimulationError("the simulator 'icarus' is missing: apt-get install iverilog")
-    else:
-        raise SimulationError(f"simulator must be 'verilator' or 'icarus', not {simulator!r}")
+    path = tool_path(simulator)
     folder = CACHE / f"{simulator}-{_key(verilog, str(waves), _MAKE)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "done").exists():
-            _compile(verilog, folder, simulator, path, waves)
-            (folder / "done").touch()
+    locked_build(folder, lambda: _compile(verilog, folder, simulator, path, waves))
     return folder
 
 
@@ -150,9 +168,7 @@ def _compile(verilog: str, folder: Path, simulator: Simulator, path: str, waves:
     source = folder / "dut.v"
     sources, arguments = [source], []
     if simulator == "icarus":
-        # In SystemVerilog the initial value in a declaration is no event: combinational blocks that
-        # depend on nothing else would not run before the first clock edge.
-        verilog = _INITIAL.sub(r"\1; initial #0 \2 = \3;", verilog)
+        verilog = initial_events(verilog)
     source.write_text(verilog, encoding="utf-8")
     if simulator == "verilator":
         control = folder / "ports.vlt"

@@ -24,6 +24,7 @@ class StreamJob:
     sinks : for each output stream the number of payloads to wait for
     after : for an input stream, transactions that wait: index -> {stream: transfers to wait for}
     stall : probability that a source withholds, or a sink refuses, a transfer in a cycle
+    constants : values of other input ports
     quiet : a port that must be low at the end; its last high cycle is reported
     limit : cycles after which the component is taken to hang
     """
@@ -32,6 +33,7 @@ class StreamJob:
     sinks: dict[str, int]
     after: dict[str, After] = field(default_factory=dict)
     stall: float = 0.0
+    constants: dict[str, int] = field(default_factory=dict)
     quiet: str | None = None
     limit: int = 1_000_000
 
@@ -57,6 +59,8 @@ async def run(dut):
     work: StreamJob = job()
     rng = random.Random(cocotb.RANDOM_SEED)
     stall = work.stall
+    for name, value in work.constants.items():
+        getattr(dut, name).value = value
 
     def port(stream, part):
         return getattr(dut, f"{stream}__{part}")

@@ -12,13 +12,16 @@ from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
 
 KEYS = (
     "rows, cols, weight_bits, act_bits, scale, accumulator, accumulator_depth, bus_bits, "
-    "multiplier, scale_multiplier"
+    "multiplier, scale_multiplier, clamp, buffer_depth, queue_depth, weight_fifo, load_fifo, "
+    "store_fifo, burst_beats"
 )
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_the_example():
-    assert HardwareConfig.load(EXAMPLES / "array16.toml") == HardwareConfig(16, 16)
+    config = HardwareConfig.load(EXAMPLES / "array16.toml")
+    assert config == HardwareConfig(16, 16, buffer_depth=14563)
+    assert config.buffer_depth * config.accelerator.word_bits == pytest.approx(1 << 20, abs=72)
 
 
 def test_every_key(tmp_path: Path):
@@ -35,17 +38,28 @@ def test_every_key(tmp_path: Path):
         bus_bits = 128
         multiplier = "dsp"
         scale_multiplier = "lut"
+        clamp = false
+        buffer_depth = 321
+        queue_depth = 5
+        weight_fifo = 64
+        load_fifo = 70
+        store_fifo = 80
+        burst_beats = 32
         """
     )
-    config = HardwareConfig(8, 12, 3, 5, "fp16", "float32", 100, 128, "dsp", "lut")
+    config = HardwareConfig(
+        8, 12, 3, 5, "fp16", "float32", 100, 128, "dsp", "lut", False, 321, 5, 64, 70, 80, 32
+    )
     assert HardwareConfig.load(str(path)) == config
+    path.write_text(config.dumps())
+    assert HardwareConfig.load(path) == config
 
 
 def test_defaults(tmp_path: Path):
     path = tmp_path / "hw.toml"
     path.write_text("rows = 1\ncols = 128\n")
     assert HardwareConfig.load(path) == HardwareConfig(
-        1, 128, 4, 4, "bf16", "float32", 512, 64, "lut", "dsp"
+        1, 128, 4, 4, "bf16", "float32", 512, 64, "lut", "dsp", True, 4096, 8, 128, 64, 64, 16
     )
 
 
@@ -84,6 +98,27 @@ def test_defaults(tmp_path: Path):
         ("bus_bits = '64'", "bus_bits must be one of 32, 64, 128, 256, not '64'"),
         ("multiplier = 'luts'", "multiplier must be one of 'lut', 'dsp', not 'luts'"),
         ("scale_multiplier = false", "scale_multiplier must be one of 'lut', 'dsp', not False"),
+        ("clamp = 1", "clamp must be one of False, True, not 1"),
+        (
+            "buffer_depth = 15",
+            "buffer_depth must be a whole number from 16 to 1048576, not 15",
+        ),
+        (
+            "buffer_depth = 1048577",
+            "buffer_depth must be a whole number from 16 to 1048576, not 1048577",
+        ),
+        ("queue_depth = 1", "queue_depth must be a whole number from 2 to 64, not 1"),
+        ("queue_depth = 65", "queue_depth must be a whole number from 2 to 64, not 65"),
+        ("burst_beats = 1", "burst_beats must be a whole number from 2 to 256, not 1"),
+        ("burst_beats = 257", "burst_beats must be a whole number from 2 to 256, not 257"),
+        *(
+            (
+                f"{name} = {value}",
+                f"{name} must be a whole number from 32 (two bursts) to 4096, not {value}",
+            )
+            for name in ("weight_fifo", "load_fifo", "store_fifo")
+            for value in (31, 4097)
+        ),
     ],
 )
 def test_a_bad_value_is_refused(tmp_path: Path, line: str, message: str):

@@ -18,7 +18,12 @@ CONFIGS = [
     HardwareConfig(2, 1, 4, 4, "fp32", accumulator_depth=5),
     HardwareConfig(1, 20, 4, 2, accumulator_depth=9),
 ]
-FLAGS = ("first", "start", "maximum", "keep", "signed")
+WAVE = ("first", "start", "maximum", "keep", "signed")
+FLAGS = ("final", *WAVE)
+OUTPUTS = (
+    "i__ready", "o_take", "o_lanes", "o_wave", "o_busy", "o_retired", "o_held", "o_start",
+    "o_starved", "o_hazard",
+)  # fmt: skip
 
 
 @dataclass
@@ -129,9 +134,7 @@ def run(pixels: list[Pixels], loaded: np.ndarray, simulator) -> list[dict[str, n
                 valid[t], payload[t] = 1, words[index]
         inputs |= {f"u{k}__i__valid": valid, f"u{k}__i__payload": payload}
         inputs[f"u{k}__i_loaded"] = loaded.astype(np.int64).tolist()
-        outputs += [
-            f"u{k}__{port}" for port in ("i__ready", "o_take", "o_lanes", "o_wave", "o_busy")
-        ]
+        outputs += [f"u{k}__{port}" for port in OUTPUTS]
     answer = simulate(
         SideBySide,
         PixelIssue,
@@ -140,9 +143,8 @@ def run(pixels: list[Pixels], loaded: np.ndarray, simulator) -> list[dict[str, n
         job=PipelineJob(inputs, tuple(outputs)),
         simulator=simulator,
     )
-    ports = ("i__ready", "o_take", "o_lanes", "o_wave", "o_busy")
     return [
-        {port: np.array(answer[f"u{k}__{port}"], object) for port in ports}
+        {port: np.array(answer[f"u{k}__{port}"], object) for port in OUTPUTS}
         for k in range(len(pixels))
     ]
 
@@ -164,14 +166,25 @@ def check(pixels: Pixels, loaded: np.ndarray, found: dict[str, np.ndarray]) -> N
     wave = found["o_wave"].astype(np.int64)
     assert np.array_equal(np.flatnonzero(wave & 1), issued + 1)
     at = wave[issued + 1] >> 1
-    for position, name in enumerate(FLAGS):
+    for position, name in enumerate(WAVE):
         assert np.array_equal(at >> position & 1, fields[name]), name
-    assert np.array_equal(at >> len(FLAGS) & 255, fields["exponent"])
-    assert np.array_equal(at >> len(FLAGS) + 8, fields["address"])
+    assert np.array_equal(at >> len(WAVE) & 255, fields["exponent"])
+    assert np.array_equal(at >> len(WAVE) + 8, fields["address"])
     assert not (wave[~np.r_[False, issues[:-1]]] >> 1 & 1).any(), "first without a pixel"
     width = spec.array.operand_bits
     lanes = unpack(found["o_lanes"][issued + 1].tolist(), width, spec.array.rows)
     assert np.array_equal(signed(lanes, width), pixels.lanes)
+
+    assert np.array_equal(found["o_held"] == 1, is_held)
+    starved = np.zeros(length, bool)
+    for k, (a, i) in enumerate(zip(accepted, issued, strict=True)):
+        assert (found["o_start"][a + 1 : i + 1] == fields["start"][k]).all(), k
+        if fields["first"][k]:
+            starved[a + 1 : i + 1] = ~loaded[a + 1 : i + 1]
+    assert np.array_equal(found["o_starved"] == 1, starved)
+    assert np.array_equal(found["o_hazard"] == 1, is_held & ~issues & ~starved)
+    retired = issued[fields["final"] == 1] + spec.retire_cycles
+    assert np.array_equal(np.flatnonzero(found["o_retired"] == 1), retired[retired < length])
 
     latest = np.maximum.accumulate(np.where(issues, cycles, -(10**6)))
     assert np.array_equal(found["o_busy"] == 1, is_held | (cycles - latest < spec.retire_cycles))

@@ -26,7 +26,8 @@ CONFIGS = [
     HardwareConfig(1, 7, 6, 4, "fp16", bus_bits=32),
     HardwareConfig(2, 1, 4, 4, "fp32", bus_bits=32),
 ]
-OUTPUTS = ("i__ready", "o_codes", "o_enable", "o_loaded", "o_scale", "o_bias")
+OUTPUTS = ("i__ready", "o_codes", "o_enable", "o_loaded", "o_biased", "o_empty",
+           "o_scale", "o_bias")  # fmt: skip
 
 
 class Normalizer(wiring.Component):
@@ -149,8 +150,12 @@ def check(tiles: Tiles, found: dict[str, np.ndarray]) -> None:
     config, spec = tiles.config, tiles.config.engine
     length = len(found["o_loaded"])
     loaded, enable = np.zeros(length, bool), np.zeros(length, np.int64)
+    empty = np.ones(length, bool)
     for k, accepted in enumerate(tiles.accepted):
         loaded[accepted[-1] + 1 : tiles.takes[k] + 1] = True
+        empty[accepted[0] + 1 : tiles.takes[k] + 1] = False
+        biased = found["o_biased"][accepted[-1] + 1 : tiles.takes[k] + 1]
+        assert (biased == tiles.start[k]).all()
         ends = accepted[config.tile.row_beats - 1 :: config.tile.row_beats][: config.rows]
         for index, t in enumerate(ends):
             enable[t + 1] = (1 << (config.rows - index)) - 1
@@ -158,6 +163,7 @@ def check(tiles: Tiles, found: dict[str, np.ndarray]) -> None:
         mask = (1 << config.weight_bits) - 1
         assert np.array_equal(rows, tiles.codes[k][::-1].astype(np.int64) & mask), k
     assert np.array_equal(found["o_loaded"] == 1, loaded)
+    assert np.array_equal(found["o_empty"] == 1, empty)
     assert np.array_equal(found["o_enable"].astype(np.int64), enable)
     # A tile waits only for the one before; there is always room for its constants.
     take = np.zeros(length, bool)

@@ -1,0 +1,45 @@
+"""Writes the generated tables of docs/machine.md: ``python benchmarks/tables.py``."""
+
+import re
+from pathlib import Path
+
+from shiftcore.golden.isa import LAYOUTS, Error
+from shiftcore.golden.registers import markdown
+
+MACHINE = Path(__file__).parents[1] / "docs" / "machine.md"
+
+
+def instructions() -> str:
+    """One table for each instruction."""
+    parts = []
+    for opcode, layout in LAYOUTS.items():
+        lines = [f"**{opcode.name}**, opcode {opcode.value}", "", "| word | bits | field |"]
+        lines.append("| ---: | ---: | --- |")
+        for field in layout:
+            high = field.offset + field.bits - 1
+            bits = f"{high}:{field.offset}" if field.bits > 1 else str(high)
+            signed = ", signed" if field.signed else ""
+            lines.append(f"| {field.word} | {bits} | `{field.name}`{signed} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def errors() -> str:
+    """The error codes."""
+    rows = [f"| {error.value} | `{error.name}` |" for error in Error]
+    return "\n".join(["| code | name |", "| ---: | --- |", *rows])
+
+
+def filled(text: str) -> str:
+    """The document with its generated parts anew."""
+    for name, table in (
+        ("instructions", instructions()), ("registers", markdown().strip()), ("errors", errors()),
+    ):  # fmt: skip
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text, count = marked.subn(lambda found, t=table: f"{found[1]}\n{t}\n\n{found[2]}", text)
+        assert count == 1, name
+    return text
+
+
+if __name__ == "__main__":
+    MACHINE.write_text(filled(MACHINE.read_text(encoding="utf-8")), encoding="utf-8")

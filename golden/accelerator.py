@@ -1,0 +1,76 @@
+"""Spec of the accelerator around the engine: memory words, buffers, queues."""
+
+from dataclasses import dataclass
+
+from .bfp import BlockFloat
+from .engine import EngineSpec
+from .isa import WORDS
+
+__all__ = ["AcceleratorSpec"]
+
+
+@dataclass(frozen=True)
+class AcceleratorSpec:
+    """The engine, an activation buffer, and what feeds them from memory.
+
+    A **word** is one block of one pixel: its codes, lowest channel lowest, then its exponent field.
+    In memory it begins with a beat of the bus. Words whose exponent is a constant of the tensor
+    (the network's input) are stored without it.
+
+    Parameters
+    ----------
+    engine : array, scale units, requantizer
+    buffer_depth : words of the activation buffer, 16 to 2**20
+    queue_depth : instructions that wait in front of each engine
+    weight_fifo, load_fifo, store_fifo : beats between memory and each engine
+    burst_beats : longest burst; a FIFO holds at least two
+    """
+
+    engine: EngineSpec
+    buffer_depth: int
+    queue_depth: int
+    weight_fifo: int
+    load_fifo: int
+    store_fifo: int
+    burst_beats: int
+
+    @property
+    def bus_bits(self) -> int:
+        return self.engine.tile.bus_bits
+
+    @property
+    def beat_bytes(self) -> int:
+        return self.bus_bits // 8
+
+    @property
+    def storage(self) -> BlockFloat:
+        """Format of stored blocks."""
+        return BlockFloat(self.engine.array.rows, self.engine.array.act_bits)
+
+    @property
+    def code_bits(self) -> int:
+        """Codes of a word."""
+        return self.engine.array.rows * self.engine.array.act_bits
+
+    @property
+    def word_bits(self) -> int:
+        return self.code_bits + 8
+
+    @property
+    def code_beats(self) -> int:
+        """Beats of a word in memory without its exponent."""
+        return -(-self.code_bits // self.bus_bits)
+
+    @property
+    def word_beats(self) -> int:
+        """Beats of a word in memory."""
+        return -(-self.word_bits // self.bus_bits)
+
+    @property
+    def raw_beats(self) -> int:
+        """Beats of a raw row of accumulators in memory."""
+        return -(-32 * self.engine.array.cols // self.bus_bits)
+
+    @property
+    def instruction_beats(self) -> int:
+        return WORDS * 64 // self.bus_bits

@@ -1,0 +1,543 @@
+"""The accelerator as a model: executes a compiled program, bit for bit.
+
+Every image begins with zeros in the activation buffer, the accumulators, SCRATCH and OUTPUT;
+:func:`check_written` tells whether a program depends on that. Instructions are executed one after
+the other in an order that tickets, tiles and queues allow; :func:`check_order` tells whether every
+such order gives the same result.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import machine_kernels as kernels
+from .bfp import unit_exponent
+from .config import HardwareConfig
+from .floats import FLOAT32
+from .isa import LEVELS, Drain, End, Error, Form, Instruction, Load, Pass, Region, Weights, decode
+from .passes import BlockRows
+from .program import Program
+from .tickets import (
+    Accesses,
+    MachineError,
+    accesses,
+    accesses_at,
+    check_order,
+    check_written,
+    drain_accumulators,
+    drain_buffer,
+    drain_memory,
+    load_buffer,
+    load_memory,
+    place,
+    positions,
+    schedule,
+    sizes_of,
+    tickets,
+)
+
+__all__ = [
+    "Accesses",
+    "Machine",
+    "MachineError",
+    "MachineRun",
+    "Mismatch",
+    "Written",
+    "accesses",
+    "check_order",
+    "check_written",
+    "decode_program",
+    "first_mismatch",
+    "schedule",
+    "tickets",
+    "validate",
+]
+
+Written = NDArray[np.float32] | BlockRows
+"""What a DRAIN wrote: raw rows (N, n, C), or codes (N, n, B) and exponents (N, n)."""
+
+_STATE_BYTES = 1 << 26
+_BATCH = 16
+_CACHED_PIXELS = 1 << 24
+
+
+def decode_program(words: NDArray[np.uint64]) -> tuple[Instruction, ...]:
+    """The instructions of (n, 8) words up to the first END.
+
+    Raises ``MachineError``: BAD_OPCODE, BAD_FIELD for a reserved bit, PROGRAM_RANGE without an END.
+    """
+    found: list[Instruction] = []
+    for index, row in enumerate(words):
+        try:
+            found.append(decode(row))
+        except ValueError as error:
+            code = Error.BAD_OPCODE if str(error).startswith("opcode") else Error.BAD_FIELD
+            raise MachineError(code, f"instruction {index}: {error}", index) from None
+        if found[-1].opcode.name == "END":
+            return tuple(found)
+    raise MachineError(
+        Error.PROGRAM_RANGE, f"a program must have an END, not {len(found)} other instructions"
+    )
+
+
+def _at_least_one(**counts: int) -> Iterator[str]:
+    for name, count in counts.items():
+        if count < 1:
+            yield f"{name} must be at least 1, not {count}"
+
+
+def _bad_fields(item: Instruction, config: HardwareConfig) -> Iterator[str]:
+    """What is wrong with the fields of an instruction, taken by themselves."""
+    if isinstance(item, Load):
+        yield from _at_least_one(words=item.words, rows=item.rows, blocks=item.blocks)
+        if item.region == Region.OUTPUT:
+            yield "region must be MODEL, INPUT or SCRATCH, not OUTPUT"
+    elif isinstance(item, Weights):
+        yield from _at_least_one(tiles=item.tiles)
+    elif isinstance(item, Pass):
+        counts = {f"count_{k}": loop.count for k, loop in enumerate(item.loops)}
+        yield from _at_least_one(**counts)
+        for name in ("tile_level", "start_level"):
+            if getattr(item, name) > LEVELS:
+                yield f"{name} must be 0 to {LEVELS}, not {getattr(item, name)}"
+    elif isinstance(item, Drain):
+        yield from _at_least_one(rows=item.rows, pixels=item.pixels)
+        if item.form not in list(Form):
+            yield f"form must be 0 to {max(Form)}, not {item.form}"
+        if not item.to_buffer and not item.to_memory:
+            yield "to_buffer or to_memory must be set"
+        if item.to_memory and item.region not in (Region.SCRATCH, Region.OUTPUT):
+            yield f"region must be SCRATCH or OUTPUT, not {Region(item.region).name}"
+        if item.form == Form.RAW:
+            if item.to_buffer:
+                yield "to_buffer must be 0 for raw rows, which only go to memory"
+            if item.select:
+                yield f"select must be 0 for raw rows, not {item.select}"
+        elif item.select >= sizes_of(config).blocks_per_beat:
+            allowed = sizes_of(config).blocks_per_beat - 1
+            yield f"select must be 0 to {allowed}, not {item.select}"
+        if item.limited and not config.clamp:
+            yield "limited must be 0 where the configuration says clamp = false, not 1"
+
+
+def _memory(item: Instruction, config: HardwareConfig) -> tuple[Region, int] | None:
+    """The region that an instruction touches, and the end of what it touches in beats."""
+    known = sizes_of(config)
+    if isinstance(item, Load):
+        beats = known.code_beats if item.fixed else known.word_beats
+        steps = (item.blocks - 1) * item.block_step + (item.rows - 1) * item.row_step
+        return Region(item.region), item.offset + steps + item.words * beats
+    if isinstance(item, Weights):
+        tile = config.tile
+        size = item.tiles * tile.beats(False) + (tile.bias_beats if item.biased else 0)
+        return Region.MODEL, item.offset + size
+    if isinstance(item, Drain) and item.to_memory:
+        beats = known.raw_beats if item.form == Form.RAW else known.word_beats
+        steps = (item.rows - 1) * item.row_step
+        return Region(item.region), item.offset + steps + item.pixels * beats
+    return None
+
+
+def _check_tiles(instructions: Sequence[Instruction]) -> None:
+    """Check that a tile has biases where its first pixel starts, and only there."""
+    offered: list[tuple[int, int, bool]] = []
+    for index, item in enumerate(instructions):
+        if isinstance(item, Weights):
+            offered.append((index, 1, bool(item.biased)))
+            if item.tiles > 1:
+                offered.append((index, item.tiles - 1, False))
+    following = iter(offered)
+    source, left, biased = next(following, (0, 0, False))
+    for index, item in enumerate(instructions):
+        if not isinstance(item, Pass):
+            continue
+        levels = item.loops[item.start_level : item.tile_level]
+        starting = prod(loop.count for loop in levels) if item.start else 0
+        for count, starts in ((starting, True), (item.tiles - starting, False)):
+            while count and left:
+                if biased != starts:
+                    need, have = ("biases", "none") if starts else ("no biases", "some")
+                    raise MachineError(
+                        Error.TILE_MISMATCH,
+                        f"{place(index, instructions)} must get a tile with {need} when its first "
+                        f"pixel {'starts' if starts else 'continues'}; the tile of "
+                        f"{place(source, instructions)} has {have}",
+                        index,
+                    )
+                taken = min(count, left)
+                count, left = count - taken, left - taken
+                if not left:
+                    source, left, biased = next(following, (0, 0, False))
+
+
+def validate(
+    instructions: Sequence[Instruction],
+    config: HardwareConfig,
+    sizes: tuple[int, int, int, int],
+) -> None:
+    """Check everything at which the accelerator would halt.
+
+    Parameters
+    ----------
+    sizes : beats of MODEL, INPUT, SCRATCH and OUTPUT
+
+    Raises ``MachineError`` with the code that the accelerator reports, the instruction and what is
+    allowed. Of several errors the code is that of one: fields and addresses in program order come
+    first, then tiles, then what makes the program stop.
+    """
+    for index, item in enumerate(instructions):
+        if isinstance(item, End):
+            instructions = instructions[: index + 1]
+            break
+        where = place(index, instructions)
+        for message in _bad_fields(item, config):
+            raise MachineError(Error.BAD_FIELD, f"{where}: {message}", index)
+        touched = _memory(item, config)
+        if touched and touched[1] > sizes[touched[0]]:
+            region, end = touched
+            raise MachineError(
+                Error.MEMORY_RANGE,
+                f"{where}: beats of {region.name} must be 0 to {sizes[region] - 1}, not {end - 1}",
+                index,
+            )
+        accesses_at(index, instructions, config)
+    _check_tiles(instructions)
+    schedule(instructions, config)
+
+
+@dataclass(frozen=True, eq=False)
+class MachineRun:
+    """What N images became.
+
+    Parameters
+    ----------
+    outputs : (N, bytes) uint8, the OUTPUT region of every image
+    trace : what every DRAIN wrote, in program order; empty if it was not asked for
+    """
+
+    outputs: NDArray[np.uint8]
+    trace: tuple[Written, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The first number at which two traces differ."""
+
+    drain: int
+    """which DRAIN of the program"""
+    image: int
+    layer: str
+    row: int
+    column: int
+    channel: int
+    what: str
+    """"code", "exponent" or "value" """
+    expected: float
+    found: float
+
+    def __str__(self) -> str:
+        return (
+            f"image {self.image}, layer {self.layer!r}, pixel ({self.row}, {self.column}), channel "
+            f"{self.channel}: {self.what} must be {self.expected}, not {self.found}"
+        )
+
+
+def first_mismatch(
+    program: Program, expected: Sequence[Written], found: Sequence[Written]
+) -> Mismatch | None:
+    """Where two traces of a program differ first: in program order, then image by image."""
+    for index, (drain, where) in enumerate(program.drains):
+        pairs: list[tuple[str, NDArray, NDArray]]
+        a, b = expected[index], found[index]
+        if isinstance(a, BlockRows) and isinstance(b, BlockRows):
+            pairs = [
+                ("exponent", a.exponents[..., None], b.exponents[..., None]),
+                ("code", a.codes, b.codes),
+            ]
+        elif isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+            pairs = [("value", a, b)]
+        else:
+            raise ValueError(f"drain {index} is raw in one trace and blocks in the other")
+        for what, x, y in pairs:
+            differs = np.argwhere(x.view(f"u{x.itemsize}") != y.view(f"u{y.itemsize}"))
+            if len(differs):
+                image, pixel, lane = (int(i) for i in differs[0])
+                return Mismatch(
+                    index,
+                    image,
+                    where.layer,
+                    where.row + pixel // drain.pixels,
+                    where.column + pixel % drain.pixels,
+                    where.channel + lane,
+                    what,
+                    x[image, pixel, lane].item(),
+                    y[image, pixel, lane].item(),
+                )
+    return None
+
+
+class _State:
+    """Memories while some images are executed side by side."""
+
+    def __init__(self, program: Program, model: NDArray[np.uint8], images: NDArray[np.uint8]):
+        config, n = program.config, len(images)
+        size = config.accelerator.beat_bytes
+        self.codes = np.zeros((n, config.buffer_depth, config.rows), np.uint8)
+        self.exponents = np.zeros((n, config.buffer_depth), np.uint8)
+        self.accumulators = np.zeros((n, config.accumulator_depth, config.cols), np.float32)
+        self.memory = {
+            Region.MODEL: model[None],
+            Region.INPUT: images,
+            Region.SCRATCH: np.zeros((n, program.sizes[Region.SCRATCH] * size), np.uint8),
+            Region.OUTPUT: np.zeros((n, program.sizes[Region.OUTPUT] * size), np.uint8),
+        }
+
+
+class Machine:
+    """Executes the program of `program`.
+
+    Raises ``MachineError`` where the accelerator would halt (:func:`validate`), and with
+    ``Error.NONE`` if a scale, a bias or a limit is no finite number.
+    """
+
+    def __init__(self, program: Program):
+        self.program = program
+        config = program.config
+        validate(program.instructions, config, program.sizes)
+        self._order = schedule(program.instructions, config)
+        self._beat = config.accelerator.beat_bytes
+        self._model = np.zeros(program.sizes[Region.MODEL] * self._beat, np.uint8)
+        model = program.model
+        if len(model) > len(self._model):
+            raise ValueError(
+                f"the model must have at most {len(self._model)} bytes, not {len(model)}"
+            )
+        self._model[: len(model)] = model
+        self._read_tiles()
+        self._units = {
+            signed: np.ldexp(1.0, np.arange(256) + unit_exponent(config.act_bits, signed))
+            for signed in (False, True)
+        }
+        self._limits = {
+            index: self._limits_of(index)
+            for index in self._order
+            if isinstance(program.instructions[index], Drain)
+        }
+        self._positions: dict[tuple, tuple[NDArray[np.int32], NDArray[np.int32], int]] = {}
+        self._cached = 0
+
+    def _read_tiles(self) -> None:
+        """Decode every tile once, and find which ones each PASS takes."""
+        tile = self.program.config.tile
+        numbers: dict[tuple[int, bool], int] = {}
+        stream: list[int] = []
+        self._tiles: dict[int, NDArray[np.int32]] = {}
+        for item in self.program.instructions:
+            if isinstance(item, Weights):
+                offset = item.offset
+                for turn in range(item.tiles):
+                    biased = bool(item.biased) and turn == 0
+                    stream.append(numbers.setdefault((offset, biased), len(numbers)))
+                    offset += tile.beats(biased)
+        taken = 0
+        for index, item in enumerate(self.program.instructions):
+            if isinstance(item, Pass):
+                self._tiles[index] = np.array(stream[taken : taken + item.tiles], np.int32)
+                taken += item.tiles
+        config, count = self.program.config, len(numbers)
+        self._weights = np.zeros((count, config.rows, config.cols), np.int8)
+        self._scales = np.zeros((count, config.cols), np.float32)
+        self._biases = np.zeros((count, config.cols), np.float32)
+        for biased in (False, True):
+            chosen = [(offset, k) for (offset, has), k in numbers.items() if has == biased]
+            size = tile.beats(biased) * self._beat
+            for first in range(0, len(chosen), 1024):
+                offsets, where = np.array(chosen[first : first + 1024], np.int64).T
+                data = self._model[(offsets * self._beat)[:, None] + np.arange(size)]
+                try:
+                    codes, scales, biases = tile.unpack(data, biased)
+                except ValueError as error:
+                    raise MachineError(Error.NONE, f"a tile of the model: {error}") from None
+                self._weights[where], self._scales[where] = codes, scales
+                if biases is not None:
+                    self._biases[where] = biases
+
+    def _limits_of(self, index: int) -> tuple[np.float32, np.float32]:
+        item = self.program.instructions[index]
+        assert isinstance(item, Drain)
+        if not item.limited:
+            return np.float32(-FLOAT32.largest), np.float32(FLOAT32.largest)
+        try:
+            low, high = FLOAT32.decode([item.low, item.high])
+        except ValueError as error:
+            where = place(index, self.program.instructions)
+            raise MachineError(Error.NONE, f"{where}: low or high: {error}", index) from None
+        return low, high
+
+    @cached_property
+    def image_bytes(self) -> int:
+        """Memory that one image takes while it is executed."""
+        config = self.program.config
+        return (
+            config.buffer_depth * (config.rows + 1)
+            + config.accumulator_depth * config.cols * 4
+            + sum(self.program.sizes[1:]) * self._beat
+        )
+
+    def run(
+        self,
+        images: NDArray[np.uint8],
+        *,
+        trace: bool = False,
+        interleaving: np.random.Generator | None = None,
+    ) -> MachineRun:
+        """Execute the program for each of N images.
+
+        Parameters
+        ----------
+        images : (N, bytes), the INPUT region of each
+        trace : keep what every DRAIN writes
+        interleaving : execute in a random order that tickets, tiles and queues allow
+
+        Raises ``ValueError`` if `images` has another size, and ``MachineError`` with ``Error.NONE``
+        if a lane is drained that must be zero and is not.
+        """
+        size = self.program.sizes[Region.INPUT] * self._beat
+        if images.ndim != 2 or images.shape[1] != size or images.dtype != np.uint8:
+            raise ValueError(f"images must be (N, {size}) uint8, not {images.shape} {images.dtype}")
+        batch = min(_BATCH, max(1, _STATE_BYTES // self.image_bytes))
+        order = self._order
+        outputs: list[NDArray[np.uint8]] = []
+        traces: list[list[Written]] = []
+        for first in range(0, max(len(images), 1), batch):
+            part = images[first : first + batch].copy()
+            state = _State(self.program, self._model, part)
+            if interleaving is not None:
+                order = schedule(self.program.instructions, self.program.config, interleaving)
+            written: dict[int, Written] = {}
+            for index in order:
+                self._execute(index, state, written if trace else None)
+            outputs.append(state.memory[Region.OUTPUT])
+            traces.append([written[index] for index in sorted(written)])
+        joined = (_joined(each) for each in zip(*traces, strict=True))
+        return MachineRun(np.concatenate(outputs), tuple(joined))
+
+    def _execute(self, index: int, state: _State, written: dict[int, Written] | None) -> None:
+        item = self.program.instructions[index]
+        if isinstance(item, Load):
+            self._load(item, state)
+        elif isinstance(item, Pass):
+            self._pass(index, item, state)
+        elif isinstance(item, Drain):
+            result = self._drain(index, item, state)
+            if written is not None:
+                written[index] = result
+
+    def _load(self, item: Load, state: _State) -> None:
+        config = self.program.config
+        kernels.unpack(
+            state.memory[Region(item.region)],
+            load_memory(item, sizes_of(config)) * self._beat,
+            config.act_bits,
+            bool(item.fixed),
+            item.exponent,
+            load_buffer(item).astype(np.int32),
+            state.codes,
+            state.exponents,
+        )
+
+    def _walk(self, item: Pass) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
+        """Buffer address of each pixel or -1, its accumulator, and how many pixels start."""
+        start, level = item.start, item.start_level
+        where = (item.buffer, item.accumulator, item.y, item.x, item.height, item.width)
+        key = (*where, start, level, item.loops)
+        if key in self._positions:
+            return self._positions[key]
+        found = positions(item)
+        buffer = np.where(found.inside, found.buffer, -1).astype(np.int32)
+        starting = prod(loop.count for loop in item.loops[level:]) if start else 0
+        walk = buffer, found.accumulator.astype(np.int32), starting
+        if self._cached + item.pixels <= _CACHED_PIXELS:
+            self._cached += item.pixels
+            self._positions[key] = walk
+        return walk
+
+    def _pass(self, index: int, item: Pass, state: _State) -> None:
+        addresses, targets, starting = self._walk(item)
+        kernels.accumulate(
+            state.codes,
+            state.exponents,
+            state.accumulators,
+            addresses,
+            targets,
+            self._tiles[index],
+            self._weights,
+            self._scales,
+            self._biases,
+            starting,
+            1 << (self.program.config.act_bits - 1) if item.signed else 0,
+            bool(item.maximum),
+            self._units[bool(item.signed)],
+        )
+
+    def _drain(self, index: int, item: Drain, state: _State) -> Written:
+        config = self.program.config
+        known = sizes_of(config)
+        low, high = self._limits[index]
+        addresses = drain_accumulators(item, known).astype(np.int32)
+        offsets = drain_memory(item, known) * self._beat
+        n, count = len(state.codes), len(addresses)
+        if item.form == Form.RAW:
+            rows = np.minimum(np.maximum(state.accumulators[:, addresses[:, 0]], low), high)
+            size = known.raw_beats * self._beat
+            beats = np.zeros((n, count, size), np.uint8)
+            beats[:, :, : 4 * config.cols] = rows.astype("<f4").view(np.uint8)
+            state.memory[Region(item.region)][:, offsets[:, None] + np.arange(size)] = beats
+            return rows
+        signed = item.form == Form.SIGNED
+        codes = np.empty((n, count, config.rows), np.uint8)
+        exponents = np.empty((n, count), np.uint8)
+        clean = kernels.requantize(
+            state.accumulators,
+            addresses,
+            item.select,
+            low,
+            high,
+            signed,
+            config.act_bits,
+            config.requantizer.rounding == "truncate",
+            codes,
+            exponents,
+        )
+        if not clean:
+            raise MachineError(
+                Error.NONE,
+                f"{place(index, self.program.instructions)}: lanes past channel {config.rows} of a "
+                f"block must be zero",
+                index,
+            )
+        if item.to_buffer:
+            where = drain_buffer(item)
+            state.codes[:, where] = codes
+            state.exponents[:, where] = exponents
+        if item.to_memory:
+            memory = state.memory[Region(item.region)]
+            size = known.word_beats * self._beat
+            kernels.pack(codes, exponents, config.act_bits, offsets, memory, size)
+        sign = 1 << (config.act_bits - 1) if signed else 0
+        return BlockRows((codes.astype(np.int16) ^ sign) - sign, exponents)
+
+
+def _joined(parts: Sequence[Written]) -> Written:
+    """One trace entry of the images of several."""
+    if isinstance(parts[0], BlockRows):
+        blocks = [part for part in parts if isinstance(part, BlockRows)]
+        return BlockRows(
+            np.concatenate([part.codes for part in blocks]),
+            np.concatenate([part.exponents for part in blocks]),
+        )
+    return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])

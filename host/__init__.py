@@ -1,0 +1,1 @@
+"""The host's side: a driver over an abstract transport."""

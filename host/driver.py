@@ -1,0 +1,169 @@
+"""Drives an accelerator through registers and memory, real or simulated."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..golden.isa import ISA_VERSION, Error, Region
+from ..golden.program import Program
+from ..golden.registers import COUNTERS, ID, configuration_hash, register
+
+__all__ = ["Accelerator", "AcceleratorError", "Transport"]
+
+_PAGE = 4096
+
+
+class AcceleratorError(RuntimeError):
+    """The accelerator is not the one expected, or halted.
+
+    Parameters
+    ----------
+    message : what happened
+    code : why the run halted, ``Error.NONE`` if it did not
+    instruction : instructions dispatched by then
+    """
+
+    def __init__(self, message: str, code: Error = Error.NONE, instruction: int = 0):
+        super().__init__(message)
+        self.code, self.instruction = code, instruction
+
+
+class Transport(Protocol):
+    """Access to the registers and to the memory that the accelerator sees."""
+
+    def read_register(self, offset: int) -> int:
+        """The 32-bit register at byte `offset`."""
+        ...
+
+    def write_register(self, offset: int, value: int) -> None:
+        """Write the 32-bit register at byte `offset`."""
+        ...
+
+    def read_memory(self, address: int, size: int) -> NDArray[np.uint8]:
+        """`size` bytes from byte `address` of the accelerator's memory."""
+        ...
+
+    def write_memory(self, address: int, content: NDArray[np.uint8]) -> None:
+        """Write bytes from byte `address` of the accelerator's memory on."""
+        ...
+
+    def wait(self) -> None:
+        """Return when the interrupt is raised."""
+        ...
+
+
+class Accelerator:
+    """One accelerator behind a transport.
+
+    Parameters
+    ----------
+    transport : registers and memory
+    base : byte address of the memory that may be used, a multiple of 4096
+    """
+
+    def __init__(self, transport: Transport, base: int = 0):
+        if base % _PAGE:
+            raise ValueError(f"base must be a multiple of {_PAGE}, not {base}")
+        self.transport, self.base = transport, base
+        self.program: Program | None = None
+        found = self.read("ID")
+        if found != ID:
+            raise AcceleratorError(f"no accelerator: register ID reads 0x{found:08x}")
+        if self.read("ISA_VERSION") != ISA_VERSION:
+            raise AcceleratorError(
+                f"the accelerator has instruction set {self.read('ISA_VERSION')}, this driver "
+                f"{ISA_VERSION}"
+            )
+
+    def read(self, name: str) -> int:
+        """The register of that name."""
+        return self.transport.read_register(register(name).offset)
+
+    def write(self, name: str, value: int) -> None:
+        """Write the register of that name."""
+        self.transport.write_register(register(name).offset, value)
+
+    def load(self, program: Program) -> None:
+        """Put a program into memory.
+
+        Raises :class:`AcceleratorError` if it was compiled for another configuration.
+        """
+        expected, found = configuration_hash(program.config), self.read("CONFIG_HASH")
+        if found != expected:
+            raise AcceleratorError(
+                f"the program is for configuration 0x{expected:08x}, the accelerator is "
+                f"0x{found:08x}: compile with its hardware.toml"
+            )
+        self.program = program
+        self.transport.write_memory(self.base, program.model)
+
+    def place(self, images: int) -> dict[Region, tuple[int, int]]:
+        """Base address and stride in beats of every region, for a run of so many images."""
+        assert self.program is not None
+        spec = self.program.config.accelerator
+        places, address = {}, self.base
+        for region in Region:
+            size = self.program.sizes[region]
+            own = region in (Region.INPUT, Region.OUTPUT)
+            places[region] = (address, size if own else 0)
+            address += -(-size * spec.beat_bytes * (images if own else 1) // _PAGE) * _PAGE
+        return places
+
+    def run(self, inputs: NDArray[np.uint8], *, timeout: int = 0) -> NDArray[np.uint8]:
+        """Compute images: (N, input bytes) to (N, output bytes).
+
+        ``Program.encode_input`` and ``decode_output`` convert them.
+
+        Parameters
+        ----------
+        timeout : cycles after which the run halts, 0 for none
+
+        Raises :class:`AcceleratorError` if the run halts.
+        """
+        if self.program is None:
+            raise AcceleratorError("load a program first")
+        beat_bytes = self.program.config.accelerator.beat_bytes
+        images = len(inputs)
+        places = self.place(images)
+        size = self.program.sizes[Region.OUTPUT] * beat_bytes
+        for region, (address, stride) in places.items():
+            self.write(f"{region.name}_BASE_LO", address & 0xFFFFFFFF)
+            self.write(f"{region.name}_BASE_HI", address >> 32)
+            self.write(f"{region.name}_SIZE", self.program.sizes[region])
+            self.write(f"{region.name}_STRIDE", stride)
+        self.transport.write_memory(places[Region.INPUT][0], inputs.ravel())
+        self.write("IMAGES", images)
+        self.write("TIMEOUT", timeout)
+        self.write("INTERRUPT_ENABLE", 3)
+        self.write("CONTROL", register("CONTROL").field("CLEAR_INTERRUPT").mask)
+        self.write("CONTROL", register("CONTROL").field("START").mask)
+        self.transport.wait()
+        status = register("STATUS")
+        value = self.read("STATUS")
+        if status.field("ERROR").of(value):
+            error = register("ERROR")
+            found = self.read("ERROR")
+            code = Error(error.field("CODE").of(found))
+            instruction = error.field("INSTRUCTION").of(found)
+            raise AcceleratorError(
+                f"the accelerator halted with {code.name} after {instruction} instructions",
+                code,
+                instruction,
+            )
+        if not status.field("DONE").of(value):
+            raise AcceleratorError(f"an interrupt came, but STATUS reads 0x{value:08x}")
+        return self.transport.read_memory(places[Region.OUTPUT][0], images * size).reshape(
+            images, size
+        )
+
+    def reset(self) -> None:
+        """Abandon a run and reset everything but the registers."""
+        self.write("CONTROL", register("CONTROL").field("SOFT_RESET").mask)
+
+    def counters(self) -> dict[str, int]:
+        """The 64-bit counters of the last run, by lower-case name."""
+        return {
+            name.lower(): self.read(f"{name}_LO") | self.read(f"{name}_HI") << 32
+            for name in COUNTERS
+        }

@@ -1,0 +1,36 @@
+"""The instruction formats of :mod:`shiftcore.golden.isa` as Amaranth layouts."""
+
+from amaranth.hdl import Value, signed, unsigned
+from amaranth.lib import data
+
+from ..golden.isa import LAYOUTS, WORDS, Opcode
+
+__all__ = ["instruction_layout", "reserved_bits"]
+
+
+def instruction_layout(opcode: Opcode) -> data.StructLayout:
+    """The 512 bits of an instruction, word 0 lowest, with the fields of ``LAYOUTS[opcode]``.
+
+    What the fields leave is in members ``reserved_0``, ``reserved_1``, ...
+    """
+    members = {}
+    end = 0
+
+    def reserve(bits: int) -> None:
+        if bits:
+            count = sum(name.startswith("reserved_") for name in members)
+            members[f"reserved_{count}"] = unsigned(bits)
+
+    for field in LAYOUTS[opcode]:
+        position = 64 * field.word + field.offset
+        reserve(position - end)
+        members[field.name] = signed(field.bits) if field.signed else unsigned(field.bits)
+        end = position + field.bits
+    reserve(64 * WORDS - end)
+    return data.StructLayout(members)
+
+
+def reserved_bits(instruction: data.View) -> list[Value]:
+    """The reserved members of an instruction, which must be 0."""
+    names = (key for key, _ in instruction.shape())
+    return [Value.cast(instruction[name]) for name in names if name.startswith("reserved_")]

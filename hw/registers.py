@@ -1,0 +1,207 @@
+"""The control registers, an AXI4-Lite subordinate."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..golden.isa import ISA_VERSION, Region
+from ..golden.registers import COUNTERS, ID, MAP_BITS, REGISTERS, register
+from .axi import OKAY, SLVERR, control_ports, region_layout
+
+__all__ = ["ControlRegisters", "events_layout"]
+
+
+def events_layout() -> data.StructLayout:
+    """For each counter but ``cycles`` whether it counts in this cycle; the names are lower case."""
+    return data.StructLayout({name.lower(): 1 for name in list(COUNTERS)[1:]})
+
+
+class ControlRegisters(wiring.Component):
+    """The registers of :data:`shiftcore.golden.registers.REGISTERS`.
+
+    Address and data of a write may come in any order. An address where no register is answers
+    SLVERR. The component is reset with the bus, and not by ``o_soft_reset``.
+
+    **Latency**: a response is valid 2 cycles after the address, and the data of a write, came in.
+
+    Parameters
+    ----------
+    configuration_hash : see :func:`shiftcore.golden.registers.configuration_hash`
+    first_count : what counters count from; only tests of the carry set it
+
+    Members
+    -------
+    s_axi_* : see :func:`~shiftcore.hw.axi.control_ports`
+    o_start, o_soft_reset : pulses; no start while ``i_busy``
+    o_images : images of a run, at least 1
+    o_timeout : cycles, 0 for none
+    o_regions : see :func:`~shiftcore.hw.axi.region_layout`; of the first image
+    o_strides : from image to image, in beats, indexed by region
+    o_interrupt : level
+    i_busy : a run, or the reset after one, is under way; counted in CYCLES
+    i_finished : the run ended well (pulse)
+    i_failed, i_error, i_instruction : the run halted (pulse), why, and after how many instructions;
+        of the pulses after a start only the first counts
+    i_events : see :func:`events_layout`
+    """
+
+    def __init__(self, configuration_hash: int, first_count: int = 0):
+        self.configuration_hash, self.first_count = configuration_hash, first_count
+        super().__init__(
+            {
+                **control_ports(),
+                "o_start": Out(1),
+                "o_soft_reset": Out(1),
+                "o_images": Out(32),
+                "o_timeout": Out(32),
+                "o_regions": Out(region_layout()),
+                "o_strides": Out(data.ArrayLayout(32, 4)),
+                "o_interrupt": Out(1),
+                "i_busy": In(1),
+                "i_finished": In(1),
+                "i_failed": In(1),
+                "i_error": In(8),
+                "i_instruction": In(24),
+                "i_events": In(events_layout()),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        values = {each.name: Signal(32, name=each.name.lower()) for each in REGISTERS}
+        command = self._write(m, values)
+        self._count(m, values, self._read(m, values))
+        m.d.comb += [
+            values["ID"].eq(ID),
+            values["ISA_VERSION"].eq(ISA_VERSION),
+            values["CONFIG_HASH"].eq(self.configuration_hash),
+            self.o_images.eq(values["IMAGES"] | ~values["IMAGES"].any()),
+            self.o_timeout.eq(values["TIMEOUT"]),
+        ]
+        for region in Region:
+            low, high, size, stride = (
+                values[f"{region.name}_{name}"] for name in ("BASE_LO", "BASE_HI", "SIZE", "STRIDE")
+            )
+            m.d.comb += [
+                self.o_regions.base[region].eq(Cat(low, high)),
+                self.o_regions.size[region].eq(size),
+                self.o_strides[region].eq(stride),
+            ]
+
+        def commanded(name: str) -> Value:
+            return command[register("CONTROL").field(name).offset]
+
+        reset = commanded("SOFT_RESET")
+        start = commanded("START") & ~reset & ~self.i_busy & ~self.o_start
+        m.d.sync += [self.o_start.eq(start), self.o_soft_reset.eq(reset)]
+        running, done, failed, interrupt = Signal(), Signal(), Signal(), Signal()
+        code, instruction = Signal(8), Signal(24)
+        enable = values["INTERRUPT_ENABLE"]
+        with m.If(commanded("CLEAR_INTERRUPT")):
+            m.d.sync += interrupt.eq(0)
+        with m.If(start | reset):
+            m.d.sync += [
+                running.eq(start),
+                done.eq(0),
+                failed.eq(0),
+                code.eq(0),
+                instruction.eq(0),
+            ]
+        with m.Elif(running & self.i_failed):
+            m.d.sync += [
+                running.eq(0),
+                failed.eq(1),
+                code.eq(self.i_error),
+                instruction.eq(self.i_instruction),
+            ]
+            with m.If(enable & register("INTERRUPT_ENABLE").field("ERROR").mask):
+                m.d.sync += interrupt.eq(1)
+        with m.Elif(running & self.i_finished):
+            m.d.sync += [running.eq(0), done.eq(1)]
+            with m.If(enable & register("INTERRUPT_ENABLE").field("DONE").mask):
+                m.d.sync += interrupt.eq(1)
+        status = {"BUSY": self.i_busy, "DONE": done, "ERROR": failed, "INTERRUPT": interrupt}
+        error = {"CODE": code, "INSTRUCTION": instruction}
+        for name, parts in (("STATUS", status), ("ERROR", error)):
+            for part, value in parts.items():
+                field = register(name).field(part)
+                m.d.comb += values[name][field.offset :][: field.bits].eq(value)
+        m.d.comb += self.o_interrupt.eq(interrupt)
+        return m
+
+    def _write(self, m: Module, values: dict[str, Signal]) -> Value:
+        """The write channels. Returns the bits written to CONTROL in this cycle."""
+        address, data_in, strobe = Signal(MAP_BITS), Signal(32), Signal(4)
+        addressed, given, write = Signal(), Signal(), Signal()
+        m.d.comb += [
+            self.s_axi_awready.eq(~addressed),
+            self.s_axi_wready.eq(~given),
+            write.eq(addressed & given & (~self.s_axi_bvalid | self.s_axi_bready)),
+        ]
+        with m.If(self.s_axi_awvalid & self.s_axi_awready):
+            m.d.sync += [addressed.eq(1), address.eq(self.s_axi_awaddr)]
+        with m.If(self.s_axi_wvalid & self.s_axi_wready):
+            m.d.sync += [given.eq(1), data_in.eq(self.s_axi_wdata), strobe.eq(self.s_axi_wstrb)]
+        with m.If(self.s_axi_bready):
+            m.d.sync += self.s_axi_bvalid.eq(0)
+
+        bits = Signal(32)
+        command = Signal(32)
+        m.d.comb += bits.eq(Cat(bit.replicate(8) for bit in strobe))
+        with m.If(write):
+            m.d.sync += [
+                addressed.eq(0),
+                given.eq(0),
+                self.s_axi_bvalid.eq(1),
+                self.s_axi_bresp.eq(SLVERR),
+            ]
+            with m.Switch(address[2:]):
+                for each in REGISTERS:
+                    with m.Case(each.offset >> 2):
+                        m.d.sync += self.s_axi_bresp.eq(OKAY)
+                        if each.access == "rw":
+                            value = values[each.name]
+                            merged = (value & ~bits) | (data_in & bits & each.mask)
+                            m.d.sync += value.eq(merged)
+                        elif each.access == "wo":
+                            m.d.comb += command.eq(data_in & bits & each.mask)
+        return command
+
+    def _read(self, m: Module, values: dict[str, Signal]) -> dict[str, Value]:
+        """The read channels. Returns for each register whether it is read in this cycle."""
+        address = Signal(MAP_BITS)
+        addressed, read = Signal(), Signal()
+        m.d.comb += [
+            self.s_axi_arready.eq(~addressed),
+            read.eq(addressed & (~self.s_axi_rvalid | self.s_axi_rready)),
+        ]
+        with m.If(self.s_axi_arvalid & self.s_axi_arready):
+            m.d.sync += [addressed.eq(1), address.eq(self.s_axi_araddr)]
+        with m.If(self.s_axi_rready):
+            m.d.sync += self.s_axi_rvalid.eq(0)
+        with m.If(read):
+            m.d.sync += [
+                addressed.eq(0),
+                self.s_axi_rvalid.eq(1),
+                self.s_axi_rresp.eq(SLVERR),
+                self.s_axi_rdata.eq(0),
+            ]
+            with m.Switch(address[2:]):
+                for each in REGISTERS:
+                    with m.Case(each.offset >> 2):
+                        m.d.sync += [
+                            self.s_axi_rresp.eq(OKAY),
+                            self.s_axi_rdata.eq(values[each.name]),
+                        ]
+        return {each.name: read & (address[2:] == each.offset >> 2) for each in REGISTERS}
+
+    def _count(self, m: Module, values: dict[str, Signal], read: dict[str, Value]) -> None:
+        """The counters; the high halves share what reading a low half keeps of its own."""
+        high = Signal(32)
+        for name in COUNTERS:
+            count = Signal(64, name=f"count_{name.lower()}")
+            event = self.i_busy if name == "CYCLES" else self.i_events[name.lower()]
+            m.d.sync += count.eq(Mux(self.o_start, self.first_count, count + event))
+            m.d.comb += [values[f"{name}_LO"].eq(count[:32]), values[f"{name}_HI"].eq(high)]
+            with m.If(read[f"{name}_LO"]):
+                m.d.sync += high.eq(count[32:])

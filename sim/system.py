@@ -1,0 +1,244 @@
+"""The whole accelerator with its memory in one compiled model, as a transport for the driver."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..golden.config import HardwareConfig
+from ..hw.accelerator import Accelerator
+from ..hw.verilog import TOP, emit
+from .runner import (
+    CACHE,
+    SimulationError,
+    Simulator,
+    initial_events,
+    locked_build,
+    sources_hash,
+    tool_path,
+)  # fmt: skip
+
+__all__ = ["SimulatedSystem", "build_system"]
+
+_MAKE = (
+    "-- CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++20 "
+    "CFG_CXXFLAGS_COROUTINES=-fcoroutines OPT_FAST=-O2 OPT_SLOW=-O0 OPT_GLOBAL=-O1"
+)
+
+
+def _verilog(config: HardwareConfig) -> str:
+    key = hashlib.sha256(f"{config} {sources_hash('golden', 'hw')}".encode()).hexdigest()[:20]
+    path = CACHE / f"accelerator-{key}.v"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as part:
+            part.write(emit(Accelerator(config, trace=True), TOP))
+        Path(part.name).replace(path)
+    return path.read_text(encoding="utf-8")
+
+
+def build_system(
+    config: HardwareConfig,
+    memory_beats: int,
+    simulator: Simulator = "verilator",
+    *,
+    waves: bool = False,
+) -> list[str]:
+    """Compile the accelerator with a memory; the command that runs it.
+
+    A build of the same content is reused. Raises ``SimulationError`` if the simulator is missing.
+    """
+    spec = config.accelerator
+    text = _verilog(config)
+    bench = (files("shiftcore.sim") / "testbench.sv").read_text(encoding="utf-8")
+    path = tool_path(simulator)
+    trace = max(spec.word_bits, 32 * config.cols)
+    parameters = {"BUS": spec.bus_bits, "BEATS": memory_beats, "TRACE": trace}
+    key = hashlib.sha256(
+        "\0".join([text, bench, simulator, str(parameters), str(waves), _MAKE]).encode()
+    ).hexdigest()[:20]
+    folder = CACHE / f"system-{simulator}-{key}"
+
+    def compile_all() -> None:
+        (folder / "testbench.sv").write_text(bench, encoding="utf-8")
+        source = text
+        if simulator == "verilator":
+            command = [
+                "verilator", "--binary", "--timing", "-Wno-fatal", "-Wno-lint",
+                "-Wno-style", "--x-assign", "fast", "--x-initial", "fast", "--top-module",
+                "testbench", *(f"-G{k}={v}" for k, v in parameters.items()),
+                *(["--trace-vcd"] if waves else []), "--Mdir", "obj", "-o", "system",
+                "testbench.sv", "accelerator.v",
+            ]  # fmt: skip
+        else:
+            source = initial_events(text)
+            command = [
+                "iverilog", "-g2012", "-s", "testbench", "-o", "system.vvp",
+                *(f"-Ptestbench.{k}={v}" for k, v in parameters.items()),
+                "testbench.sv", "accelerator.v",
+            ]  # fmt: skip
+        (folder / "accelerator.v").write_text(source, encoding="utf-8")
+        environment = os.environ | {"PATH": path, "MAKEFLAGS": f"-j2 {_MAKE}"}
+        if shutil.which("ccache"):
+            environment["OBJCACHE"] = "ccache"
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        (folder / "build.log").write_text(done.stdout + done.stderr, encoding="utf-8")
+        if done.returncode:
+            raise SimulationError(f"{simulator} rejected the accelerator, see {folder}/build.log")
+
+    locked_build(folder, compile_all)
+    if simulator == "verilator":
+        return [str((folder / "obj" / "system").resolve())]
+    return ["vvp", "-n", str((folder / "system.vvp").resolve())]
+
+
+class SimulatedSystem:
+    """A simulator that runs beside Python; a :class:`~shiftcore.host.driver.Transport`.
+
+    Parameters
+    ----------
+    config : the hardware
+    memory_bytes : size of the memory; rounded up to a power of two
+    latency, gap : of the memory: cycles from an address to its first beat, and between beats
+    simulator : which one
+    waves : leave a waveform (VCD) there
+    """
+
+    def __init__(
+        self,
+        config: HardwareConfig,
+        memory_bytes: int,
+        *,
+        latency: int = 20,
+        gap: int = 0,
+        simulator: Simulator = "verilator",
+        waves: Path | None = None,
+    ):
+        self.beat_bytes = config.accelerator.beat_bytes
+        beats = 1 << max(10, (-(-memory_bytes // self.beat_bytes) - 1).bit_length())
+        command = build_system(config, beats, simulator, waves=waves is not None)
+        self._folder = tempfile.TemporaryDirectory(prefix="shiftcore-")
+        self._process = subprocess.Popen(
+            command, cwd=self._folder.name, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self._trace = 0
+        self.limit = 0
+        """cycles that :meth:`wait` waits at most, 0 for no limit"""
+        self.set_timing(latency, gap)
+        if waves is not None:
+            waves.parent.mkdir(parents=True, exist_ok=True)
+            (Path(self._folder.name) / "waves.vcd").symlink_to(waves.resolve())
+            self._command("d", "waves.vcd")
+
+    def __enter__(self) -> "SimulatedSystem":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the simulator."""
+        if self._process.poll() is None:
+            try:
+                self._pipe(self._process.stdin).write("q\n")
+                self._pipe(self._process.stdin).flush()
+                self._process.wait(10)
+            except (OSError, subprocess.TimeoutExpired):
+                self._process.kill()
+                self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            self._pipe(pipe).close()
+        self._folder.cleanup()
+
+    @staticmethod
+    def _pipe(pipe: IO[str] | None) -> IO[str]:
+        assert pipe is not None
+        return pipe
+
+    def _command(self, letter: str, *arguments: int | str) -> str:
+        shown = " ".join(f"{a:x}" if isinstance(a, int) else a for a in arguments)
+        try:
+            self._pipe(self._process.stdin).write(f"{letter} {shown}\n")
+            self._pipe(self._process.stdin).flush()
+            answer = self._pipe(self._process.stdout).readline()
+        except OSError:
+            answer = ""
+        found = re.match(r"(ok|[ri] ([0-9a-fx]+))$", answer.strip())
+        if not found:
+            raise SimulationError(f"the simulator answered {answer.strip()!r} to {letter!r}")
+        return found[2] or ""
+
+    def read_register(self, offset: int) -> int:
+        """The 32-bit register at byte `offset`."""
+        return int(self._command("r", offset), 16)
+
+    def write_register(self, offset: int, value: int) -> None:
+        """Write the 32-bit register at byte `offset`."""
+        self._command("w", offset, value)
+
+    def read_memory(self, address: int, size: int) -> NDArray[np.uint8]:
+        """`size` bytes from byte `address` on, which begins a beat."""
+        beats = -(-size // self.beat_bytes)
+        file = Path(self._folder.name) / "store.hex"
+        self._command("s", file.name, address // self.beat_bytes, beats)
+        lines = file.read_text().split("\n")
+        words = [line for line in lines if line and line[0] not in "/@"]
+        content = bytes.fromhex("".join(word.replace("x", "0") for word in words))
+        swapped = np.frombuffer(content, np.uint8).reshape(-1, self.beat_bytes)[:, ::-1]
+        return swapped.reshape(-1)[:size].copy()
+
+    def write_memory(self, address: int, content: NDArray[np.uint8]) -> None:
+        """Write bytes from byte `address` on; whole beats."""
+        beats = -(-content.size // self.beat_bytes)
+        padded = np.zeros((beats, self.beat_bytes), np.uint8)
+        padded.reshape(-1)[: content.size] = content
+        file = Path(self._folder.name) / "load.bin"
+        file.write_bytes(padded[:, ::-1].tobytes())
+        self._command("l", file.name, address // self.beat_bytes, beats)
+
+    def wait(self) -> None:
+        """Return when the interrupt is raised.
+
+        Raises ``SimulationError`` if it is not within :attr:`limit` cycles.
+        """
+        if self._command("i", self.limit) != "1":
+            raise SimulationError(f"no interrupt within {self.limit} cycles")
+
+    def set_timing(self, latency: int, gap: int) -> None:
+        """Change the memory's timing, see the constructor."""
+        self._command("m", latency, gap)
+
+    def start_trace(self) -> None:
+        """Keep what DRAIN writes from now on."""
+        self._trace += 1
+        self._command("t", f"trace-{self._trace}.txt")
+
+    def trace(self) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+        """What DRAIN wrote since :meth:`start_trace`: (n,) whether it is a raw row, and its bits,
+        (n, bytes), lowest byte first."""
+        text = (Path(self._folder.name) / f"trace-{self._trace}.txt").read_bytes()
+        digits = text.index(b"\n") if text else 0
+        lines = np.frombuffer(text, np.uint8).reshape(-1, digits + 1)[:, :digits]
+        nibbles = np.where(lines > ord("9"), lines - ord("a") + 10, lines - ord("0"))[:, ::-1]
+        if nibbles.size and nibbles.max() > 15:
+            raise SimulationError("a word that DRAIN wrote has undefined bits")
+        nibbles = np.pad(nibbles, ((0, 0), (0, digits % 2))).astype(np.uint8)
+        found = nibbles[:, ::2] | nibbles[:, 1::2] << 4
+        return found[:, 0] != 0, found[:, 1:]

@@ -1,0 +1,95 @@
+"""Random memory regions, runs of beats in them, and the bursts that they are cut into."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shiftcore.golden.accelerator import AcceleratorSpec
+
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Run:
+    """`beats` beats from `offset` of `region` on."""
+
+    offset: int
+    region: int
+    beats: int
+
+    @property
+    def payload(self) -> int:
+        return self.offset | self.region << 32 | self.beats << 34
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Four regions of some pages each, apart from each other, in a window of memory."""
+
+    spec: AcceleratorSpec
+    origin: int
+    content: bytes
+    bases: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def random(cls, spec: AcceleratorSpec, rng: np.random.Generator, pages: int = 12) -> "Regions":
+        step, part = spec.beat_bytes, pages // 4 * PAGE
+        origin = int(rng.integers(1, 1 << 27)) * PAGE
+        half = PAGE // 2 // step
+        begin = [int(rng.integers(0, half)) for _ in range(4)]
+        end = [part // step - int(rng.integers(0, half)) for _ in range(4)]
+        order = rng.permutation(4).tolist()
+        bases = [origin + order[k] * part + begin[k] * step for k in range(4)]
+        sizes = [end[k] - begin[k] for k in range(4)]
+        return cls(spec, origin, rng.bytes(pages * PAGE), tuple(bases), tuple(sizes))
+
+    @property
+    def port(self) -> int:
+        """As i_regions has them; the lowest bit of a base is not looked at."""
+        value = sum((base | 1) << 40 * k for k, base in enumerate(self.bases))
+        return value | sum(size << 160 + 32 * k for k, size in enumerate(self.sizes))
+
+    def ranges(self, *regions: int) -> tuple[tuple[int, int], ...]:
+        """(begin, end) bytes."""
+        step = self.spec.beat_bytes
+        return tuple((self.bases[k], self.bases[k] + self.sizes[k] * step) for k in regions)
+
+    def run(self, rng: np.random.Generator, longest: int, regions=range(4)) -> Run:
+        """A run inside its region; often at an end of it, or across the end of a page."""
+        region = int(rng.choice(list(regions)))
+        size = self.sizes[region]
+        beats = int(rng.integers(1, min(size, longest) + 1))
+        page = PAGE // self.spec.beat_bytes
+        first = -(self.bases[region] // self.spec.beat_bytes) % page
+        crossing = first + page * int(rng.integers(0, 2)) - int(rng.integers(0, beats + 1))
+        choices = [0, size - beats, crossing, crossing, rng.integers(0, size - beats + 1)]
+        return Run(int(np.clip(rng.choice(choices), 0, size - beats)), region, beats)
+
+    def outside(self, rng: np.random.Generator) -> Run:
+        """A run of which at least one beat is outside its region."""
+        region = int(rng.integers(0, 4))
+        size = self.sizes[region]
+        beats = int(rng.choice([1, 2, size, size + 1, (1 << 32) - 1, 1 << 32, (1 << 33) - 1]))
+        first = max(size - beats + 1, 0)
+        last = (1 << 32) - 1
+        return Run(int(rng.choice([first, max(first, size), last])), region, beats)
+
+    def beats(self, run: Run) -> list[int]:
+        """What is in memory there."""
+        step = self.spec.beat_bytes
+        start = self.bases[run.region] - self.origin + run.offset * step
+        return [
+            int.from_bytes(self.content[at : at + step], "little")
+            for at in range(start, start + run.beats * step, step)
+        ]
+
+    def bursts(self, run: Run) -> list[tuple[int, int]]:
+        """(address, beats), by the rule of the splitter's docstring."""
+        step = self.spec.beat_bytes
+        address, left, found = self.bases[run.region] + run.offset * step, run.beats, []
+        while left:
+            beats = min(self.spec.burst_beats, left, (PAGE - address % PAGE) // step)
+            found.append((address, beats))
+            address, left = address + beats * step, left - beats
+        return found

@@ -1,0 +1,176 @@
+"""The PASS engine against the positions that the machine model computes."""
+
+import numpy as np
+import pytest
+from amaranth.hdl import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.isa import Loop, Opcode, Pass, encode
+from shiftcore.golden.tickets import positions
+from shiftcore.hw.buffer import ActivationBuffer, write_layout
+from shiftcore.hw.instruction import instruction_layout
+from shiftcore.hw.issue import pixel_layout
+from shiftcore.hw.passes import PassEngine
+from shiftcore.sim.pipeline_bench import PipelineJob
+from shiftcore.sim.runner import simulate
+from shiftcore.sim.stream_bench import StreamJob
+from shiftcore.tests.hw.bank import pack
+
+CONFIG = HardwareConfig(3, 2, 4, 5, accumulator_depth=40, buffer_depth=50)
+
+
+class PassesAndBuffer(wiring.Component):
+    """The PASS engine reading an activation buffer that is written from outside."""
+
+    def __init__(self, config: HardwareConfig):
+        self.spec = config.accelerator
+        super().__init__(
+            {
+                "i": In(stream.Signature(instruction_layout(Opcode.PASS))),
+                "i_write": In(stream.Signature(write_layout(self.spec))),
+                "o": Out(stream.Signature(pixel_layout(self.spec.engine))),
+                "o_wrong": Out(2),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.passes = passes = PassEngine(self.spec)
+        m.submodules.buffer = buffer = ActivationBuffer(self.spec)
+        wiring.connect(m, wiring.flipped(self.i), passes.i)
+        wiring.connect(m, passes.o, wiring.flipped(self.o))
+        wiring.connect(m, wiring.flipped(self.i_write), buffer.i_load)
+        m.d.comb += [
+            buffer.i_enable.eq(passes.o_enable),
+            buffer.i_address.eq(passes.o_address),
+            passes.i_word.eq(buffer.o_word),
+            self.o_wrong[0].eq(passes.o_buffer_range),
+            self.o_wrong[1].eq(passes.o_accumulator_range),
+        ]
+        return m
+
+
+def random_pass(rng: np.random.Generator) -> Pass:
+    """Loops whose addresses and coordinates wrap, and are within the memories where they count."""
+    while True:
+        loops = tuple(
+            Loop(
+                int(rng.choice([1, 1, 2, 3, 4])),
+                *(int(rng.integers(0, 1 << bits)) for bits in (20, 16)),
+                *(int(step) for step in rng.integers(-3, 4, 2)),
+            )
+            if rng.random() < 0.1
+            else Loop(
+                int(rng.choice([1, 2, 3, 4])),
+                *((int(step) % (1 << bits)) for step, bits in zip(rng.integers(-3, 9, 2), (20, 16))),
+                *(int(step) for step in rng.integers(-2, 3, 2)),
+            )
+            for _ in range(5)
+        )
+        item = Pass(
+            buffer=int(rng.integers(-9, 40)) % (1 << 20),
+            accumulator=int(rng.integers(0, 40)),
+            start=int(rng.integers(2)),
+            maximum=int(rng.integers(2)),
+            signed=int(rng.integers(2)),
+            tile_level=int(rng.integers(6)),
+            start_level=int(rng.integers(6)),
+            y=int(rng.integers(-3, 3)),
+            x=int(rng.choice([-2048, 2047, -1, 0, 0, 1])),
+            height=int(rng.integers(1, 6)),
+            width=int(rng.integers(1, 6)),
+            loops=loops,
+        )
+        where = positions(item)
+        fits = where.accumulator.max() < CONFIG.accumulator_depth
+        if fits and not (where.buffer[where.inside] >= CONFIG.buffer_depth).any():
+            return item
+
+
+def expected(items: list[Pass], words: np.ndarray) -> list[int]:
+    """Payloads of all pixels; `words` (depth, rows + 1) holds codes and the exponent."""
+    fields = []
+    for item in items:
+        where = positions(item)
+        turns = np.indices([loop.count for loop in item.loops]).reshape(5, -1)
+        inner = turns[item.tile_level :]
+        outer = turns[: item.start_level]
+        last = np.arange(item.pixels) == item.pixels - 1
+        read = np.where(where.inside[:, None], words[np.where(where.inside, where.buffer, 0)], 0)
+        flags = (
+            last, ~inner.any(axis=0), item.start & ~outer.any(axis=0),
+            np.full(item.pixels, item.maximum), item.maximum & ~where.inside,
+            np.full(item.pixels, item.signed),
+        )  # fmt: skip
+        low = sum(np.asarray(flag, np.int64) << k for k, flag in enumerate(flags))
+        low = low | read[:, -1] << 6 | where.accumulator << 14
+        above = 14 + CONFIG.scale_unit.address_bits
+        lanes = pack(read[:, :-1], CONFIG.act_bits)
+        fields += [a | b << above for a, b in zip(low.tolist(), lanes, strict=True)]
+    return fields
+
+
+@pytest.mark.parametrize("stall", [0.0, 0.4])
+def test_walks(simulator, stall):
+    rng = np.random.default_rng(7)
+    items = [random_pass(rng) for _ in range(60)]
+    depth = CONFIG.buffer_depth
+    words = rng.integers(0, 1 << CONFIG.act_bits, (depth, CONFIG.rows + 1))
+    words[:, -1] = rng.integers(0, 256, depth)
+    codes = pack(words[:, :-1], CONFIG.act_bits)
+    shift = 20 + CONFIG.rows * CONFIG.act_bits
+    writes = [a | c << 20 | int(e) << shift for a, (c, e) in enumerate(zip(codes, words[:, -1]))]
+    instructions = [int.from_bytes(row.tobytes(), "little") for row in encode(items)]
+    pixels = expected(items, words)
+    assert sum(item.pixels for item in items) == len(pixels) > 2000
+    answer = simulate(
+        PassesAndBuffer,
+        CONFIG,
+        bench="stream_bench",
+        job=StreamJob(
+            {"i_write": writes, "i": instructions},
+            {"o": len(pixels)},
+            {"i": {0: {"i_write": depth}}},
+            stall,
+        ),
+        simulator=simulator,
+        seed=3,
+    )
+    assert answer.payloads["o"] == pixels
+    assert answer.held == {"o": 0}
+    if not stall:
+        # Two cycles to the first pixel, then one a cycle, across instructions too.
+        sent = np.array(answer.cycles["o"])
+        assert sent[0] == answer.cycles["i"][0] + 2
+        assert (np.diff(sent) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({}, 0),
+        ({"buffer": 49, "x": 0}, 0),
+        ({"buffer": 50}, 1),
+        ({"buffer": 50, "x": -1}, 0),
+        ({"accumulator": 39}, 0),
+        ({"accumulator": 40}, 2),
+        ({"buffer": (1 << 20) - 1, "accumulator": 65535}, 3),
+    ],
+)
+def test_addresses_beyond_the_memories_are_reported(simulator, change, wrong):
+    item = Pass(**({"buffer": 0, "height": 1, "width": 1, "loops": (Loop(),) * 5} | change))
+    (payload,) = [int.from_bytes(row.tobytes(), "little") for row in encode([item])]
+    answer = simulate(
+        PassesAndBuffer,
+        CONFIG,
+        bench="pipeline_bench",
+        job=PipelineJob(
+            {"i__valid": [1, 0, 0, 0], "i__payload": [payload] * 4, "o__ready": [1] * 4,
+             "i_write__valid": [0] * 4, "i_write__payload": [0] * 4},
+            ("o_wrong",),
+        ),  # fmt: skip
+        simulator=simulator,
+    )
+    assert [int(value) for value in answer["o_wrong"]] == [0, wrong, 0, 0]
