@@ -50,15 +50,15 @@ def test_a_folded_network_sums_the_same_products(
     codes = random.integers(-8, 8, (5, shape[0], *fold.kernel)).astype(np.int8)
     bias = np.zeros(5, np.float32)
 
-    def network(codes: np.ndarray, fold: Fold | None, *window: tuple) -> QuantizedNetwork:
+    def network(codes: np.ndarray, fold: Fold | None, **window) -> QuantizedNetwork:
         blocks = -(-codes.shape[1] // 16)
         scales = np.ones((5, blocks, *codes.shape[2:]), np.float32)  # so that sums are exact
-        term = Term("input", VariableQuantizedKernel(codes, scales, 4, 16), *window)
+        term = Term("input", VariableQuantizedKernel(codes, scales, 4, 16), **window)
         return QuantizedNetwork(
             FixedPoint(-4, 16, act_bits), shape, (Layer("conv", (term,), bias),), fold
         )
 
-    plain = network(codes, None, fold.stride, fold.padding, fold.dilation)
+    plain = network(codes, None, stride=fold.stride, padding=fold.padding, dilation=fold.dilation)
     folded = network(codes.reshape(5, -1, 1, 1), fold)
     x = random.normal(size=(2, *shape)).astype(np.float32)
     result, expected = folded.compute(x)["conv"], plain.compute(x)["conv"]
