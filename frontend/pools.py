@@ -114,15 +114,25 @@ def _reduction(kind: type[AvgPool] | type[MaxPool], total: bool = False) -> Read
         if 0 in reduced:
             raise refusal
         kept = [d for d in range(1, rank) if d not in reduced]
-        index = workspace.index(value)[0].numpy()
-        index = index.transpose([d - 1 for d in (*kept, *reduced)])
-        for shape, swap, kernel in _images(call, value, index.shape, len(kept)):
-            pixels = index.reshape(shape).swapaxes(1, 2) if swap else index.reshape(shape)
-            source = workspace.arranged(pixels, value.origin)
-            if source is not None:
-                node = _whole(kind, call.layer, source, kernel, total)
-                return Made((node,), lambda index: index.reshape(call.shape))
-        raise refusal
+
+        def find(value: Activation) -> Made | None:
+            index = workspace.index(value)[0].numpy()
+            index = index.transpose([d - 1 for d in (*kept, *reduced)])
+            for shape, swap, kernel in _images(call, value, index.shape, len(kept)):
+                pixels = index.reshape(shape)
+                pixels = pixels.swapaxes(1, 2) if swap else pixels
+                source = workspace.arranged(pixels, value.origin)
+                if source is not None:
+                    node = _whole(kind, call.layer, source, kernel, total)
+                    return Made((node,), lambda index: index.reshape(call.shape))
+            return None
+
+        made = find(value)
+        if made is None and rank == 4 and value.node is None:
+            made = find(Activation(value.shape, workspace.operand(value), None, value.origin))
+        if made is None:
+            raise refusal
+        return made
 
     return read
 

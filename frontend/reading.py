@@ -35,6 +35,8 @@ class Reading:
         self.images = IMAGES
         self.memory = Memory(IMAGES)
         self._known: dict[Activation, str] = {}
+        self._moves: dict[Activation, tuple[object, Any, Any]] = {}
+        """how a moved activation was made: what was executed, and its arguments"""
 
     def graph(self) -> Graph:
         """The graph of the program. Raises ``UnsupportedLayer``."""
@@ -119,7 +121,9 @@ class Reading:
         index = self._one_image(value)
         if index.ndim == 3:
             node = self.arranged(index, value.origin)
-            if node is None or len(self.shapes[node]) != 3:
+            if node is None:
+                return self._step_by_step(value)
+            if len(self.shapes[node]) != 3:
                 raise self._no_place(value)
             return node
         if index.ndim != 1:
@@ -135,6 +139,27 @@ class Reading:
         if node is None:
             raise self._no_place(value)
         return self.flattened(node, value.origin)
+
+    def _step_by_step(self, value: Activation) -> str:
+        """The node of a move that only makes sense after the moves before it, as padding a crop."""
+        target, arguments, options = self._moves.get(value, (None, (), {}))
+        moved = [part for part in _activations((arguments, options)) if part.node is None]
+        if not moved or any(len(part.shape) != 4 or part.zero for part in moved):
+            raise self._no_place(value)
+
+        def settled(part: Any) -> Any:
+            if isinstance(part, Activation) and part.node is None:
+                return Activation(part.shape, self.operand(part), None, part.origin)
+            if isinstance(part, list | tuple):
+                return type(part)(settled(each) for each in part)
+            return part
+
+        again = self._move(value.origin, target, settled(arguments), settled(options))
+        for part in again if isinstance(again, list) else [again]:
+            self._moves.pop(part, None)
+        if isinstance(again, list):
+            raise self._no_place(value)
+        return self.operand(again)
 
     # Reading
 
@@ -188,7 +213,8 @@ class Reading:
         self.values[node] = Activation((self.images, *shape), name, None, call)
 
     def _output(self, node: fx.Node) -> None:
-        (result,) = node.args[0]
+        results: Any = node.args[0]
+        (result,) = results
         value = self.values.get(result) if isinstance(result, fx.Node) else None
         if not isinstance(value, Activation) or value.zero:
             raise UnsupportedLayer("the network's result does not depend on its input")
@@ -253,9 +279,7 @@ class Reading:
             return Activation(shape, name, None, call)
         index = self.memory.addresses(name, shape)
         moved = index.reshape(call.shape) if made.layout is None else made.layout(index)
-        if torch.equal(moved, index):
-            return Activation(shape, name, None, call)
-        return Activation(tuple(moved.shape), None, moved, call)
+        return self._moved(moved, call)
 
     def _alias(self, call: Call) -> Any:
         for name, allowed in (("train", (False, None)), ("dtype", (None, torch.float32))):
@@ -287,13 +311,15 @@ class Reading:
                 raise
             problem, _, advice = " ".join(str(error).split()).partition("; ")
             raise call.refuse(problem, advice or "use another spelling") from None
-        if isinstance(moved, torch.Tensor):
-            return self._moved(moved, call)
-        return [self._moved(part, call) for part in moved]
+        parts = [moved] if isinstance(moved, torch.Tensor) else moved
+        results = [self._moved(part, call) for part in parts]
+        for result in results:
+            self._moves[result] = target, arguments, options
+        return results[0] if isinstance(moved, torch.Tensor) else results
 
     def _moved(self, index: torch.Tensor, call: Call) -> Activation:
         if index.dim() and index.shape[0] != self.images and self.images == 1:
-            index = index[None]  # a squeeze of everything took the image along
+            index = index[None]  # a squeeze of everything takes the image along
         first = index.flatten()[:1].tolist()
         if index.dim() in (2, 4) and first and first[0] != ZERO:
             place = self.memory.owner(first[0])
