@@ -89,6 +89,44 @@ def main() -> None:
     """Trained CNNs to bit-exact, block-scaled integer accelerators for FPGAs."""
 
 
+@main.command("import")
+@click.argument("model", type=_PATH)
+@_as_json
+def import_(model: Path, as_json: bool) -> None:
+    """Report which layers of MODEL (a torch.export archive, .pt2) run on the accelerator.
+
+    MACs are those of convolutions and linear layers, for one image; on_array is the part of them
+    that the accelerator computes, 0 to 1. Fails if any layer is not supported.
+    """
+    from .quant.coverage import coverage
+
+    with _busy("reading"):
+        found = coverage(model)
+    values = {
+        "layers": [asdict(layer) for layer in found.layers],
+        "macs": found.macs,
+        "on_array": found.on_array,
+        "unsupported": [asdict(problem) for problem in found.unsupported],
+    }
+    table = Table(
+        title=f"{model.name}: {len(found.layers)} layers, {found.macs:,} MACs an image, "
+        f"{found.on_array:.1%} on the array"
+    )
+    for column in ("layer", "op", "shape", "MACs", "on array"):
+        table.add_column(column, justify="right" if column == "MACs" else "left")
+    for row in found.layers:
+        shape = "x".join(map(str, row.shape))
+        table.add_row(row.name, row.op, shape, f"{row.macs:,}", "yes" if row.on_array else "no")
+    _print(as_json, values, table)
+    if found.unsupported:
+        for problem in found.unsupported:
+            click.echo(
+                f"layer {problem.name!r} {problem.op}: {problem.problem}; {problem.remedy}",
+                err=True,
+            )
+        raise ValueError(f"{len(found.unsupported)} layers of {model} are not supported")
+
+
 @main.command()
 @click.argument("model", type=_PATH)
 @click.option("--calib", required=True, type=_PATH, help="Images (npz, x: NCHW float32).")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..golden.bfp import BlockTensor
 from ..golden.config import HardwareConfig
-from ..golden.layers import Layer, Step, Term, steps
+from ..golden.layers import Layer, Step, Term
 from ..golden.network import QuantizedNetwork
 from ..golden.passes import BlockRows, Drain, Pass
 
@@ -38,6 +38,7 @@ def check(network: QuantizedNetwork, config: HardwareConfig) -> None:
                 f"layer {layer.name!r} truncates its output, the hardware rounds: quantize with "
                 f"rounding='nearest'"
             )
+        _refuse_limits(layer)
         for term in layer.terms:
             name = term.kernel.scale_format.name
             if name != config.scale:
@@ -45,6 +46,14 @@ def check(network: QuantizedNetwork, config: HardwareConfig) -> None:
                     f"layer {layer.name!r} has {name} scales, the hardware {config.scale}: set "
                     f"scale = {name!r}"
                 )
+
+
+def _refuse_limits(layer: Layer) -> None:
+    if layer.limits is not None:
+        raise ValueError(
+            f"layer {layer.name!r} clamps its result to {layer.limits[0]:g} ... "
+            f"{layer.limits[1]:g}, which the engine cannot: use ReLU"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,9 +167,10 @@ def lower(layer: Layer, sources: Mapping[str, BlockTensor], config: HardwareConf
 
     Output pixels are cut into chunks and filters into column tiles that together fit the
     accumulators. Within such a group the steps are in the order of
-    :func:`~shiftcore.golden.layers.steps`, and each is issued for every column tile in turn, so
-    that an accumulator is not revisited sooner than necessary.
+    :meth:`~shiftcore.golden.layers.Layer.steps`, and each is issued for every column tile in turn,
+    so that an accumulator is not revisited sooner than necessary.
     """
+    _refuse_limits(layer)
     images = {sources[t.source].shape[0] for t in layer.terms}
     if images != {1}:
         raise ValueError(f"a program is made for one image, not {sorted(images)}")
@@ -174,10 +184,10 @@ def lower(layer: Layer, sources: Mapping[str, BlockTensor], config: HardwareConf
     group = max(1, depth // (together * chunk)) * together
     form = "raw" if layer.output is None else "signed" if layer.output.signed else "unsigned"
 
+    planes = {term.source: sources[term.source].planes for term in layer.terms}
     gathered = [
         (term, step, *_gather(term, step, sources[term.source], size))
-        for term in layer.terms
-        for step in steps(term, sources[term.source].planes)
+        for term, step in layer.steps(planes)
     ]
     work: list[Pass | Drain] = []
     places: list[tuple[slice, NDArray[np.int64]]] = []

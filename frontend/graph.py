@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Add",
+    "Arrange",
     "AvgPool",
     "BatchNorm",
+    "Clamp",
     "Conv2d",
     "Flatten",
     "Graph",
@@ -25,6 +27,7 @@ __all__ = [
     "Padding",
     "ReLU",
     "Shape",
+    "Unknown",
     "result_shape",
 ]
 
@@ -138,13 +141,79 @@ class ReLU(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Add(Node):
-    """Sum of two operands of the same shape."""
+class Clamp(Node):
+    """``min(max(x, low), high)``; either may be infinite."""
+
+    low: float
+    high: float
 
     def output_shape(self, *shapes: Shape) -> Shape:
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"adds {shapes[0]} and {shapes[1]}; broadcasting is not supported")
+        if not self.low <= self.high:
+            raise ValueError(f"clamps to {self.low} ... {self.high}, which is no range")
         return shapes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Node):
+    """Sum of operands of the same shape."""
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        for shape in shapes[1:]:
+            if shape != shapes[0]:
+                raise ValueError(f"adds {shapes[0]} and {shape}; broadcasting is not supported")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Arrange(Node):
+    """Moves data, computes nothing: concatenation, slice, channel pad, shuffle, subsampling::
+
+        result[c, i, j] = inputs[k][channel[c], offset[k][0] + stride[k][0] * i,
+                                                offset[k][1] + stride[k][1] * j]
+
+    with k = source[c], and zero outside the operand and where k is -1. An operand that is read in
+    two ways is there twice.
+
+    Parameters
+    ----------
+    source, channel : (C,) int
+    offset, stride : of every operand, (vertical, horizontal)
+    size : (H, W) of the result
+    """
+
+    source: NDArray[np.int64]
+    channel: NDArray[np.int64]
+    offset: tuple[tuple[int, int], ...]
+    stride: tuple[tuple[int, int], ...]
+    size: tuple[int, int]
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        for k, shape in enumerate(shapes):
+            if len(shape) not in (1, 3):
+                raise ValueError(f"takes (C, H, W), not {shape}")
+            channels = self.channel[self.source == k]
+            if channels.size and not 0 <= channels.min() <= channels.max() < shape[0]:
+                raise ValueError(f"reads channel {channels.max()} of {shape[0]}")
+        return self.source.size, *self.size
+
+
+@dataclass(frozen=True, eq=False)
+class Unknown(Node):
+    """What Shiftcore does not carry over; only coverage reports hold it.
+
+    Parameters
+    ----------
+    op : the operator's name
+    shape : of the result
+    macs : its multiply-accumulates for one image, where they are known
+    """
+
+    op: str
+    shape: Shape
+    macs: int = 0
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return self.shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,11 +232,16 @@ class MaxPool(Node):
 
 @dataclass(frozen=True, eq=False)
 class AvgPool(Node):
-    """Sum of the window, padding counting as zeros, divided by the size of the kernel."""
+    """Sum of the window, padding counting as zeros, divided by `divisor` (the kernel's size)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: Padding = (0, 0, 0, 0)
+    divisor: int | None = None
+
+    @property
+    def weight(self) -> float:
+        return 1 / (self.divisor or self.kernel[0] * self.kernel[1])
 
     def output_shape(self, *shapes: Shape) -> Shape:
         size = _window_shape(shapes[0], self.kernel, self.stride, self.padding, (1, 1))

@@ -1,102 +1,35 @@
-"""ATen operators to graph nodes.
+"""ATen operators that compute, to graph nodes.
 
-A reader takes one :class:`Call` and returns the node or nodes that compute the same. It looks at
-every argument of the operator and refuses what it does not carry over.
+A reader takes one :class:`~.call.Call` and returns what computes the same. It looks at every
+argument of the operator and refuses what it does not carry over.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from .graph import (
-    Add,
-    AvgPool,
-    BatchNorm,
-    Conv2d,
-    Flatten,
-    Linear,
-    MaxPool,
-    Node,
-    Padding,
-    ReLU,
-    Shape,
-)
+from .arrange import ZERO
+from .call import Activation, Call, Made, Operand, Reader
+from .graph import Add, BatchNorm, Clamp, Conv2d, Linear, Node, Padding, ReLU
+from .pools import POOLS
 
-__all__ = ["ALIASES", "READERS", "Call", "Reader", "UnsupportedLayer", "hint"]
-
-
-class UnsupportedLayer(ValueError):
-    """A layer that Shiftcore does not carry over; the message says which, why and what to do."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One operator of the exported program.
-
-    Parameters
-    ----------
-    layer : name for the result, the module's path where a module stands for the operator
-    op : name of the operator, e.g. ``aten.conv2d.default``
-    arguments : every argument by its name in the operator's schema; an activation is the
-        :class:`str` name of its node, a weight is an array
-    shapes : of the activations, by name
-    result : shape of the result
-    """
-
-    layer: str
-    op: str
-    arguments: Mapping[str, Any]
-    shapes: Mapping[str, Shape]
-    result: Shape
-
-    def refuse(self, problem: str, advice: str) -> UnsupportedLayer:
-        return UnsupportedLayer(f"layer {self.layer!r} ({self.op}): {problem}; {advice}")
-
-    def source(self, name: str) -> str:
-        """The activation that argument `name` is."""
-        value = self.arguments[name]
-        if not isinstance(value, str):
-            raise self.refuse(f"{name} is a constant", "only activations are supported there")
-        return value
-
-    def weight(self, name: str, default: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """The constant that argument `name` is, or `default` where it is None."""
-        value = self.arguments[name]
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, np.ndarray):
-            raise self.refuse(f"{name} is computed by the network", "it must be a constant tensor")
-        return value
-
-    def pair(self, name: str) -> tuple[int, int]:
-        """(vertical, horizontal) of an integer list of one or two entries."""
-        value = self.arguments[name]
-        return int(value[0]), int(value[-1])
-
-    def require(self, name: str, allowed: object) -> None:
-        """Refuse unless argument `name` is `allowed`."""
-        value = self.arguments[name]
-        if value != allowed:
-            raise self.refuse(f"{name}={value!r} is not supported", f"use {name}={allowed!r}")
-
-
-Reader = Callable[[Call], tuple[Node, ...]]
+__all__ = ["READERS", "hint"]
 
 
 def _symmetric(pad: tuple[int, int]) -> Padding:
     return pad[0], pad[0], pad[1], pad[1]
 
 
-def _convolution(call: Call, padding: Padding) -> tuple[Node, ...]:
+def _conv(call: Call, padding: Padding) -> tuple[Node, ...]:
     weight = call.weight("weight")
+    if weight.ndim != 4:
+        raise call.refuse(f"its kernel is {weight.shape}", "only 2d convolutions are supported")
     return (
         Conv2d(
             call.layer,
-            (call.source("input"),),
+            (call.image("input"),),
             weight,
             call.weight("bias", np.zeros(len(weight), np.float32)),
             call.pair("stride"),
@@ -108,26 +41,92 @@ def _convolution(call: Call, padding: Padding) -> tuple[Node, ...]:
 
 
 def _conv2d(call: Call) -> tuple[Node, ...]:
-    return _convolution(call, _symmetric(call.pair("padding")))
+    return _conv(call, _symmetric(call.pair("padding")))
+
+
+def _convolution(call: Call) -> tuple[Node, ...]:
+    if call.arguments["transposed"]:
+        raise call.refuse("a transposed convolution is not supported", HINTS["conv_transpose2d"])
+    return _conv2d(call)
 
 
 def _conv2d_named_padding(call: Call) -> tuple[Node, ...]:
     """``padding="valid"`` or ``"same"``; an odd total puts the larger half at the end."""
     if call.arguments["padding"] == "valid":
-        return _convolution(call, (0, 0, 0, 0))
+        return _conv(call, (0, 0, 0, 0))
     taps, dilation = call.weight("weight").shape[2:], call.pair("dilation")
     height, width = (dilation[i] * (taps[i] - 1) for i in (0, 1))
     top, left = height // 2, width // 2
-    return _convolution(call, (top, height - top, left, width - left))
+    return _conv(call, (top, height - top, left, width - left))
 
 
-def _linear(call: Call) -> tuple[Node, ...]:
+def _product(
+    call: Call, name: str, weight: np.ndarray, bias: np.ndarray
+) -> tuple[Node, ...] | Made:
+    """``x @ weight.T + bias`` over the last dimension of argument `name`."""
+    value = call.activation(name)
+    workspace = call.workspace
+    if weight.ndim != 2:
+        raise call.refuse(f"its weight is {weight.shape}", "it must be (out, in)")
+    if math.prod(value.shape[1:-1]) > 1:
+        # Channels last: a linear layer at every pixel.
+        index = workspace.index(value)[0].numpy()
+        pixels = index.transpose(2, 0, 1) if index.ndim == 3 else None
+        source = None if pixels is None else workspace.arranged(pixels, call)
+        if source is None:
+            raise call.refuse(f"its input is {tuple(value.shape[1:])}", "flatten its input")
+        node = Conv2d(call.layer, (source,), weight[:, :, None, None], bias)
+        return Made((node,), lambda index: index.permute(0, 2, 3, 1))
+    if value.shape[-1] != weight.shape[1]:
+        shape = tuple(value.shape[1:])
+        raise call.refuse(f"it takes {weight.shape[1]} features, not {shape}", "flatten its input")
+    parts = workspace.operands(value)
+    flat = [workspace.flattened(part.place.name, value.origin) for part in parts]
+    if len(parts) == 1 and _in_order(parts[0], weight.shape[1]):
+        return (Linear(call.layer, (flat[0],), weight, bias),)
+    # Features in another order, or of several tensors: the weights go where the features are.
+    nodes: list[Node] = []
+    for number, (source, part) in enumerate(zip(flat, parts, strict=True)):
+        moved = np.zeros((part.place.size, len(weight)), np.float32)
+        np.add.at(moved, part.elements, weight.T[part.features])
+        layer = call.layer if len(parts) == 1 else workspace.unique(f"{call.layer}.{number}")
+        start = np.zeros_like(bias) if number else bias
+        nodes.append(Linear(layer, (source,), np.ascontiguousarray(moved.T), start))
+    if len(parts) > 1:
+        nodes.append(Add(call.layer, tuple(node.name for node in nodes)))
+    return tuple(nodes)
+
+
+def _in_order(part: Operand, count: int) -> bool:
+    return part.place.size == count and all(
+        np.array_equal(order, np.arange(count)) for order in (part.features, part.elements)
+    )
+
+
+def _linear(call: Call) -> tuple[Node, ...] | Made:
     weight = call.weight("weight")
-    bias = call.weight("bias", np.zeros(len(weight), np.float32))
-    return (Linear(call.layer, (call.source("input"),), weight, bias),)
+    return _product(call, "input", weight, call.weight("bias", np.zeros(len(weight), np.float32)))
+
+
+def _addmm(call: Call) -> tuple[Node, ...] | Made:
+    call.require("alpha", 1)
+    call.require("beta", 1)
+    weight, bias = call.weight("mat2").T, call.weight("self")
+    bias = np.broadcast_to(bias, (len(weight),)).copy()
+    return _product(call, "mat1", np.ascontiguousarray(weight), bias)
+
+
+def _matmul(second: str) -> Reader:
+    def read(call: Call) -> tuple[Node, ...] | Made:
+        weight = np.ascontiguousarray(call.weight(second).T)
+        return _product(call, "self", weight, np.zeros(len(weight), np.float32))
+
+    return read
 
 
 def _batch_norm(call: Call) -> tuple[Node, ...]:
+    if call.arguments.get("training") or call.arguments.get("train"):
+        raise call.refuse("it is in training mode", "export in evaluation mode: model.eval()")
     mean = call.weight("running_mean")
     return (
         BatchNorm(
@@ -142,95 +141,154 @@ def _batch_norm(call: Call) -> tuple[Node, ...]:
     )
 
 
-def _relu(call: Call) -> tuple[Node, ...]:
-    return (ReLU(call.layer, (call.source("self"),)),)
+def _elementwise(call: Call, make: Callable[[str], Node]) -> tuple[Node, ...] | Made:
+    """A function of every element, which keeps zero."""
+    value, workspace = call.activation("self"), call.workspace
+    try:
+        return (make(workspace.operand(value)),)
+    except ValueError:
+        # Whatever was moved where: compute it in place, and move the results instead.
+        parts = workspace.operands(value)
+        if len(parts) != 1:
+            raise
+        place = parts[0].place
+        index = workspace.index(value)
+        inside = (index - place.start).clamp(min=0)
+
+        def layout(result: torch.Tensor) -> torch.Tensor:
+            return torch.where(index == ZERO, ZERO, result.flatten()[inside])
+
+        return Made((make(place.name),), layout)
 
 
-def _add(call: Call) -> tuple[Node, ...]:
+def _bounded(call: Call, low: float | None, high: float | None) -> tuple[Node, ...] | Made:
+    low = -math.inf if low is None else float(low)
+    high = math.inf if high is None else float(high)
+    if (low, high) == (0, math.inf):
+        return _elementwise(call, lambda source: ReLU(call.layer, (source,)))
+    if not low <= high:
+        raise call.refuse(f"clamps to {low} ... {high}, which is no range", "use low < high")
+    if low <= 0 <= high:
+        return _elementwise(call, lambda source: Clamp(call.layer, (source,), low, high))
+    return (Clamp(call.layer, (call.source("self"),), low, high),)
+
+
+def _relu(call: Call) -> tuple[Node, ...] | Made:
+    return _bounded(call, 0, None)
+
+
+def _clamp(low: str | None, high: str | None) -> Reader:
+    def read(call: Call) -> tuple[Node, ...] | Made:
+        ends = [None if name is None else call.arguments[name] for name in (low, high)]
+        return _bounded(call, *ends)
+
+    return read
+
+
+def _threshold(call: Call) -> tuple[Node, ...] | Made:
+    call.require("threshold", 0)
+    call.require("value", 0)
+    return _relu(call)
+
+
+def _extreme(largest: bool) -> Reader:
+    """``maximum`` or ``minimum`` with one constant is a clamp."""
+
+    def read(call: Call) -> tuple[Node, ...] | Made:
+        value = call.arguments["other"]
+        if isinstance(value, Activation) and value.zero:
+            end = 0.0
+        elif isinstance(value, torch.Tensor) and bool((value == value.flatten()[0]).all()):
+            end = float(value.flatten()[0])
+        else:
+            raise call.refuse("other is computed by the network", "it must be one number")
+        return _bounded(call, end if largest else None, None if largest else end)
+
+    return read
+
+
+def _add(call: Call) -> tuple[Node, ...] | Activation:
     call.require("alpha", 1)
+    left, right = call.arguments["self"], call.arguments["other"]
+    for kept, dropped in ((left, right), (right, left)):
+        zero = dropped.zero if isinstance(dropped, Activation) else _is_zero(dropped)
+        if zero and isinstance(kept, Activation) and kept.shape == call.shape:
+            return kept  # sum() of a list starts from 0
     return (Add(call.layer, (call.source("self"), call.source("other"))),)
 
 
-def _max_pool(call: Call) -> tuple[Node, ...]:
-    call.require("ceil_mode", False)
-    kernel = call.pair("kernel_size")
-    stride = call.pair("stride") if call.arguments["stride"] else kernel
-    padding, dilation = _symmetric(call.pair("padding")), call.pair("dilation")
-    return (MaxPool(call.layer, (call.source("self"),), kernel, stride, padding, dilation),)
-
-
-def _avg_pool(call: Call) -> tuple[Node, ...]:
-    call.require("ceil_mode", False)
-    call.require("divisor_override", None)
-    kernel, padding = call.pair("kernel_size"), _symmetric(call.pair("padding"))
-    if any(padding):
-        call.require("count_include_pad", True)
-    stride = call.pair("stride") if call.arguments["stride"] else kernel
-    return (AvgPool(call.layer, (call.source("self"),), kernel, stride, padding),)
-
-
-def _global_pool(call: Call) -> AvgPool:
-    source = call.source("self")
-    if len(call.shapes[source]) != 3:
-        raise call.refuse(f"its input is {call.shapes[source]}", "it must be (C, H, W)")
-    _, height, width = call.shapes[source]
-    return AvgPool(call.layer, (source,), (height, width), (height, width))
-
-
-def _adaptive_pool(call: Call) -> tuple[Node, ...]:
-    call.require("output_size", [1, 1])
-    return (_global_pool(call),)
-
-
-def _mean(call: Call) -> tuple[Node, ...]:
-    dimensions = call.arguments["dim"]
-    if not isinstance(dimensions, list | tuple) or {d % 4 for d in dimensions} != {2, 3}:
-        raise call.refuse(f"dim={dimensions!r} is not supported", "take the mean over dims (2, 3)")
-    call.require("dtype", None)
-    pool = _global_pool(call)
-    if call.arguments["keepdim"]:
-        return (pool,)
-    return pool, Flatten(f"{call.layer}.flatten", (pool.name,))
-
-
-def _reshape(call: Call) -> tuple[Node, ...]:
-    source = call.source("self")
-    if call.result != (int(np.prod(call.shapes[source])),):
-        raise call.refuse("this reshape is not supported", "use torch.flatten(x, 1)")
-    return (Flatten(call.layer, (source,)),)
+def _is_zero(value: object) -> bool:
+    if isinstance(value, torch.Tensor):
+        return not bool(value.any())
+    return isinstance(value, int | float) and value == 0
 
 
 ATEN = torch.ops.aten
-ALIASES = frozenset({ATEN.clone.default, ATEN.alias.default, ATEN.detach.default})
-"""Operators whose result is their first argument (dropout in evaluation mode is a clone)."""
 
 READERS: Mapping[object, Reader] = {
     ATEN.conv2d.default: _conv2d,
     ATEN.conv2d.padding: _conv2d_named_padding,
+    ATEN.convolution.default: _convolution,
     ATEN.linear.default: _linear,
+    ATEN.addmm.default: _addmm,
+    ATEN.mm.default: _matmul("mat2"),
+    ATEN.matmul.default: _matmul("other"),
     ATEN._native_batch_norm_legit_no_training.default: _batch_norm,
+    ATEN._native_batch_norm_legit.default: _batch_norm,
+    ATEN.native_batch_norm.default: _batch_norm,
+    ATEN.batch_norm.default: _batch_norm,
     ATEN.relu.default: _relu,
+    ATEN.relu6.default: lambda call: _bounded(call, 0, 6),
+    ATEN.hardtanh.default: _clamp("min_val", "max_val"),
+    ATEN.clamp.default: _clamp("min", "max"),
+    ATEN.clip.default: _clamp("min", "max"),
+    ATEN.clamp_min.default: _clamp("min", None),
+    ATEN.clamp_max.default: _clamp(None, "max"),
+    ATEN.threshold.default: _threshold,
+    ATEN.maximum.default: _extreme(True),
+    ATEN.minimum.default: _extreme(False),
     ATEN.add.Tensor: _add,
-    ATEN.max_pool2d.default: _max_pool,
-    ATEN.avg_pool2d.default: _avg_pool,
-    ATEN.adaptive_avg_pool2d.default: _adaptive_pool,
-    ATEN.mean.dim: _mean,
-    ATEN.view.default: _reshape,
+    **POOLS,
 }
 
-_SUPPORTED = (
-    "use Conv2d, BatchNorm, ReLU, add, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d(1), flatten, Linear"
+SUPPORTED = (
+    "use Conv2d, Linear, BatchNorm, ReLU, clamp, add, cat, max and average pools, and what moves "
+    "data: views, slices, pads, transpositions"
 )
-_HINTS = {
-    "hardtanh": "use ReLU",
-    "pad": "pad with zeros in the convolution itself",
-    "softmax": "leave it out: it does not change which class is the largest",
-    "log_softmax": "leave it out: it does not change which class is the largest",
+_ACTIVATION = "use ReLU or ReLU6"
+_OUTSIDE = "leave it out and compute it on the host: it does not change which class is the largest"
+HINTS = {
+    "conv_transpose2d": "use Conv2d; nothing that enlarges an image is supported",
+    "upsample_nearest2d": "nothing that enlarges an image is supported",
+    "upsample_bilinear2d": "nothing that enlarges an image is supported",
+    "conv1d": "use Conv2d with a height of 1",
+    "conv3d": "use Conv2d",
+    "softmax": _OUTSIDE,
+    "_softmax": _OUTSIDE,
+    "log_softmax": _OUTSIDE,
+    "sigmoid": _ACTIVATION,
+    "silu": _ACTIVATION,
+    "gelu": _ACTIVATION,
+    "hardswish": _ACTIVATION,
+    "hardsigmoid": _ACTIVATION,
+    "leaky_relu": _ACTIVATION,
+    "prelu": _ACTIVATION,
+    "elu": _ACTIVATION,
+    "tanh": _ACTIVATION,
+    "mish": _ACTIVATION,
     "native_dropout": "export the network in evaluation mode: model.eval()",
-    "squeeze": "use torch.flatten(x, 1)",
+    "layer_norm": "use BatchNorm2d",
+    "native_layer_norm": "use BatchNorm2d",
+    "group_norm": "use BatchNorm2d",
+    "native_group_norm": "use BatchNorm2d",
+    "instance_norm": "use BatchNorm2d",
+    "mul": "fold factors into the weights of a layer; products of activations are not supported",
+    "div": "fold factors into the weights of a layer",
+    "sub": "fold the subtraction into the weights of a layer: add the negated tensor",
 }
 
 
 def hint(op: str) -> str:
     """What to do about an operator, ``aten.<name>.<overload>``, that has no reader."""
-    return _HINTS.get(op.split(".")[1], _SUPPORTED)
+    name = op.split(".")[1] if "." in op else op
+    return HINTS.get(name, SUPPORTED)

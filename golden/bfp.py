@@ -226,7 +226,10 @@ class FixedPoint:
 
     def compute(self, x: NDArray[np.float32]) -> BlockTensor:
         """Quantize (N, C, H, W) to (planes * blocks) blocks."""
-        q = self.integers(x)
+        return self.split(self.integers(x))
+
+    def split(self, q: NDArray[np.int32]) -> BlockTensor:
+        """The planes of integers (N, C, H, W) that :meth:`integers` gave."""
         planes = []
         for plane in range(self.planes):
             shifted = q >> (self.act_bits * (self.planes - 1 - plane))
@@ -238,4 +241,4 @@ class FixedPoint:
         fields = np.repeat([self._field(p) for p in range(self.planes)], per_plane)
         exponents = np.broadcast_to(fields.astype(np.uint8)[:, None, None], (n, blocks, h, w))
         signed = tuple(block < per_plane for block in range(blocks))
-        return BlockTensor(codes, exponents, signed, self.act_bits, x.shape[1], self.planes)
+        return BlockTensor(codes, exponents, signed, self.act_bits, q.shape[1], self.planes)

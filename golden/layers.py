@@ -12,7 +12,10 @@ layer with two terms::
                 p = round(S * scale * 2**e)
                 acc = round(acc + p)                                          # or max(acc, p)
 
-In a max layer a kernel position that falls on padding does not take part.
+In a max layer a kernel position that falls on padding does not take part. In a sum, a step whose
+codes are zero for every filter is left out (:meth:`Layer.steps`): its products are +0, and no
+accumulator is ever -0, so that adding them would change no bit. Last, the accumulators are clamped
+to the layer's limits, if it has any, and stored.
 """
 
 from collections.abc import Iterator, Mapping
@@ -40,7 +43,9 @@ class Term:
     source : name of the tensor it reads
     kernel : its weights
     stride, dilation : (vertical, horizontal)
-    padding : (top, bottom, left, right), zeros
+    padding : (top, bottom, left, right), zeros; a negative number cuts rows or columns off
+    used_weights : how many of the weights are the network's own and count as multiply-accumulates,
+        by default all; the others are zeros that only skip channels of `source`
     """
 
     source: str
@@ -48,14 +53,16 @@ class Term:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
+    used_weights: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.stride) < 1 or min(self.dilation) < 1:
             raise ValueError(
                 f"stride and dilation must be at least 1, not {self.stride!r}, {self.dilation!r}"
             )
-        if min(self.padding) < 0:
-            raise ValueError(f"padding must not be negative, not {self.padding!r}")
+        weights = self.kernel.codes.size
+        if self.used_weights is not None and not 0 <= self.used_weights <= weights:
+            raise ValueError(f"used_weights must be 0 to {weights}, not {self.used_weights!r}")
 
     @property
     def kernel_size(self) -> tuple[int, int]:
@@ -78,7 +85,8 @@ class Term:
     def macs(self, height: int, width: int) -> int:
         """Multiply-accumulates for one image; planes and padding lanes are not counted."""
         ho, wo = self.output_size(height, width)
-        return ho * wo * self.kernel.codes.size
+        used = self.kernel.codes.size if self.used_weights is None else self.used_weights
+        return ho * wo * used
 
 
 class Step(NamedTuple):
@@ -122,6 +130,15 @@ def block_product(
     return FLOAT32.round(np.ldexp(sums * np.asarray(scales, np.float64), unit_exponents))
 
 
+def _padded(x: NDArray, padding: tuple[int, int, int, int]) -> NDArray:
+    """(..., H, W) with zeros around it, or without the rows and columns that are cut off."""
+    top, bottom, left, right = padding
+    x = x[..., max(-top, 0) : x.shape[-2] - max(-bottom, 0), :]
+    x = x[..., max(-left, 0) : x.shape[-1] - max(-right, 0)]
+    border = ((max(top, 0), max(bottom, 0)), (max(left, 0), max(right, 0)))
+    return np.pad(x, ((0, 0),) * (x.ndim - 2) + border)
+
+
 def _window(x: NDArray, term: Term, ky: int, kx: int, size: tuple[int, int]) -> NDArray:
     """The pixels of padded (..., H, W) that kernel position (ky, kx) sees: (..., Ho, Wo)."""
     y, x0 = ky * term.dilation[0], kx * term.dilation[1]
@@ -143,6 +160,8 @@ class Layer:
     bias : (Co,) float32, where the accumulators start
     reduce : "add", or "max" (one term)
     output : how the result is stored; None leaves raw float32
+    limits : (low, high), float32 numbers that the accumulators are clamped to before they are
+        stored, raw results too; a ReLU alone needs none, because an unsigned `output` is one
     """
 
     name: str
@@ -150,6 +169,7 @@ class Layer:
     bias: NDArray[np.float32]
     reduce: Reduce = "add"
     output: BlockFloat | None = None
+    limits: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.terms:
@@ -167,6 +187,15 @@ class Layer:
         finite = np.isfinite(self.bias).all()
         if not finite or not np.array_equal(FLOAT32.round(self.bias), self.bias):
             raise ValueError(f"biases of layer {self.name!r} must be normal float32 numbers or 0")
+        if self.limits is not None:
+            ends = np.array(self.limits, np.float64)
+            exact = ends.shape == (2,) and np.isfinite(ends).all()
+            exact = exact and np.array_equal(FLOAT32.round(ends).astype(np.float64), ends)
+            if not exact or ends[0] > ends[1] or np.signbit(ends[ends == 0]).any():
+                raise ValueError(
+                    f"limits of layer {self.name!r} must be normal float32 numbers or 0, the lower "
+                    f"one first, not {self.limits!r}"
+                )
 
     def output_size(self, sources: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
         """(Ho, Wo) from the (H, W) of the source tensors; all terms must agree."""
@@ -175,11 +204,46 @@ class Layer:
             raise ValueError(f"terms of layer {self.name!r} differ in size: {sorted(sizes)}")
         return sizes.pop()
 
+    def steps(self, planes: Mapping[str, int]) -> list[tuple[Term, Step]]:
+        """Every step, in the order of accumulation, with the term that it belongs to.
+
+        `planes` are those of the source tensors. Of a sum, steps without any code are left out,
+        but never all of them: accumulators start with a step.
+        """
+        every = [(term, step) for term in self.terms for step in steps(term, planes[term.source])]
+        if self.reduce == "max":
+            return every
+        return [(term, step) for term, step in every if step.codes.any()] or every[:1]
+
     def accumulate(self, sources: Mapping[str, BlockTensor]) -> NDArray[np.float32]:
         """The accumulators (N, Co, Ho, Wo) after the last step."""
         size = self.output_size({t.source: sources[t.source].shape[2:] for t in self.terms})
         images = sources[self.terms[0].source].shape[0]
         acc = np.tile(FLOAT32.round(self.bias)[:, None, None], (images, 1, *size))
+        self._check(sources)
+        padded: dict[Term, tuple[NDArray, NDArray, NDArray]] = {}
+        for term, step in self.steps({name: x.planes for name, x in sources.items()}):
+            if term not in padded:
+                x = sources[term.source]
+                padded[term] = (
+                    _padded(x.codes.astype(np.float64), term.padding),
+                    _padded(x.unit_exponents, term.padding),
+                    _padded(np.ones(x.shape[2:], bool), term.padding),
+                )
+            codes, units, inside = padded[term]
+            lanes = _window(codes[:, step.block], term, step.ky, step.kx, size)
+            unit = _window(units[:, step.block], term, step.ky, step.kx, size)
+            sums = np.einsum("nlhw,ol->nohw", lanes, step.codes.astype(np.float64), optimize=True)
+            product = block_product(sums, step.scales[:, None, None], unit[:, None])
+            target = acc[:, step.filters]
+            if self.reduce == "add":
+                acc[:, step.filters] = FLOAT32.add(target, product)
+            else:
+                valid = _window(inside, term, step.ky, step.kx, size)
+                acc[:, step.filters] = np.where(valid, np.maximum(target, product), target)
+        return acc
+
+    def _check(self, sources: Mapping[str, BlockTensor]) -> None:
         for term in self.terms:
             x = sources[term.source]
             if x.channels != term.kernel.in_channels or x.block != term.kernel.block:
@@ -192,27 +256,13 @@ class Layer:
                     f"layer {self.name!r} takes the maximum of {term.source!r}, whose digit planes "
                     f"have no maximum of their own: store it first"
                 )
-            top, bottom, left, right = term.padding
-            border = ((top, bottom), (left, right))
-            codes = np.pad(x.codes.astype(np.float64), ((0, 0),) * 3 + border)
-            units = np.pad(x.unit_exponents, ((0, 0),) * 2 + border)
-            inside = np.pad(np.ones(x.shape[2:], bool), border)
-            for step in steps(term, x.planes):
-                lanes = _window(codes[:, step.block], term, step.ky, step.kx, size)
-                unit = _window(units[:, step.block], term, step.ky, step.kx, size)
-                sums = np.einsum(
-                    "nlhw,ol->nohw", lanes, step.codes.astype(np.float64), optimize=True
-                )
-                product = block_product(sums, step.scales[:, None, None], unit[:, None])
-                target = acc[:, step.filters]
-                if self.reduce == "add":
-                    acc[:, step.filters] = FLOAT32.add(target, product)
-                else:
-                    valid = _window(inside, term, step.ky, step.kx, size)
-                    acc[:, step.filters] = np.where(valid, np.maximum(target, product), target)
-        return acc
+
+    def finish(self, acc: NDArray[np.float32]) -> BlockTensor | NDArray[np.float32]:
+        """What becomes of the accumulators (N, Co, Ho, Wo): clamped, and stored."""
+        if self.limits is not None:
+            acc = np.clip(acc, *np.array(self.limits, np.float32))
+        return acc if self.output is None else self.output.compute(acc)
 
     def compute(self, sources: Mapping[str, BlockTensor]) -> BlockTensor | NDArray[np.float32]:
         """The tensor that the layer writes."""
-        acc = self.accumulate(sources)
-        return acc if self.output is None else self.output.compute(acc)
+        return self.finish(self.accumulate(sources))

@@ -12,12 +12,13 @@ from safetensors.numpy import save_file
 
 from .bfp import BlockFloat, BlockTensor, FixedPoint
 from .floats import SCALE_FORMATS
+from .fold import Fold
 from .layers import Layer, Term
 from .vqk import VariableQuantizedKernel, pack, unpack
 
 __all__ = ["FORMAT_VERSION", "INPUT", "QuantizedNetwork", "Tensor"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INPUT = "input"
 
 Tensor = BlockTensor | NDArray[np.float32]
@@ -32,15 +33,19 @@ class QuantizedNetwork:
     input : how images are quantized
     input_shape : (C, H, W)
     layers : in execution order; a layer reads "input" or earlier layers, the last is the output
+    fold : the window of the image whose pixels are the channels of "input"; None if "input" is the
+        image itself
     """
 
     input: FixedPoint
     input_shape: tuple[int, int, int]
     layers: tuple[Layer, ...]
+    fold: Fold | None = None
 
     def __post_init__(self) -> None:
-        sizes = {INPUT: (self.input_shape[1], self.input_shape[2])}
-        channels = {INPUT: self.input_shape[0]}
+        depth, *size = self.folded_shape
+        sizes = {INPUT: (size[0], size[1])}
+        channels = {INPUT: depth}
         names = {INPUT}
         for layer in self.layers:
             if layer.name in names:
@@ -72,6 +77,11 @@ class QuantizedNetwork:
                 sizes[layer.name], channels[layer.name] = size, layer.bias.size
 
     @property
+    def folded_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the tensor "input"; its channels are those of one plane."""
+        return self.input_shape if self.fold is None else self.fold.shape(self.input_shape)
+
+    @property
     def block(self) -> int:
         return self.input.block
 
@@ -86,7 +96,8 @@ class QuantizedNetwork:
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """(H, W) of every tensor."""
-        sizes = {INPUT: (self.input_shape[1], self.input_shape[2])}
+        _, height, width = self.folded_shape
+        sizes = {INPUT: (height, width)}
         for layer in self.layers:
             sizes[layer.name] = layer.output_size(sizes)
         return sizes
@@ -98,11 +109,19 @@ class QuantizedNetwork:
             layer.name: sum(t.macs(*sizes[t.source]) for t in layer.terms) for layer in self.layers
         }
 
-    def compute(self, x: NDArray[np.float32]) -> dict[str, Tensor]:
-        """Every tensor of the network for the images `x` (N, C, H, W) float32."""
+    def encode_input(self, x: NDArray[np.float32]) -> BlockTensor:
+        """The tensor "input" of images (N, C, H, W) float32: quantized, then folded.
+
+        Raises ``ValueError`` if the images do not fit or are not finite.
+        """
         if x.shape[1:] != self.input_shape:
             raise ValueError(f"images must be (N, {self.input_shape}), not {x.shape}")
-        stored: dict[str, BlockTensor] = {INPUT: self.input.compute(x)}
+        q = self.input.integers(x)
+        return self.input.split(q if self.fold is None else self.fold.compute(q))
+
+    def compute(self, x: NDArray[np.float32]) -> dict[str, Tensor]:
+        """Every tensor of the network for the images `x` (N, C, H, W) float32."""
+        stored: dict[str, BlockTensor] = {INPUT: self.encode_input(x)}
         tensors: dict[str, Tensor] = dict(stored)
         for layer in self.layers:
             result = layer.compute(stored)
@@ -133,6 +152,7 @@ class QuantizedNetwork:
                         "stride": term.stride,
                         "padding": term.padding,
                         "dilation": term.dilation,
+                        "used_weights": term.used_weights,
                         "shape": kernel.codes.shape,
                         "weight_bits": kernel.weight_bits,
                         "block": kernel.block,
@@ -143,12 +163,19 @@ class QuantizedNetwork:
             arrays[f"{layer.name}.bias"] = layer.bias.astype(np.float32)
             output = None if layer.output is None else asdict(layer.output)
             layers.append(
-                {"name": layer.name, "reduce": layer.reduce, "output": output, "terms": terms}
+                {
+                    "name": layer.name,
+                    "reduce": layer.reduce,
+                    "output": output,
+                    "limits": layer.limits,
+                    "terms": terms,
+                }
             )
         description = {
             "format": FORMAT_VERSION,
             "input": asdict(self.input),
             "input_shape": self.input_shape,
+            "fold": None if self.fold is None else asdict(self.fold),
             "layers": layers,
         }
         temporary = Path(path).with_name(Path(path).name + ".part")
@@ -177,11 +204,17 @@ class QuantizedNetwork:
                 raise ValueError(f"has format {version}, this version reads {FORMAT_VERSION}")
             layers = tuple(_load_layer(entry, arrays) for entry in description["layers"])
             shape = tuple(description["input_shape"])
-            return cls(FixedPoint(**description["input"]), shape, layers)
+            return cls(
+                FixedPoint(**description["input"]), shape, layers, _load_fold(description["fold"])
+            )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}: is incomplete or damaged: {error}") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def _load_fold(entry: Mapping | None) -> Fold | None:
+    return None if entry is None else Fold(**{key: tuple(value) for key, value in entry.items()})
 
 
 def _load_layer(entry: Mapping, arrays: Mapping[str, NDArray]) -> Layer:
@@ -204,9 +237,15 @@ def _load_layer(entry: Mapping, arrays: Mapping[str, NDArray]) -> Layer:
                 tuple(term["stride"]),
                 tuple(term["padding"]),
                 tuple(term["dilation"]),
+                term["used_weights"],
             )
         )
     output = None if entry["output"] is None else BlockFloat(**entry["output"])
     return Layer(
-        entry["name"], tuple(terms), arrays[f"{entry['name']}.bias"], entry["reduce"], output
+        entry["name"],
+        tuple(terms),
+        arrays[f"{entry['name']}.bias"],
+        entry["reduce"],
+        output,
+        None if entry["limits"] is None else tuple(entry["limits"]),
     )

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ..golden.bfp import code_limits
 from ..golden.network import INPUT
-from .lower import FloatLayer, FloatTerm
+from .float_layer import FloatLayer, FloatTerm
 
 __all__ = ["check_images", "float_tensors", "input_exponent", "signed_tensors"]
 
@@ -47,7 +47,7 @@ def float_tensors(
             y = torch.stack([_window(tensors[t.source], t, layer) for t in layer.terms]).sum(0)
             if layer.reduce == "add":
                 y += torch.from_numpy(layer.bias)[:, None, None]
-            tensors[layer.name] = y.relu() if layer.relu else y
+            tensors[layer.name] = y.clamp(*layer.limits)
         yield tensors
 
 

@@ -1,6 +1,7 @@
 """A trained network to a quantized one: weights as VQK, activations as block floating point."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,19 @@ from ..frontend.graph import Graph, Input
 from ..golden.bfp import BlockFloat, FixedPoint, Rounding
 from ..golden.floats import FLOAT32, SCALE_FORMATS, ScaleFormat
 from ..golden.layers import Layer, Term
-from ..golden.network import QuantizedNetwork
+from ..golden.network import INPUT, QuantizedNetwork
 from ..golden.vqk import Recipe, VariableQuantizedKernel
 from .calibrate import check_images, input_exponent, signed_tensors
-from .lower import FloatLayer, FloatTerm, lower
+from .float_layer import UNLIMITED, FloatLayer, FloatTerm
+from .fold import fold_input
+from .lower import lower
+from .stem import settle
 
 __all__ = ["Model", "QuantConfig", "as_graph", "constant_code", "quantize"]
 
 Model = Graph | nn.Module | ExportedProgram | Path | str
+SETTLE = 32
+"""images that the codes of a folded stem are fitted to"""
 _PER_LAYER = frozenset({"weight_bits", "scale", "recipe", "rounding"})
 
 
@@ -109,21 +115,25 @@ def constant_code(value: float, bits: int, scale_format: ScaleFormat) -> tuple[i
     return int(codes[best]), float(scales[best])
 
 
+def _constant_kernel(term: FloatTerm, config: QuantConfig) -> VariableQuantizedKernel:
+    """The kernel of weights that are 0 or one number."""
+    value = float(term.weight.max())
+    code, scale = constant_code(value, config.weight_bits, config.scale_format)
+    kernel = VariableQuantizedKernel.quantize(
+        term.weight != 0,
+        weight_bits=config.weight_bits,
+        block=config.block,
+        groups=term.groups,
+        scale_format=config.scale_format,
+    )
+    codes = np.where(term.weight != 0, code, 0).astype(np.int8)
+    scales = np.where(kernel.scales != 0, scale, 0).astype(np.float32)
+    return replace(kernel, codes=codes, scales=scales)
+
+
 def _kernel(term: FloatTerm, config: QuantConfig) -> VariableQuantizedKernel:
     if term.constant:
-        code, scale = constant_code(
-            float(term.weight.flat[0]), config.weight_bits, config.scale_format
-        )
-        filters, _, height, width = term.weight.shape
-        return VariableQuantizedKernel.depthwise(
-            filters,
-            (height, width),
-            code,
-            scale,
-            weight_bits=config.weight_bits,
-            block=config.block,
-            scale_format=config.scale_format,
-        )
+        return _constant_kernel(term, config)
     return VariableQuantizedKernel.quantize(
         term.weight,
         weight_bits=config.weight_bits,
@@ -134,16 +144,35 @@ def _kernel(term: FloatTerm, config: QuantConfig) -> VariableQuantizedKernel:
     )
 
 
+def _limits(layer: FloatLayer, signed: bool | None) -> tuple[float, float] | None:
+    """What the accumulators are clamped to; None where the format of the result does it."""
+    low, high = layer.limits
+    if layer.limits == UNLIMITED or (signed is False and (low, high) == (0, math.inf)):
+        return None
+    largest = float(FLOAT32.largest)
+    low, high = (float(np.clip(end, -largest, largest)) for end in (low, high))
+    ends = FLOAT32.round(np.array([low, high]))
+    return float(ends[0]), float(ends[1])
+
+
 def _layer(layer: FloatLayer, config: QuantConfig, signed: bool | None) -> Layer:
     """Encode one layer; its result is stored signed or unsigned, or raw if `signed` is None."""
     terms = tuple(
-        Term(term.source, _kernel(term, config), term.stride, term.padding, term.dilation)
+        Term(
+            term.source,
+            _kernel(term, config),
+            term.stride,
+            term.padding,
+            term.dilation,
+            term.used_weights,
+        )
         for term in layer.terms
     )
     output = None
     if signed is not None:
         output = BlockFloat(config.block, config.act_bits, signed, config.rounding)
-    return Layer(layer.name, terms, FLOAT32.round(layer.bias), layer.reduce, output)
+    limits = _limits(layer, signed)
+    return Layer(layer.name, terms, FLOAT32.round(layer.bias), layer.reduce, output, limits)
 
 
 def quantize(
@@ -155,7 +184,8 @@ def quantize(
     ----------
     model : graph, exported program or its ``.pt2`` archive, or module in evaluation mode
     calibration : (N, C, H, W) float32, images like those that the network will see. They fix the
-        grid of the network input and which tensors carry a sign; nothing else depends on them
+        grid of the network input, which tensors carry a sign, and the codes of the layer that reads
+        a folded image; nothing else depends on them
     config : default ``QuantConfig()``
 
     Raises
@@ -175,7 +205,8 @@ def quantize(
         raise ValueError(f"overrides name {unknown[0]!r}, which is no layer; layers are {known}")
     signed = signed_tensors(layers, images)
     exponent = input_exponent(images, config.input_bits)
-    return QuantizedNetwork(
+    fold, layers = fold_input(layers, config.block)
+    network = QuantizedNetwork(
         FixedPoint(exponent, config.block, config.act_bits, config.input_bits),
         (shape[0], shape[1], shape[2]),
         tuple(
@@ -186,4 +217,20 @@ def quantize(
             )
             for layer in layers
         ),
+        fold,
     )
+    return network if fold is None else _settled(network, layers, images)
+
+
+def _settled(
+    network: QuantizedNetwork, references: Sequence[FloatLayer], images: NDArray[np.float32]
+) -> QuantizedNetwork:
+    """The network with the layer that reads the folded image fitted to some of the images."""
+    windows = network.encode_input(images[:SETTLE])
+    layers = tuple(
+        settle(layer, reference, windows)
+        if any(term.source == INPUT for term in layer.terms)
+        else layer
+        for layer, reference in zip(network.layers, references, strict=True)
+    )
+    return replace(network, layers=layers)

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from ..golden.bfp import BlockFloat, BlockTensor, FixedPoint, unit_exponent
 from ..golden.floats import FLOAT32
+from ..golden.fold import Fold
 from ..golden.layers import Layer, Term
 from ..golden.network import INPUT, QuantizedNetwork, Tensor
 from ..golden.vqk import VariableQuantizedKernel
@@ -128,13 +129,33 @@ def _blocks(x: torch.Tensor, block: int) -> torch.Tensor:
     return functional.pad(x, (0, 0) * 3 + (0, missing)).unflatten(0, (-1, block))
 
 
-def _fixed_point(spec: FixedPoint, images: torch.Tensor) -> Stored:
-    """``spec.compute`` of (N, C, H, W) float32."""
+def _unfold(q: torch.Tensor, fold: Fold) -> torch.Tensor:
+    """``fold.compute`` of (C, N, H, W)."""
+    shape = fold.shape((len(q), q.shape[2], q.shape[3]))
+    top, bottom, left, right = fold.padding
+    padded = functional.pad(q, (left, right, top, bottom))
+    taps = [
+        padded[
+            :,
+            :,
+            ky * fold.dilation[0] :: fold.stride[0],
+            kx * fold.dilation[1] :: fold.stride[1],
+        ][:, :, : shape[1], : shape[2]]
+        for ky in range(fold.kernel[0])
+        for kx in range(fold.kernel[1])
+    ]
+    return torch.stack(taps, 1).flatten(0, 1)
+
+
+def _fixed_point(spec: FixedPoint, images: torch.Tensor, fold: Fold | None = None) -> Stored:
+    """``QuantizedNetwork.encode_input`` of (N, C, H, W) float32."""
     pixels = images.double().transpose(0, 1) * 2.0**-spec.exponent
     limit = 1 << (spec.bits - 1)
     whole = pixels.round()
     clipped = ((whole < -limit) | (whole > limit - 1)).sum()
     q = whole.clamp(-limit, limit - 1).int()
+    if fold is not None:
+        q = _unfold(q, fold)
     digits, fields = [], []
     for plane in range(spec.planes):
         shift = spec.act_bits * (spec.planes - 1 - plane)
@@ -178,6 +199,8 @@ class _BlockKernel(NamedTuple):
     """(Kh * Kw, filters, B) float32"""
     scales: torch.Tensor
     """(Kh * Kw, filters, 1) float32"""
+    empty: tuple[bool, ...]
+    """of each kernel position, whether it has no code"""
 
 
 def _block_kernel(kernel: VariableQuantizedKernel, block: int, device: Device) -> _BlockKernel:
@@ -188,6 +211,7 @@ def _block_kernel(kernel: VariableQuantizedKernel, block: int, device: Device) -
         weights.filters,
         codes.permute(2, 3, 0, 1).flatten(0, 1).contiguous(),
         scales.permute(1, 2, 0).flatten(0, 1)[:, :, None].contiguous(),
+        tuple((~weights.codes.any((0, 1))).ravel().tolist()),
     )
 
 
@@ -214,9 +238,12 @@ class _HardwareTerm:
         return smallest * min(low, 1), largest * max(high, 1) * steps
 
     def products(
-        self, source: Stored, size: tuple[int, int], dtype: torch.dtype
+        self, source: Stored, size: tuple[int, int], dtype: torch.dtype, skip: bool
     ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """Filters, products (filters, N, Ho, Wo) and pixels inside (Ho, Wo) of every step."""
+        """Filters, products (filters, N, Ho, Wo) and pixels inside (Ho, Wo) of every step.
+
+        With `skip`, steps without any code are left out.
+        """
         term = self.term
         top, bottom, left, right = term.padding
         border = (left, right, top, bottom)
@@ -228,8 +255,10 @@ class _HardwareTerm:
         folds = dtype is torch.float32 and self.code_sum << width <= EXACT_FLOAT32
         for index, values in enumerate(source.values(dtype)):
             padded = functional.pad(values, border)
-            filters, taps, tap_scales = self.blocks[index % len(self.blocks)]
+            filters, taps, tap_scales, empty = self.blocks[index % len(self.blocks)]
             for tap, (codes, scales) in enumerate(zip(taps, tap_scales, strict=True)):
+                if skip and empty[tap]:
+                    continue
                 ky, kx = divmod(tap, term.kernel_size[1])
                 rows = slice(ky * term.dilation[0], None, term.stride[0])
                 columns = slice(kx * term.dilation[1], None, term.stride[1])
@@ -276,14 +305,14 @@ class _HardwareLayer:
         """The accumulators (Co, N, Ho, Wo) float32."""
         sources = [tensors[term.source] for term in self.layer.terms]
         size = self.layer.output_size({name: stored.size for name, stored in tensors.items()})
-        plain = self._plain(sources)
+        plain, add = self._plain(sources), self.layer.reduce == "add"
         dtype = torch.float32 if plain else torch.float64
         images = sources[0].codes.shape[2]
         acc = self.bias[:, None, None, None].repeat(1, images, *size)
         for term, source in zip(self.terms, sources, strict=True):
-            for filters, product, inside in term.products(source, size, dtype):
+            for filters, product, inside in term.products(source, size, dtype, add):
                 target = acc[filters]
-                if self.layer.reduce == "max":
+                if not add:
                     # Adding 0 makes a -0, of no code times a negative scale, the +0 of the rules.
                     target.copy_(torch.where(inside, target.maximum(product + 0), target))
                 elif plain:
@@ -297,7 +326,7 @@ class Result(NamedTuple):
     """One tensor of the network, on the device."""
 
     raw: torch.Tensor
-    """(C, N, H, W) float32: the accumulators, or the images themselves"""
+    """(C, N, H, W) float32: the clamped accumulators, or the images themselves"""
     stored: Stored | None
     """`raw` as it is stored; None of the network's result"""
 
@@ -322,11 +351,13 @@ class HardwareNetwork:
     def results(self, x: torch.Tensor) -> dict[str, Result]:
         """Every tensor of the network, the input included, by name."""
         x = x.to(self.device)
-        tensors = {INPUT: _fixed_point(self.network.input, x)}
+        tensors = {INPUT: _fixed_point(self.network.input, x, self.network.fold)}
         results = {INPUT: Result(x.transpose(0, 1), tensors[INPUT])}
         for hardware in self._layers:
             layer = hardware.layer
             raw, stored = hardware.accumulate(tensors), None
+            if layer.limits is not None:
+                raw = raw.clamp(*layer.limits)
             if layer.output is not None:
                 tensors[layer.name] = stored = _block_float(layer.output, raw)
             results[layer.name] = Result(raw, stored)

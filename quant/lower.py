@@ -4,25 +4,31 @@ Every layer of the machine is a sum (or a maximum) of convolutions that starts f
 
 * batch norm is folded into the convolution before it, in float64; where there is none it becomes a
   depthwise 1x1 convolution;
-* ReLU is part of the layer whose result it takes; where something else reads that result too, the
-  ReLU becomes an identity layer of its own;
+* ReLU and clamps are part of the layer whose result they take; where something else reads that
+  result too, they become an identity layer of their own;
 * an addition becomes one layer. Operands that nothing else reads, such as the two branches of a
   block with a projection, accumulate in it without being stored first; others are read back through
   a depthwise identity. Terms follow the order of the operands, and the layer is named after the
   first operand that accumulates, or after the addition if none does;
-* pools are depthwise convolutions, a linear layer is a convolution as large as the image.
+* pools are depthwise convolutions, a linear layer is a convolution as large as the image;
+* what only moves data is no layer (:mod:`.layout`). A convolution that reads a concatenation has a
+  term for each tensor in it, with its weights at the places of the channels. What works channel by
+  channel is done to each tensor. Where neither is possible, an identity layer gathers the channels.
 """
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..frontend.graph import (
     Add,
+    Arrange,
     AvgPool,
     BatchNorm,
+    Clamp,
     Conv2d,
     Flatten,
     Graph,
@@ -33,66 +39,17 @@ from ..frontend.graph import (
     Output,
     Padding,
     ReLU,
-    Shape,
 )
-from ..golden.layers import Reduce
 from ..golden.network import INPUT
+from .float_layer import FloatLayer, FloatTerm
+from .layout import NOTHING, Axis, Layout, Part, Window, plain, window
 
 __all__ = ["FloatLayer", "FloatTerm", "lower"]
 
-
-@dataclass(frozen=True, eq=False)
-class FloatTerm:
-    """One convolution of a layer, as :class:`..golden.layers.Term` but in floating point.
-
-    Parameters
-    ----------
-    source : tensor that it reads
-    weight : (Co, Ci / groups, Kh, Kw)
-    stride, padding, dilation, groups : as of the convolution
-    constant : the weights are one constant by construction (identity, pool), not learnt
-    """
-
-    source: str
-    weight: NDArray[np.floating]
-    stride: tuple[int, int] = (1, 1)
-    padding: Padding = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    constant: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class FloatLayer:
-    """A layer of the machine in floating point: ``relu(bias + sum of terms)`` or their maximum."""
-
-    name: str
-    terms: tuple[FloatTerm, ...]
-    bias: NDArray[np.floating]
-    reduce: Reduce = "add"
-    relu: bool = False
-
-    @property
-    def foldable(self) -> bool:
-        """Whether a channel-wise affine map of the result can move into the weights."""
-        learnt = not any(term.constant for term in self.terms)
-        return learnt and not self.relu and self.reduce == "add"
-
-    def scaled(self, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> "FloatLayer":
-        """The layer followed by ``scale * y + shift``, channel by channel."""
-        terms = tuple(
-            replace(term, weight=term.weight * scale[:, None, None, None]) for term in self.terms
-        )
-        return replace(self, terms=terms, bias=self.bias * scale + shift)
-
-    def single(self) -> "FloatLayer":
-        """The layer in float32. Raises ``ValueError`` if folding overflowed."""
-        with np.errstate(over="ignore"):
-            terms = tuple(replace(t, weight=t.weight.astype(np.float32)) for t in self.terms)
-            bias = self.bias.astype(np.float32)
-        if not all(np.isfinite(values).all() for values in (bias, *(t.weight for t in terms))):
-            raise ValueError(f"layer {self.name!r}: its folded weights or biases are not finite")
-        return replace(self, terms=terms, bias=bias)
+Windows = tuple[Window, Window]
+POINT = (Window(1), Window(1))
+WASTE = 2
+"""A tensor is worked on as a whole unless more than this times the channels wanted are there."""
 
 
 def lower(graph: Graph) -> tuple[FloatLayer, ...]:
@@ -103,17 +60,39 @@ def lower(graph: Graph) -> tuple[FloatLayer, ...]:
     return _Lowering(graph).layers()
 
 
-def _depthwise(source: str, channels: int, value: float, kernel: tuple[int, int]) -> FloatTerm:
-    weight = np.full((channels, 1, *kernel), value)
-    return FloatTerm(source, weight, groups=channels, constant=True)
+def _windows(
+    kernel: tuple[int, ...], stride: tuple[int, int], padding: Padding, dilation: tuple[int, int]
+) -> Windows:
+    vertical = Window(kernel[0], stride[0], padding[0], padding[1], dilation[0])
+    return vertical, Window(kernel[1], stride[1], padding[2], padding[3], dilation[1])
+
+
+def _term(
+    source: str, weight: NDArray[np.float64], windows: Windows, groups: int = 1, **options
+) -> FloatTerm:
+    rows, columns = windows
+    return FloatTerm(
+        source,
+        weight,
+        (rows.stride, columns.stride),
+        (rows.before, rows.after, columns.before, columns.after),
+        (rows.dilation, columns.dilation),
+        groups,
+        **options,
+    )
 
 
 class _Lowering:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.nodes = {node.name: node for node in graph.nodes}
         self.stored: list[FloatLayer] = []
-        self.values: dict[str, FloatLayer | str] = {}
-        """what a node's result is: a stored tensor, or a layer that may still grow"""
+        self.open: dict[str, FloatLayer] = {}
+        """layers that are not stored yet and may still grow, by the tensor they will write"""
+        self.shapes: dict[str, tuple[int, int, int]] = {}
+        """of every tensor"""
+        self.layouts: dict[str, Layout] = {}
+        """where the result of every node is"""
         self.alias: dict[str, str] = {}
         """the node behind a flatten"""
         for node in graph.nodes:
@@ -127,141 +106,358 @@ class _Lowering:
             if isinstance(node, Output):
                 self._finish(node)
             elif not isinstance(node, Flatten):
-                self.values[node.name] = self._value(node)
+                self.layouts[node.name] = self._layout(node)
         return tuple(self.stored)
 
     def _behind(self, name: str) -> str:
         return self.alias.get(name, name)
 
-    def _shape(self, name: str) -> Shape:
-        """Shape of a node's result before any flatten; vectors are (C, 1, 1)."""
-        shape = self.graph.shapes[self._behind(name)]
-        return shape if len(shape) == 3 else (*shape, 1, 1)
+    def _operand(self, node: Node, number: int = 0) -> Layout:
+        return self.layouts[self._behind(node.inputs[number])]
 
-    def _growing(self, name: str) -> FloatLayer | None:
-        """The layer that computes a node, if its result is not stored and nothing else reads it."""
-        value = self.values[self._behind(name)]
-        if isinstance(value, FloatLayer) and self.uses[self._behind(name)] == 1:
-            return value
-        return None
-
-    def _store(self, name: str) -> str:
-        """The tensor that holds a node's result."""
+    def _owned(self, name: str) -> bool:
+        """Whether only one node reads a result, and what it was arranged from."""
         name = self._behind(name)
-        value = self.values[name]
-        if isinstance(value, str):
-            return value
-        self.stored.append(value.single())
-        self.values[name] = value.name
-        return value.name
+        node = self.nodes[name]
+        moved = isinstance(node, Arrange)
+        return self.uses[name] == 1 and not (moved and not all(map(self._owned, node.inputs)))
 
-    def _identity(self, name: str, result: str) -> FloatLayer:
-        """A layer `result` that copies a node's result."""
-        channels = self._shape(name)[0]
-        term = _depthwise(self._store(name), channels, 1.0, (1, 1))
-        return FloatLayer(result, (term,), np.zeros(channels))
+    def _growing(self, name: str) -> list[str] | None:
+        """The open layers that compute a result, each as a whole, for nothing else to read."""
+        layout = self.layouts[self._behind(name)]
+        if not self._owned(name) or layout.repeats:
+            return None
+        for number, part in enumerate(layout.parts):
+            if part.tensor not in self.open:
+                return None
+            shape = (layout.channels(number)[0].size, *layout.size)
+            if part != Part(part.tensor) or shape != self.shapes[part.tensor]:
+                return None
+        return [part.tensor for part in layout.parts]
 
-    def _value(self, node: Node) -> FloatLayer | str:
+    def _open(self, layer: FloatLayer, size: tuple[int, int]) -> Layout:
+        """The result of a new layer."""
+        self.open[layer.name] = layer
+        self.shapes[layer.name] = (layer.bias.size, *size)
+        return plain(layer.name, self.shapes[layer.name])
+
+    def _fresh(self, name: str) -> str:
+        """A name that no node and no tensor has."""
+        number, fresh = 1, name
+        while fresh in self.nodes or fresh in self.shapes:
+            fresh, number = f"{name}_{number}", number + 1
+        return fresh
+
+    def _store(self, tensor: str) -> str:
+        """Make sure that a tensor is stored before it is read."""
+        if tensor in self.open:
+            self.stored.append(self.open.pop(tensor).single())
+        return tensor
+
+    def _on(self, layout: Layout, part: int, on: Windows, border: bool = False) -> Windows | None:
+        """What a window on the activation is on the tensor of one of its parts."""
+        tensor, rows, columns = layout.parts[part]
+        _, height, width = self.shapes[tensor]
+        vertical = window(on[0], rows, layout.size[0], height, border)
+        horizontal = window(on[1], columns, layout.size[1], width, border)
+        return None if vertical is None or horizontal is None else (vertical, horizontal)
+
+    def _reach(self, layout: Layout, on: Windows, border: bool = False) -> list[Windows] | None:
+        """The windows on all parts, if there are such."""
+        found = [self._on(layout, part, on, border) for part in range(len(layout.parts))]
+        return None if None in found else [windows for windows in found if windows is not None]
+
+    def _is_plain(self, layout: Layout) -> bool:
+        """Whether an activation has the channels of one tensor, all and in order."""
+        return layout.whole is not None and self.shapes[layout.whole][0] == layout.shape[0]
+
+    # Reading an activation
+
+    def _copy(self, layout: Layout) -> tuple[FloatTerm, ...]:
+        """Terms that add an activation as it is."""
+        reached = self._reach(layout, POINT)
+        assert reached is not None  # a window of one pixel never sees another
+        terms = []
+        for number, (part, windows) in enumerate(zip(layout.parts, reached, strict=True)):
+            source = self._store(part.tensor)
+            if self._is_plain(layout):
+                weight, groups = np.ones((layout.shape[0], 1, 1, 1)), layout.shape[0]
+            else:
+                result, place = layout.channels(number)
+                weight, groups = np.zeros((layout.shape[0], self.shapes[source][0], 1, 1)), 1
+                weight[result, place] = 1
+            used = int(np.count_nonzero(weight))
+            used = None if used == weight.size else used
+            terms.append(_term(source, weight, windows, groups, constant=True, used_weights=used))
+        return tuple(terms)
+
+    def _gathered(self, layout: Layout, name: str) -> Layout:
+        """The activation, stored in one tensor by a layer of its own."""
+        layer = FloatLayer(name, self._copy(layout), np.zeros(layout.shape[0]))
+        return self._open(layer, layout.size)
+
+    def _convolution(
+        self, name: str, layout: Layout, weight: NDArray[np.float64], on: Windows, groups: int = 1
+    ) -> tuple[FloatTerm, ...]:
+        """Terms that convolve an activation, wherever its channels are."""
+        reached = self._reach(layout, on)
+        if reached is None or (groups > 1 and not self._is_plain(layout)):
+            layout = self._gathered(layout, self._fresh(f"{name}.gather"))
+            reached = [on]
+        if self._is_plain(layout):
+            return (_term(self._store(layout.parts[0].tensor), weight, reached[0], groups),)
+        terms = []
+        for number, (part, windows) in enumerate(zip(layout.parts, reached, strict=True)):
+            source = self._store(part.tensor)
+            result, place = layout.channels(number)
+            scattered = np.zeros((self.shapes[source][0], len(weight), *weight.shape[2:]))
+            np.add.at(scattered, place, weight[:, result].swapaxes(0, 1))
+            used = weight[:, result].size
+            used = None if used >= scattered.size else used
+            terms.append(_term(source, scattered.swapaxes(0, 1), windows, used_weights=used))
+        return tuple(terms)
+
+    def _channelwise(
+        self,
+        node: Node,
+        layout: Layout,
+        on: Windows,
+        make: Callable[[str, FloatTerm, NDArray[np.int64]], FloatLayer],
+        *,
+        weight: float = 1.0,
+        outputs: int = 1,
+        keeps_zero: bool = True,
+        repeats: bool = True,
+        border: bool = False,
+    ) -> Layout:
+        """Do the same to every channel: to each tensor of the activation, as a whole.
+
+        `make` completes a layer of a name from a depthwise term and, of every channel of its
+        tensor, the channel of the activation, or -1; it makes `outputs` channels of each.
+        """
+        present = sum(self.shapes[part.tensor][0] for part in layout.parts)
+        reached = self._reach(layout, on, border)
+        if (
+            reached is None
+            or (layout.has_zeros and not keeps_zero)
+            or (layout.repeats and not repeats)
+            or present > WASTE * layout.shape[0]
+        ):
+            layout = self._gathered(layout, self._fresh(f"{node.name}.gather"))
+            reached = [on]
+        size = on[0].count(layout.size[0]), on[1].count(layout.size[1])
+        parts = []
+        for number, (part, windows) in enumerate(zip(layout.parts, reached, strict=True)):
+            source = self._store(part.tensor)
+            channels = self.shapes[source][0]
+            wanted = np.full(channels, NOTHING)
+            result, place = layout.channels(number)
+            wanted[place] = result
+            name = node.name
+            if len(layout.parts) > 1:
+                name = self._fresh(f"{node.name}.{number}")
+            taps = np.full((channels, 1, on[0].kernel, on[1].kernel), weight)
+            term = _term(source, taps, windows, channels, constant=True)
+            parts += self._open(make(name, term, wanted), size).parts
+        source = np.repeat(layout.source, outputs)
+        channel = (layout.channel[:, None] * outputs + np.arange(outputs)).ravel()
+        return Layout(tuple(parts), source, channel, size)
+
+    # Nodes
+
+    def _layout(self, node: Node) -> Layout:
         match node:
             case Input():
-                return INPUT
+                channels, height, width = node.shape
+                self.shapes[INPUT] = (channels, height, width)
+                return plain(INPUT, node.shape)
+            case Arrange():
+                return self._arrange(node)
             case Conv2d():
-                term = FloatTerm(
-                    self._store(node.inputs[0]),
-                    node.weight.astype(np.float64),
-                    node.stride,
-                    node.padding,
-                    node.dilation,
-                    node.groups,
-                )
-                return FloatLayer(node.name, (term,), node.bias.astype(np.float64))
+                return self._conv(node)
             case Linear():
-                shape = self._shape(node.inputs[0])
-                weight = node.weight.astype(np.float64).reshape(-1, *shape)  # (Co, C, H, W)
-                term = FloatTerm(self._store(node.inputs[0]), weight)
-                return FloatLayer(node.name, (term,), node.bias.astype(np.float64))
+                return self._linear(node)
             case BatchNorm():
                 return self._batch_norm(node)
             case ReLU():
-                layer = self._growing(node.inputs[0])
-                return replace(layer or self._identity(node.inputs[0], node.name), relu=True)
+                return self._clamp(node, 0, np.inf)
+            case Clamp():
+                return self._clamp(node, node.low, node.high)
             case Add():
                 return self._add(node)
             case MaxPool():
                 return self._max_pool(node)
             case AvgPool():
-                channels = self._shape(node.inputs[0])[0]
-                average = 1 / (node.kernel[0] * node.kernel[1])
-                term = replace(
-                    _depthwise(self._store(node.inputs[0]), channels, average, node.kernel),
-                    stride=node.stride,
-                    padding=node.padding,
+                on = _windows(node.kernel, node.stride, node.padding, (1, 1))
+                return self._channelwise(
+                    node,
+                    self._operand(node),
+                    on,
+                    lambda name, term, wanted: FloatLayer(name, (term,), np.zeros(wanted.size)),
+                    weight=node.weight,
                 )
-                return FloatLayer(node.name, (term,), np.zeros(channels))
         raise ValueError(f"layer {node.name!r}: {type(node).__name__} is not supported")
 
-    def _batch_norm(self, node: BatchNorm) -> FloatLayer:
-        channels = self._shape(node.inputs[0])[0]
-        if channels != node.scale.size:
+    def _arrange(self, node: Arrange) -> Layout:
+        parts: dict[Part, int] = {}
+        source = np.full(node.source.size, NOTHING)
+        channel = np.zeros(node.source.size, np.int64)
+        for number, name in enumerate(node.inputs):
+            layout = self._operand(node, number)
+            if layout.shape[0] != self.graph.shapes[name][0]:
+                raise ValueError(
+                    f"layer {node.name!r}: it moves features of {name!r} after a flatten; "
+                    "flatten last, or flatten images of one pixel"
+                )
+            axes = [
+                Axis(*pair) for pair in zip(node.offset[number], node.stride[number], strict=True)
+            ]
+            # The pixels that this node reads, as windows of one pixel with that stride.
+            on = tuple(
+                Window(1, axis.stride, -axis.offset, _end(axis, count) - size + axis.offset)
+                for axis, count, size in zip(axes, node.size, layout.size, strict=True)
+            )
+            if self._reach(layout, (on[0], on[1])) is None:
+                layout = self._gathered(layout, self._fresh(f"{node.name}.gather"))
+            (result,) = np.nonzero(node.source == number)
+            inner = layout.source[node.channel[result]]
+            channel[result] = layout.channel[node.channel[result]]
+            for k, part in enumerate(layout.parts):
+                moved = Part(
+                    part.tensor, _composed(part.rows, axes[0]), _composed(part.columns, axes[1])
+                )
+                if (inner == k).any():
+                    source[result[inner == k]] = parts.setdefault(moved, len(parts))
+        return Layout(tuple(parts), source, channel, node.size)
+
+    def _conv(self, node: Conv2d) -> Layout:
+        layout, weight = self._operand(node), node.weight.astype(np.float64)
+        bias = node.bias.astype(np.float64)
+        on = _windows(weight.shape[2:], node.stride, node.padding, node.dilation)
+        size = on[0].count(layout.size[0]), on[1].count(layout.size[1])
+        outputs = len(weight) // node.groups
+        if weight.shape[1] == 1 and node.groups > 1 and not self._is_plain(layout):
+
+            def depthwise(name: str, term: FloatTerm, wanted: NDArray[np.int64]) -> FloatLayer:
+                chosen = np.repeat(wanted, outputs)
+                filters = (wanted[:, None] * outputs + np.arange(outputs)).ravel()
+                own = chosen != NOTHING
+                taps = np.where(own[:, None, None, None], weight[filters], 0)
+                used = int(own.sum()) * taps[0].size
+                used = None if used == taps.size else used
+                term = replace(term, weight=taps, constant=False, used_weights=used)
+                return FloatLayer(name, (term,), np.where(own, bias[filters], 0))
+
+            return self._channelwise(
+                node, layout, on, depthwise, outputs=outputs, keeps_zero=False, repeats=False
+            )
+        terms = self._convolution(node.name, layout, weight, on, node.groups)
+        return self._open(FloatLayer(node.name, terms, bias), size)
+
+    def _linear(self, node: Linear) -> Layout:
+        layout = self._operand(node)
+        weight = node.weight.astype(np.float64).reshape(-1, *layout.shape)  # (Co, C, H, W)
+        on = Window(layout.size[0]), Window(layout.size[1])
+        terms = self._convolution(node.name, layout, weight, on)
+        return self._open(FloatLayer(node.name, terms, node.bias.astype(np.float64)), (1, 1))
+
+    def _batch_norm(self, node: BatchNorm) -> Layout:
+        layout = self._operand(node)
+        if layout.shape[0] != node.scale.size:
             raise ValueError(
                 f"layer {node.name!r}: batch norm of {node.scale.size} features after a flatten of "
-                f"{channels} channels is not supported; normalise before the flatten"
+                f"{layout.shape[0]} channels is not supported; normalise before the flatten"
             )
-        layer = self._growing(node.inputs[0])
-        if layer is None or not layer.foldable:
-            term = replace(
-                _depthwise(self._store(node.inputs[0]), channels, 1.0, (1, 1)), constant=False
-            )
-            layer = FloatLayer(node.name, (term,), np.zeros(channels))
-        return layer.scaled(node.scale, node.shift)
+        growing = self._growing(node.inputs[0])
+        if growing and not layout.has_zeros and all(self.open[t].foldable for t in growing):
+            for number, tensor in enumerate(growing):
+                result, place = layout.channels(number)
+                order = result[np.argsort(place)]
+                self.open[tensor] = self.open[tensor].scaled(node.scale[order], node.shift[order])
+            return layout
 
-    def _add(self, node: Add) -> FloatLayer:
-        shapes = [self._shape(name) for name in node.inputs]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"layer {node.name!r}: adding {shapes[0]} to {shapes[1]} after a flatten is not "
-                "supported; add tensors of the same channels, height and width"
+        def scaled(name: str, term: FloatTerm, wanted: NDArray[np.int64]) -> FloatLayer:
+            scale, shift = (
+                np.where(wanted == NOTHING, 0, x[wanted]) for x in (node.scale, node.shift)
             )
-        operands = []
+            layer = FloatLayer(name, (replace(term, constant=False),), np.zeros(wanted.size))
+            return layer.scaled(scale, shift)
+
+        return self._channelwise(node, layout, POINT, scaled, keeps_zero=False, repeats=False)
+
+    def _clamp(self, node: Node, low: float, high: float) -> Layout:
+        layout, keeps_zero = self._operand(node), low <= 0 <= high
+        growing = self._growing(node.inputs[0])
+        if growing and (keeps_zero or not layout.has_zeros):
+            for tensor in growing:
+                self.open[tensor] = self.open[tensor].clamped(low, high)
+            return layout
+        return self._channelwise(
+            node,
+            layout,
+            POINT,
+            lambda name, term, wanted: FloatLayer(
+                name, (term,), np.zeros(wanted.size), limits=(low, high)
+            ),
+            keeps_zero=keeps_zero,
+        )
+
+    def _add(self, node: Add) -> Layout:
+        shapes = [self._operand(node, number).shape for number in range(len(node.inputs))]
+        for shape in shapes[1:]:
+            if shape != shapes[0]:
+                raise ValueError(
+                    f"layer {node.name!r}: adding {shapes[0]} to {shape} after a flatten is not "
+                    "supported; add tensors of the same channels, height and width"
+                )
+        terms: list[FloatTerm] = []
+        bias = np.zeros(shapes[0][0])
+        joined = []
         for name in node.inputs:
-            layer = self._growing(name)
-            joins = layer is not None and layer.reduce == "add" and not layer.relu
-            operands.append((layer, True) if joins else (self._identity(name, node.name), False))
-        joined = [layer.name for layer, joins in operands if joins]
-        return FloatLayer(
-            joined[0] if joined else node.name,
-            tuple(term for layer, _ in operands for term in layer.terms),
-            np.sum([layer.bias for layer, _ in operands], axis=0),
-        )
+            layout = self.layouts[self._behind(name)]
+            growing = self._growing(name)
+            if growing and self._is_plain(layout) and self.open[growing[0]].sums:
+                layer = self.open.pop(growing[0])
+                joined.append(layer.name)
+                terms += layer.terms
+                bias = bias + layer.bias
+            else:
+                terms += self._copy(layout)
+        name = joined[0] if joined else node.name
+        return self._open(FloatLayer(name, tuple(terms), bias), shapes[0][1:])
 
-    def _max_pool(self, node: MaxPool) -> FloatLayer:
-        source = self._store(node.inputs[0])
-        channels = self._shape(node.inputs[0])[0]
-        if source == INPUT:
+    def _max_pool(self, node: MaxPool) -> Layout:
+        layout = self._operand(node)
+        if any(part.tensor == INPUT for part in layout.parts):
             # The maximum of a pixel's digit planes is not the maximum of the pixels.
-            copy = self._identity(node.inputs[0], f"{node.name}.{INPUT}")
-            self.stored.append(copy.single())
-            source = copy.name
-        term = replace(
-            _depthwise(source, channels, 1.0, node.kernel),
-            stride=node.stride,
-            padding=node.padding,
-            dilation=node.dilation,
+            layout = self._gathered(layout, self._fresh(f"{node.name}.{INPUT}"))
+        on = _windows(node.kernel, node.stride, node.padding, node.dilation)
+        lowest = float(np.finfo(np.float32).min)
+        return self._channelwise(
+            node,
+            layout,
+            on,
+            lambda name, term, wanted: FloatLayer(
+                name, (term,), np.full(wanted.size, lowest), reduce="max"
+            ),
+            border=True,
         )
-        lowest = np.full(channels, np.finfo(np.float32).min, np.float64)
-        return FloatLayer(node.name, (term,), lowest, reduce="max")
 
     def _finish(self, node: Output) -> None:
-        layer = self._growing(node.inputs[0])
-        name = self._behind(node.inputs[0])
-        if layer is None:
-            raise ValueError(
-                f"layer {name!r}: the network's result must be computed by a layer of its own that "
-                "nothing else reads"
-            )
-        if layer.relu:
-            raise ValueError(
-                f"layer {name!r}: a ReLU at the network's output is not supported, because results "
-                "leave as raw float32; leave it out"
-            )
-        self._store(name)
+        layout = self._operand(node)
+        growing = self._growing(node.inputs[0])
+        if growing and self._is_plain(layout):
+            # Whatever else is still open is read by nothing.
+            self._store(growing[0])
+            return
+        copy = self._gathered(layout, node.name)
+        self._store(copy.parts[0].tensor)
+
+
+def _end(axis: Axis, count: int) -> int:
+    """One past the last of `count` positions."""
+    return axis.offset + axis.stride * (count - 1) + 1
+
+
+def _composed(outer: Axis, inner: Axis) -> Axis:
+    return Axis(outer.offset + outer.stride * inner.offset, outer.stride * inner.stride)

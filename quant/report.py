@@ -5,14 +5,16 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..golden.layers import Layer
 from ..golden.network import INPUT, QuantizedNetwork
 from .calibrate import check_images, float_tensors
 from .convert import Model, as_graph
+from .float_layer import FloatLayer
 from .hardware import HardwareNetwork
-from .lower import FloatLayer, lower
+from .lower import lower
 
 __all__ = ["LayerReport", "Report", "measure"]
 
@@ -68,7 +70,7 @@ def _decibels(signal: float, noise: float) -> float:
 
 def _weight_sqnr(layer: Layer, reference: FloatLayer) -> float | None:
     learnt = [
-        (term.weight.astype(np.float64), stored.kernel.reconstruct())
+        (term.weight.astype(np.float64).ravel(), stored.kernel.reconstruct().ravel())
         for term, stored in zip(reference.terms, layer.terms, strict=True)
         if not term.constant
     ]
@@ -80,9 +82,9 @@ def _weight_sqnr(layer: Layer, reference: FloatLayer) -> float | None:
 
 def _average_error(layer: Layer, reference: FloatLayer) -> float | None:
     errors = [
-        float(stored.kernel.reconstruct().flat[0]) * term.weight[0].size - 1
+        float(stored.kernel.reconstruct().max()) / float(term.weight.max()) - 1
         for term, stored in zip(reference.terms, layer.terms, strict=True)
-        if term.constant and layer.reduce == "add" and term.weight[0].size > 1
+        if term.constant and layer.reduce == "add" and term.weight.max() != 1
     ]
     return max(errors, key=abs, default=None)
 
@@ -121,11 +123,13 @@ def measure(model: Model, network: QuantizedNetwork, images: NDArray[np.float32]
     for tensors in float_tensors(references, images):
         for name, result in hardware.results(tensors[INPUT]).items():
             reference = tensors[name].double()
+            if name == INPUT and network.fold is not None:
+                reference = torch.from_numpy(network.fold.compute(reference.numpy()))
             stored = result.raw if result.stored is None else result.stored.decode()
             signal[name] += reference.square().sum().item()
             noise[name] += (stored.transpose(0, 1) - reference).square().sum().item()
             if result.stored is not None:
-                values[name] += reference.numel()
+                values[name] += tensors[name].numel()
                 saturated[name] += int(result.stored.clipped)
     reports = [
         LayerReport(

@@ -170,21 +170,24 @@ def conv(**options) -> nn.Conv2d:
     ("model", "message"),
     [
         (
-            nn.Sequential(conv(), nn.ReLU6()),
-            r"layer '1' \(aten.hardtanh.default\): not supported; use ReLU",
+            nn.Sequential(conv(padding=1, padding_mode="circular")),
+            r"layer '0' \(aten.pad.default\): mode='circular' is not supported; pad with zeros",
         ),
         (
-            nn.Sequential(conv(padding=1, padding_mode="circular")),
-            r"layer '0' \(aten.pad.default\): not supported; pad with zeros in the convolution",
+            nn.Sequential(nn.ConstantPad2d(1, 0.5), conv()),
+            r"layer '0' \(aten.pad.default\): value=0.5 is not supported; pad with zeros",
         ),
         (
             nn.Sequential(conv(), nn.Hardswish()),
-            r"layer '1' \(aten.hardswish.default\): not supported; use Conv2d, BatchNorm, ReLU",
+            r"layer '1' \(aten.hardswish.default\): not supported; use ReLU or ReLU6",
         ),
         (
-            nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True)),
-            r"layer '0' \(aten.max_pool2d.default\): ceil_mode=True is not supported; use "
-            "ceil_mode=False",
+            nn.Sequential(nn.ConvTranspose2d(4, 4, 2)),
+            r"layer '0' \(aten.conv_transpose2d.input\): not supported; use Conv2d; nothing that",
+        ),
+        (
+            nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 4, 3)),
+            r"layer '1' \(aten.conv1d.default\): not supported; use Conv2d with a height of 1",
         ),
         (
             nn.Sequential(nn.AvgPool2d(3, 2, ceil_mode=True)),
@@ -196,12 +199,17 @@ def conv(**options) -> nn.Conv2d:
             "count_include_pad=True",
         ),
         (
-            nn.Sequential(nn.AvgPool2d(2, divisor_override=3)),
-            r"layer '0' \(.*\): divisor_override=3 is not supported; use divisor_override=None",
+            nn.Sequential(nn.AvgPool2d(2, divisor_override=-3)),
+            r"layer '0' \(.*\): divisor_override=-3 is not supported; use a positive one",
         ),
         (
-            nn.Sequential(nn.AdaptiveAvgPool2d(2)),
-            r"layer '0' \(aten.adaptive_avg_pool2d.default\): output_size=\[2, 2\] is not",
+            nn.Sequential(nn.AdaptiveAvgPool2d(3)),
+            r"layer '0' \(aten.adaptive_avg_pool2d.default\): output_size=\[3, 3\] of an input of "
+            r"\(8, 8\) is not supported; use sizes of which one divides the other",
+        ),
+        (
+            nn.Sequential(nn.AdaptiveAvgPool2d(16), conv()),
+            r"layer '0' \(aten.adaptive_avg_pool2d.default\): moving data like this is not support",
         ),
         (
             Calling(lambda self, x: x.mean(1)),
@@ -221,7 +229,7 @@ def conv(**options) -> nn.Conv2d:
         ),
         (
             Calling(lambda self, x: torch.conv2d(x, x[:, :, :3, :3])),
-            r"layer 'slice' \(aten.slice.Tensor\): not supported",
+            r"layer 'conv2d' \(aten.conv2d.default\): weight is computed by the network; it must",
         ),
         (
             Calling(lambda self, x: x.view(2, 16, 4, 4)),
@@ -234,7 +242,7 @@ def conv(**options) -> nn.Conv2d:
         ),
         (
             nn.Sequential(nn.Linear(8, 3)),
-            r"layer '0' takes \(8,\), not \(4, 8, 8\); flatten its input",
+            r"layer '0' \(aten.linear.default\): its input is \(4, 8, 8\); flatten its input",
         ),
         (
             nn.Sequential(conv(), nn.Softmax(1)),
@@ -250,7 +258,27 @@ def conv(**options) -> nn.Conv2d:
         ),
         (
             Calling(lambda self, x: torch.ones(2, 3)),
-            r"layer 'ones' \(aten.ones.default\): not supported",
+            "the network's result does not depend on its input",
+        ),
+        (
+            Calling(lambda self, x: x.view(2, 4, 2, 4, 8)[:, :, 0] * 2),
+            r"layer 'mul' \(aten.mul.Tensor\): not supported; fold factors into the weights of a",
+        ),
+        (
+            Calling(lambda self, x: x.flip(3)),
+            r"layer 'flip' \(aten.flip.default\): moving data like this is not supported; use conc",
+        ),
+        (
+            Calling(lambda self, x: torch.cat([x, torch.ones(2, 1, 8, 8)], 1)),
+            r"layer 'cat' \(aten.cat.default\): it moves a constant; only zeros are supported",
+        ),
+        (
+            Calling(lambda self, x: torch.cat([x[:1], x[:1]])),
+            r"layer 'cat' \(aten.cat.default\): moving data like this is not supported",
+        ),
+        (
+            Calling(lambda self, x: torch.nn.functional.max_pool2d(x, 2, return_indices=True)[1]),
+            r"layer 'getitem_1': only the first result of aten.max_pool2d_with_indices.default is",
         ),
     ],
 )  # fmt: skip

@@ -48,6 +48,8 @@ def kernels(draw: st.DrawFn, config: HardwareConfig, kind: str, filters: int):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     limit = 1 << (bits - 1)
     codes = rng.integers(-limit, limit, (filters, depth, *taps)).astype(np.int8)
+    if draw(st.booleans()):  # some steps without any code
+        codes *= rng.random((1, depth, *taps)) < draw(st.sampled_from([0, 0.4]))
     form = SCALE_FORMATS[config.scale]
     kernel = VariableQuantizedKernel.quantize(
         codes, weight_bits=bits, block=config.rows, groups=groups, scale_format=form
@@ -96,11 +98,12 @@ def cases(draw: st.DrawFn) -> tuple[Layer, dict[str, BlockTensor], HardwareConfi
         kernel = replace(kernel, codes=np.abs(kernel.codes.clip(-1)), scales=np.abs(kernel.scales))
     stride = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
-    padding = draw(st.tuples(*[st.integers(0, 2)] * 4))
+    padding = draw(st.tuples(*[st.integers(-1, 2)] * 4))
     term = Term("x", kernel, stride, padding, dilation)
     taps = kernel.codes.shape[2:]
     height, width = (
-        d * (k - 1) + draw(st.integers(1, 3)) for d, k in zip(dilation, taps, strict=True)
+        d * (k - 1) + draw(st.integers(1, 3)) - min(pad[0], 0) - min(pad[1], 0)
+        for d, k, pad in zip(dilation, taps, (padding[:2], padding[2:]), strict=True)
     )
     tensors = {"x": draw(sources(config, (1, kernel.in_channels, height, width), reduce))}
     terms = [term]
@@ -347,3 +350,14 @@ def test_truncation_is_refused():
     )
     with pytest.raises(ValueError, match=f"^{message}$"):
         check(network("truncate"), HardwareConfig(4, 3, weight_bits=5))
+
+
+def test_limits_are_refused():
+    net = network()
+    clamped = replace(net, layers=(replace(net.layers[0], limits=(0.0, 6.0)), net.layers[1]))
+    message = "^layer 'stem' clamps its result to 0 ... 6, which the engine cannot: use ReLU$"
+    with pytest.raises(ValueError, match=message):
+        check(clamped, HardwareConfig(4, 3, weight_bits=5))
+    x = clamped.encode_input(np.zeros((1, 3, 2, 2), np.float32))
+    with pytest.raises(ValueError, match=message):
+        lower(clamped.layers[0], {"input": x}, HardwareConfig(4, 3, weight_bits=5))

@@ -1,5 +1,6 @@
 """`Layer.accumulate` against a scalar model: integer dot products and rational arithmetic."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -90,6 +91,8 @@ def terms(draw: st.DrawFn, rng: np.random.Generator, source: str, filters: int |
     taps = draw(st.sampled_from([(1, 1), (2, 2), (3, 1), (1, 3), (3, 3)]))
     limit = 1 << (bits - 1)
     codes = rng.integers(-limit, limit, (filters or groups, depth, *taps)).astype(np.int8)
+    if draw(st.booleans()):  # some steps without any code, of a random scale
+        codes *= rng.random((1, depth, *taps)) < 0.4
     kernel = VariableQuantizedKernel.quantize(
         codes, weight_bits=bits, block=block, groups=groups, scale_format=form
     )
@@ -99,14 +102,16 @@ def terms(draw: st.DrawFn, rng: np.random.Generator, source: str, filters: int |
     scales = form.round(np.ldexp(rng.uniform(1, 2, kernel.scales.shape), exponents))
     if form.signed:
         scales *= rng.choice([1, -1], scales.shape).astype(np.float32)
-    used = kernel.scales != 0
+    used = VariableQuantizedKernel.quantize(
+        np.ones(codes.shape), weight_bits=bits, block=block, groups=groups
+    ).scales.astype(bool)
     kernel = VariableQuantizedKernel(
         codes, np.where(used, scales, np.float32(0)), bits, block, groups, form
     )
     channels, act_bits = groups * depth, draw(st.integers(2, 8))
     stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
-    padding = draw(st.tuples(*[st.integers(0, 2)] * 4))
+    padding = draw(st.tuples(*[st.integers(-1, 2)] * 4))
     # Digit planes are for sums only; they have no maximum.
     kind = draw(st.sampled_from(["unsigned", "signed"] + ["planes"] * (filters is not None)))
     return Term(source, kernel, stride, padding, dilation), (channels, act_bits, kind)
@@ -134,8 +139,9 @@ def layers(draw: st.DrawFn, reduce: str) -> tuple[Layer, dict[str, BlockTensor],
     term, (channels, act_bits, kind) = draw(terms(rng, "x", filters, block))
     taps = term.kernel.codes.shape[2:]
     least = [term.dilation[i] * (taps[i] - 1) + 1 for i in (0, 1)]
-    height, width = (n + draw(st.integers(0, 2)) for n in least)
     top, bottom, left, right = term.padding
+    cut = [sum(max(0, -n) for n in pair) for pair in ((top, bottom), (left, right))]
+    height, width = (n + c + draw(st.integers(0, 2)) for n, c in zip(least, cut, strict=True))
     size = (
         output_length(height, top, bottom, taps[0], term.stride[0], term.dilation[0]),
         output_length(width, left, right, taps[1], term.stride[1], term.dilation[1]),
@@ -397,8 +403,8 @@ BIAS = np.zeros(4, np.float32)
             r"stride and dilation must be at least 1, not \(1, 1\), \(1, 0\)",
         ),
         (
-            lambda: Term("x", KERNEL, padding=(0, 0, -1, 0)),
-            r"padding must not be negative, not \(0, 0, -1, 0\)",
+            lambda: Term("x", KERNEL, used_weights=25),
+            r"used_weights must be 0 to 24, not 25",
         ),
         (lambda: Layer("l", (), BIAS), r"layer 'l' must have at least one term"),
         (
@@ -421,11 +427,61 @@ BIAS = np.zeros(4, np.float32)
             lambda: Layer("l", (Term("x", KERNEL),), BIAS + np.float32(2.0**-127)),
             r"biases of layer 'l' must be normal float32 numbers or 0",
         ),
+        *(
+            (
+                lambda limits=limits: Layer("l", (Term("x", KERNEL),), BIAS, limits=limits),
+                r"limits of layer 'l' must be normal float32 numbers or 0, the lower one first, "
+                r"not \(.*\)",
+            )
+            for limits in [
+                (1, 0),
+                (0, 0.1),
+                (-np.inf, 1),
+                (np.nan, 1),
+                (-0.0, 1),
+                (0, 2.0**-127),
+                (0, 2**128),
+            ]
+        ),
     ],
 )
 def test_parameters_are_checked(make, message: str):
     with pytest.raises(ValueError, match=f"^{message}$"):
         make()
+
+
+def test_limits_clamp_what_is_stored() -> None:
+    x = BlockFloat(2, 8, True).compute(np.linspace(-8, 7, 16, dtype=np.float32).reshape(1, 4, 2, 2))
+    identity = VariableQuantizedKernel.depthwise(4, (1, 1), 1, 1.0, weight_bits=4, block=2)
+    plain = Layer("l", (Term("x", identity),), BIAS)
+    clamped = replace(plain, limits=(-2.5, 3.0))
+    assert np.array_equal(clamped.accumulate({"x": x}), plain.accumulate({"x": x}))
+    raw = clamped.compute({"x": x})
+    assert isinstance(raw, np.ndarray)
+    assert np.array_equal(raw, np.clip(x.values(), -2.5, 3).astype(np.float32))
+    stored = replace(clamped, output=BlockFloat(2, 4, True)).compute({"x": x})
+    assert isinstance(stored, BlockTensor)
+    assert np.array_equal(stored.codes, BlockFloat(2, 4, True).compute(raw).codes)
+    relu6 = replace(plain, limits=(0.0, 6.0), output=BlockFloat(2, 4)).compute({"x": x})
+    assert isinstance(relu6, BlockTensor)
+    assert (relu6.values().min(), relu6.values().max()) == (0, 6)
+
+
+def test_steps_without_codes_are_left_out_of_sums() -> None:
+    codes = np.zeros((4, 4, 1, 3), np.int8)
+    codes[1, 3, 0, 1] = 1
+    kernel = VariableQuantizedKernel(codes, np.ones((4, 2, 1, 3), np.float32), 4, 2)
+    layer = Layer("l", (Term("x", kernel), Term("y", kernel)), BIAS)
+
+    def visited(layer: Layer) -> list[tuple]:
+        return [(t.source, s.block, s.kx) for t, s in layer.steps({"x": 1, "y": 2})]
+
+    assert visited(layer) == [("x", 1, 1), ("y", 1, 1), ("y", 3, 1)]
+    most = Layer("l", (Term("x", kernel),), BIAS, "max")
+    assert len(visited(most)) == 6
+    # Accumulators start with a step, also where there is nothing to add.
+    empty = replace(kernel, codes=np.zeros_like(codes))
+    assert visited(replace(layer, terms=(Term("y", empty),) * 2)) == [("y", 0, 0)]
 
 
 def test_sources_must_fit():

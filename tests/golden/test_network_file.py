@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ from safetensors.numpy import save_file
 
 from shiftcore.golden.bfp import BlockFloat, BlockTensor, FixedPoint
 from shiftcore.golden.floats import FP16, SCALE_FORMATS
+from shiftcore.golden.fold import Fold
 from shiftcore.golden.layers import Layer, Reduce, Term
 from shiftcore.golden.network import QuantizedNetwork, Tensor
 from shiftcore.golden.vqk import VariableQuantizedKernel
 
 BLOCK, ACT_BITS = 4, 4
-LOWEST = np.float32(-((2 - 2.0**-23) * 2.0**127))
+LARGEST = np.float32((2 - 2.0**-23) * 2.0**127)
+LOWEST = -LARGEST
 
 
 def kernel(
@@ -45,21 +48,23 @@ def layer(
 
 
 def network() -> QuantizedNetwork:
-    """All that the file can describe: planes, groups, two terms, max, odd counts, every format."""
+    """All that the file can describe: planes, a folded input, groups, two terms, max, limits, odd
+    counts, every format."""
     unsigned, signed = BlockFloat(BLOCK, ACT_BITS), BlockFloat(BLOCK, ACT_BITS, True, "truncate")
-    stem = Term("input", kernel(6, 3, 3, 3, bits=3), padding=(1, 1, 1, 1))
+    stem = Term("input", kernel(6, 27, 1, 1, bits=3), used_weights=100)
     grouped = Term("stem", kernel(6, 2, 3, 1, groups=3, scale="fp16"), (2, 1), (1, 1, 0, 0))
     main = Term("a.b", kernel(6, 6, 1, 1, bits=7, scale="e8m0"))
     shortcut = Term("stem", kernel(6, 6, 1, 1, bits=8, scale="fp32"), (2, 1), dilation=(1, 2))
     pool = VariableQuantizedKernel.depthwise(6, (2, 2), 1, 1.0, weight_bits=2, block=BLOCK)
     layers = (
-        layer("stem", stem, output=unsigned),
-        layer("a.b", grouped, output=signed),
+        replace(layer("stem", stem, output=unsigned), limits=(0.0, 6.0)),
+        replace(layer("a.b", grouped, output=signed), limits=(-0.5, float(LARGEST))),
         layer("join", main, shortcut, output=unsigned),
         layer("pool", Term("join", pool, (2, 2), (0, 1, 0, 0)), reduce="max", output=unsigned),
         layer("fc", Term("pool", kernel(5, 6, 2, 3, bits=5))),
     )
-    return QuantizedNetwork(FixedPoint(-6, BLOCK, ACT_BITS), (3, 7, 6), layers)
+    fold = Fold((3, 3), padding=(1, 1, 1, 1))
+    return QuantizedNetwork(FixedPoint(-6, BLOCK, ACT_BITS), (3, 7, 6), layers, fold)
 
 
 def images(count: int = 2) -> np.ndarray:
@@ -81,7 +86,7 @@ def test_a_network_computes_its_layers_in_order():
     net, x = network(), images()
     tensors = net.compute(x)
     assert list(tensors) == ["input", "stem", "a.b", "join", "pool", "fc"]
-    stored = {"input": net.input.compute(x)}
+    stored = {"input": net.encode_input(x)}
     for item in net.layers:
         result = item.compute(stored)
         assert_same(result, tensors[item.name])
@@ -99,7 +104,7 @@ def test_sizes_and_macs():
     sizes = {"input": (7, 6), "stem": (7, 6), "a.b": (4, 6), "join": (4, 6), "pool": (2, 3)}
     assert net.sizes() == sizes | {"fc": (1, 1)}
     assert net.macs() == {
-        "stem": 7 * 6 * 6 * 3 * 9,
+        "stem": 7 * 6 * 100,
         "a.b": 4 * 6 * 6 * 2 * 3,
         "join": 4 * 6 * (6 * 6 + 6 * 6),
         "pool": 2 * 3 * 6 * 4,
@@ -116,13 +121,15 @@ def test_round_trip(tmp_path: Path):
     loaded.save(str(second))
     assert first.read_bytes() == second.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == [first.name, second.name]
-    assert (loaded.input, loaded.input_shape) == (net.input, net.input_shape)
+    for field in ("input", "input_shape", "fold"):
+        assert getattr(loaded, field) == getattr(net, field)
     for ours, theirs in zip(loaded.layers, net.layers, strict=True):
-        assert (ours.name, ours.reduce, ours.output) == (theirs.name, theirs.reduce, theirs.output)
+        for field in ("name", "reduce", "output", "limits"):
+            assert getattr(ours, field) == getattr(theirs, field)
         assert ours.bias.dtype == np.float32
         assert np.array_equal(ours.bias.view(np.uint32), theirs.bias.view(np.uint32))
         for mine, yours in zip(ours.terms, theirs.terms, strict=True):
-            for field in ("source", "stride", "padding", "dilation", "kernel_size"):
+            for field in ("source", "stride", "padding", "dilation", "kernel_size", "used_weights"):
                 assert getattr(mine, field) == getattr(yours, field)
             for field in ("weight_bits", "block", "groups", "scale_format"):
                 assert getattr(mine.kernel, field) == getattr(yours.kernel, field)
@@ -296,8 +303,13 @@ def _rewrite(saved: Path, path: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d, a: d.update(format=2), r"has format 2, this version reads 1"),
+        (lambda d, a: d.update(format=1), r"has format 1, this version reads 2"),
         (lambda d, a: d.pop("format"), r"is incomplete or damaged: 'format'"),
+        (lambda d, a: d.pop("fold"), r"is incomplete or damaged: 'fold'"),
+        (
+            lambda d, a: d["fold"].update(kernel=[0, 3]),
+            r"kernel, stride and dilation of a folded input must be at least 1, not \(0, 3\), .*",
+        ),
         (lambda d, a: d.pop("layers"), r"is incomplete or damaged: 'layers'"),
         (lambda d, a: a.pop("stem.bias"), r"is incomplete or damaged: 'stem\.bias'"),
         (lambda d, a: a.pop("join.1.codes"), r"is incomplete or damaged: 'join\.1\.codes'"),

@@ -1,0 +1,378 @@
+"""One pass over an exported program."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from .arrange import ZERO, Memory, Place, arrange
+from .call import Activation, Call, Made, Operand, UnsupportedLayer
+from .graph import Flatten, Graph, Input, Node, Output, Shape, result_shape
+from .moves import ALIASES, MOVES, zeros
+from .ops import READERS, hint
+
+__all__ = ["Reading"]
+
+IMAGES = 2
+"""images of a program whose batch is dynamic"""
+
+
+class Reading:
+    """Reads a program node by node; see :class:`.call.Workspace` for what readers use."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
+        self.nodes: list[Node] = []
+        self.shapes: dict[str, Shape] = {}
+        self.values: dict[fx.Node, Any] = {}
+        """what every value is: an activation, a constant tensor, a number, or several of these"""
+        self.images = IMAGES
+        self.memory = Memory(IMAGES)
+        self._known: dict[Activation, str] = {}
+        self._moves: dict[Activation, tuple[object, Any, Any]] = {}
+        """how a moved activation was made: what was executed, and its arguments"""
+
+    def graph(self) -> Graph:
+        """The graph of the program. Raises ``UnsupportedLayer``."""
+        self.run()
+        return Graph(tuple(self.nodes))
+
+    def run(self) -> None:
+        """Read every node."""
+        self._check_signature()
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                self._placeholder(node)
+            elif node.op == "get_attr":
+                value = getattr(self.program.graph_module, str(node.target), None)
+                self.values[node] = value
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                self._output(node)
+
+    # What readers ask for
+
+    def node_shape(self, name: str) -> Shape:
+        return self.shapes[name]
+
+    def index(self, value: Activation) -> torch.Tensor:
+        if value.index is not None:
+            return value.index
+        assert value.node is not None
+        return self.memory.addresses(value.node, value.shape)
+
+    def operand(self, value: Activation) -> str:
+        if value.node is not None:
+            return value.node
+        if value not in self._known:
+            self._known[value] = self._gather(value)
+        return self._known[value]
+
+    def arranged(self, index: NDArray[np.int64], origin: Call) -> str | None:
+        node = arrange(self.unique(origin.layer), index, self.memory)
+        return node if node is None or isinstance(node, str) else self.append(node)
+
+    def operands(self, value: Activation) -> list[Operand]:
+        index = self._one_image(value).ravel()
+        owners = np.where(index == ZERO, ZERO, self.memory.owners(index))
+        parts = []
+        for owner in np.unique(owners[owners != ZERO]):
+            place: Place = self.memory.places[owner]
+            (features,) = np.nonzero(owners == owner)
+            parts.append(Operand(place, features, index[features] - place.start))
+        return parts
+
+    def flattened(self, name: str, origin: Call) -> str:
+        if len(self.shapes[name]) == 1:
+            return name
+        for node in self.nodes:
+            if isinstance(node, Flatten) and node.inputs == (name,):
+                return node.name
+        return self.append(Flatten(self._flat_name(origin), (name,)))
+
+    def _flat_name(self, origin: Call) -> str:
+        taken = origin.layer in self.shapes
+        return self.unique(f"{origin.layer}.flatten" if taken else origin.layer)
+
+    def _one_image(self, value: Activation) -> NDArray[np.int64]:
+        index = self.memory.one_image(self.index(value))
+        if index is None:
+            raise self._no_place(value)
+        return index
+
+    def _no_place(self, value: Activation) -> UnsupportedLayer:
+        if "view" in value.origin.op or "shape" in value.origin.op:
+            return value.origin.refuse("this reshape is not supported", "use torch.flatten(x, 1)")
+        return value.origin.refuse(
+            "moving data like this is not supported",
+            "use concatenations, slices, zero pads and shuffles of channels, strided slices of "
+            "space, and torch.flatten(x, 1)",
+        )
+
+    def _gather(self, value: Activation) -> str:
+        """The node that a moved activation is: (C, H, W), or (features,)."""
+        index = self._one_image(value)
+        if index.ndim == 3:
+            node = self.arranged(index, value.origin)
+            if node is None:
+                return self._step_by_step(value)
+            if len(self.shapes[node]) != 3:
+                raise self._no_place(value)
+            return node
+        if index.ndim != 1:
+            raise self._no_place(value)
+        parts = self.operands(value)
+        if len(parts) == 1:
+            place = parts[0].place
+            if np.array_equal(index, place.start + np.arange(place.size)):
+                return self.flattened(place.name, value.origin)
+        if any(part.place.planes[1:] != (1, 1) for part in parts):
+            raise self._no_place(value)
+        node = self.arranged(index[:, None, None], value.origin)
+        if node is None:
+            raise self._no_place(value)
+        return self.flattened(node, value.origin)
+
+    def _step_by_step(self, value: Activation) -> str:
+        """The node of a move that only makes sense after the moves before it, as padding a crop."""
+        target, arguments, options = self._moves.get(value, (None, (), {}))
+        moved = [part for part in _activations((arguments, options)) if part.node is None]
+        if not moved or any(len(part.shape) != 4 or part.zero for part in moved):
+            raise self._no_place(value)
+
+        def settled(part: Any) -> Any:
+            if isinstance(part, Activation) and part.node is None:
+                return Activation(part.shape, self.operand(part), None, part.origin)
+            if isinstance(part, list | tuple):
+                return type(part)(settled(each) for each in part)
+            return part
+
+        again = self._move(value.origin, target, settled(arguments), settled(options))
+        for part in again if isinstance(again, list) else [again]:
+            self._moves.pop(part, None)
+        if isinstance(again, list):
+            raise self._no_place(value)
+        return self.operand(again)
+
+    # Reading
+
+    def append(self, node: Node) -> str:
+        """Add a graph node, whose operands are known; returns its name."""
+        shape = result_shape(node, self.shapes)
+        self.nodes.append(node)
+        self.shapes[node.name] = shape
+        self.memory.allocate(node.name, shape)
+        return node.name
+
+    def refused(self, node: fx.Node, call: Call, error: ValueError) -> Any:
+        """What to do about an operator that cannot be read; by default, nothing can be done."""
+        raise error
+
+    def _check_signature(self) -> None:
+        signature = self.program.graph_signature
+        if signature.buffers_to_mutate:
+            buffer = next(iter(signature.buffers_to_mutate.values()))
+            raise UnsupportedLayer(
+                f"layer {buffer.rpartition('.')[0]!r}: it updates its {buffer.rpartition('.')[2]}; "
+                "export the network in evaluation mode: model.eval()"
+            )
+        for kind, names in (("input", signature.user_inputs), ("output", signature.user_outputs)):
+            if len(names) != 1:
+                raise UnsupportedLayer(f"the network must have one {kind}, not {len(names)}")
+
+    def _placeholder(self, node: fx.Node) -> None:
+        spec = next(s for s in self.program.graph_signature.input_specs if s.arg.name == node.name)
+        if spec.kind is not InputKind.USER_INPUT:
+            target = str(spec.target)
+            tensors = {**self.program.constants, **self.program.state_dict}
+            self.values[node] = tensors[target].detach().to("cpu")
+            return
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor) or value.dim() != 4:
+            raise UnsupportedLayer("the network's input must be one tensor (N, C, H, W)")
+        if value.dtype is not torch.float32:
+            raise UnsupportedLayer(f"the network's input must be float32, not {value.dtype}")
+        shape = tuple(value.shape[1:])
+        if not all(isinstance(size, int) for size in shape):
+            raise UnsupportedLayer(
+                f"the network's input must have fixed channels, height and width, not {shape}; "
+                "only the batch may be dynamic"
+            )
+        if isinstance(value.shape[0], int):
+            self.images = value.shape[0]
+        self.memory = Memory(self.images)
+        call = Call("input", "input", {}, (self.images, *shape), self)
+        name = self.append(Input(self.unique("input"), (), shape))
+        self.values[node] = Activation((self.images, *shape), name, None, call)
+
+    def _output(self, node: fx.Node) -> None:
+        results: Any = node.args[0]
+        (result,) = results
+        value = self.values.get(result) if isinstance(result, fx.Node) else None
+        if not isinstance(value, Activation) or value.zero:
+            raise UnsupportedLayer("the network's result does not depend on its input")
+        self.append(Output(self.unique("output"), (self.operand(value),)))
+
+    def _call(self, node: fx.Node) -> None:
+        arguments, options = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            self._compute(node, arguments, options)
+            return
+        named = _named(schema, arguments, options)
+        call = Call(self._layer(node), str(node.target), named, self._shape(node), self)
+        try:
+            self.values[node] = self._value(node, call, arguments, options)
+        except ValueError as error:
+            self.values[node] = self.refused(node, call, error)
+
+    def _compute(self, node: fx.Node, arguments: Any, options: Any) -> None:
+        """Sizes and their arithmetic, and the parts of results."""
+        if not callable(node.target) or (
+            _activations(arguments) and (node.target is not operator.getitem)
+        ):
+            raise UnsupportedLayer(f"layer {self._layer(node)!r}: {node.target} is not supported")
+        if node.target is operator.getitem and isinstance(arguments[0], Activation):
+            if arguments[1] != 0:
+                raise UnsupportedLayer(
+                    f"layer {self._layer(node)!r}: only the first result of "
+                    f"{arguments[0].origin.op} is supported"
+                )
+            self.values[node] = arguments[0]
+            return
+        self.values[node] = node.target(*arguments, **options)
+
+    def _value(self, node: fx.Node, call: Call, arguments: Any, options: Any) -> Any:
+        target = node.target
+        active = _activations((arguments, options))
+        if node.meta.get("val") is None and not node.users:
+            return None  # assertions
+        if target is torch.ops.aten.sym_size.int:
+            return arguments[0].shape[arguments[1]]
+        if not active:
+            return target(*arguments, **options)  # pyright: ignore[reportCallIssue]
+        if target in ALIASES:
+            return self._alias(call)
+        if target in MOVES:
+            return self._move(call, target, arguments, options)
+        if target not in READERS:
+            raise call.refuse("not supported", hint(call.op))
+        result = READERS[target](call)
+        if isinstance(result, Activation):
+            return result
+        made = result if isinstance(result, Made) else Made(result)
+        return self._made(call, made)
+
+    def _made(self, call: Call, made: Made) -> Activation:
+        name = ""
+        for part in made.nodes:
+            name = self.append(part)
+        shape = (self.images, *self.shapes[name])
+        if made.layout is None and call.shape in (shape, ()):
+            return Activation(shape, name, None, call)
+        index = self.memory.addresses(name, shape)
+        moved = index.reshape(call.shape) if made.layout is None else made.layout(index)
+        return self._moved(moved, call)
+
+    def _alias(self, call: Call) -> Any:
+        for name, allowed in (("train", (False, None)), ("dtype", (None, torch.float32))):
+            value = call.arguments.get(name)
+            if value not in allowed:
+                advice = "export the network in evaluation mode: model.eval()"
+                raise call.refuse(
+                    f"{name}={value} is not supported", advice if name == "train" else "use float32"
+                )
+        return next(iter(call.arguments.values()))
+
+    def _move(self, call: Call, target: object, arguments: Any, options: Any) -> Any:
+        def on_addresses(value: Any) -> Any:
+            if isinstance(value, Activation):
+                return self.index(value)
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                if value.any():
+                    raise call.refuse("it moves a constant", "only zeros are supported there")
+                return zeros(*value.shape)
+            if isinstance(value, list | tuple):
+                return type(value)(on_addresses(part) for part in value)
+            return value
+
+        options = {key: on_addresses(value) for key, value in options.items()}
+        try:
+            moved = MOVES[target](*on_addresses(tuple(arguments)), **options)
+        except (ValueError, RuntimeError) as error:
+            if isinstance(error, UnsupportedLayer):
+                raise
+            problem, _, advice = " ".join(str(error).split()).partition("; ")
+            raise call.refuse(problem, advice or "use another spelling") from None
+        parts = [moved] if isinstance(moved, torch.Tensor) else moved
+        results = [self._moved(part, call) for part in parts]
+        for result in results:
+            self._moves[result] = target, arguments, options
+        return results[0] if isinstance(moved, torch.Tensor) else results
+
+    def _moved(self, index: torch.Tensor, call: Call) -> Activation:
+        if index.dim() and index.shape[0] != self.images and self.images == 1:
+            index = index[None]  # a squeeze of everything takes the image along
+        first = index.flatten()[:1].tolist()
+        if index.dim() in (2, 4) and first and first[0] != ZERO:
+            place = self.memory.owner(first[0])
+            shape = (self.images, *place.shape)
+            if tuple(index.shape) == shape and torch.equal(
+                index, self.memory.addresses(place.name, shape)
+            ):
+                return Activation(shape, place.name, None, call)
+        return Activation(tuple(index.shape), None, index, call)
+
+    def _shape(self, node: fx.Node) -> tuple[int, ...]:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or not value.dim():
+            return ()
+        return tuple(
+            size if isinstance(size, int) else self.images if not axis else -1
+            for axis, size in enumerate(value.shape)
+        )
+
+    def _layer(self, node: fx.Node) -> str:
+        """A unique name: the path of the module, and the operator unless the module is a leaf."""
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        path, kind = stack[-1] if stack else ("", "")
+        kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+        if path and kind.startswith("torch.nn.modules."):
+            return self.unique(path)
+        schema = getattr(node.target, "_schema", None)
+        op = schema.name.rpartition("::")[2] if schema else node.name
+        return self.unique(f"{path}.{op}" if path else op)
+
+    def unique(self, name: str) -> str:
+        number, unique = 1, name
+        while unique in self.shapes:
+            unique, number = f"{name}_{number}", number + 1
+        return unique
+
+
+def _named(schema: Any, arguments: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Every argument by its name, defaults included."""
+    named = {}
+    for index, argument in enumerate(schema.arguments):
+        if index < len(arguments):
+            named[argument.name] = arguments[index]
+        else:
+            named[argument.name] = options.get(argument.name, argument.default_value)
+    return named
+
+
+def _activations(values: Any) -> list[Activation]:
+    if isinstance(values, Activation):
+        return [values]
+    if isinstance(values, dict):
+        values = list(values.values())
+    if isinstance(values, list | tuple):
+        return [found for value in values for found in _activations(value)]
+    return []
