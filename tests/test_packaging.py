@@ -28,7 +28,8 @@ ARROWS = {
     "compiler": {"golden"},
     "estimate": {"golden", "compiler"},
     "hw": {"golden"},
-    "sim": {"hw", "golden", "compiler"},
+    "host": {"golden"},
+    "sim": {"hw", "golden", "compiler", "host"},
     "toolchain": {"hw", "golden"},
 }
 # One framework per folder: framework -> the folders of ARROWS that may import it.
