@@ -295,7 +295,8 @@ def hostile_cases(seeds: range, simulator: Simulator = "verilator") -> Iterator[
             writable = np.zeros(size, bool)
             for region, content in ((Region.MODEL, case.model), (Region.INPUT, inputs[0])):
                 start = accelerator.place(1)[region][0]
-                memory[start : start + content.size] = content
+                if region != away:
+                    memory[start : start + content.size] = content
             for region in (Region.SCRATCH, Region.OUTPUT):
                 start = accelerator.place(1)[region][0]
                 beats = case.sizes[region]
