@@ -141,9 +141,7 @@ class Accelerator(wiring.Component):
                 m.d.sync += regions.base[k].eq(regions.base[k] + stride)
 
         moves = Cat(source.valid & source.ready for source, _ in streams)
-        error = self._error(
-            m, registers, sequencer, load, passes, drain, buffer, engine, read, write
-        )
+        error = self._error(m, registers, sequencer, passes, drain, buffer, engine, read, write)
         self._control(m, registers, sequencer, read, write, regions, reset, moves, error)
         halt = self.halted
         for each in (sequencer, passes, drain, read, write):
@@ -165,7 +163,7 @@ class Accelerator(wiring.Component):
         ]
         return m
 
-    def _error(self, m, registers, sequencer, load, passes, drain, buffer, engine, read, write):
+    def _error(self, m, registers, sequencer, passes, drain, buffer, engine, read, write):
         """The code of what goes wrong in this cycle, 0 if nothing does."""
         cycles = Signal(32)
         with m.If(sequencer.o_busy):

@@ -128,7 +128,7 @@ class AxiMemory:
         before = self.waiting.pop(channel, None)
         if before is not None and before != now:
             self.violations.append(f"{channel} changed while it waited")
-        if valid and not taken:
+        if now is not None and not taken:
             self.waiting[channel] = now
 
     def _burst(self, channel: str, cycle: int, allowed) -> tuple[int, int]:
@@ -180,12 +180,11 @@ class AxiMemory:
                 self.write_queue.append([address, beats, 0])
                 self.unconfirmed += 1
                 self.pending[1] = max(self.pending[1], self.unconfirmed)
-            taken = self._taken("w")
-            self._stable("w", ("data", "strb", "last"), taken)
+            taken, parts = self._taken("w"), ("data", "strb", "last")
+            self._stable("w", parts, taken)
             if taken:
-                self.write_data.append(
-                    tuple(int(self.ports[f"w{part}"].value) for part in ("data", "strb", "last"))
-                )
+                data, strobe, last = (int(self.ports[f"w{part}"].value) for part in parts)
+                self.write_data.append((data, strobe, last))
             self._store(cycle)
 
     def _store(self, cycle: int) -> None:

@@ -127,6 +127,7 @@ class SimulatedSystem:
     ):
         self.beat_bytes = config.accelerator.beat_bytes
         beats = 1 << max(10, (-(-memory_bytes // self.beat_bytes) - 1).bit_length())
+        self._beats = beats
         command = build_system(config, beats, simulator, waves=waves is not None)
         self._folder = tempfile.TemporaryDirectory(prefix="shiftcore-")
         self._process = subprocess.Popen(
@@ -194,8 +195,10 @@ class SimulatedSystem:
         self._command("w", offset, value)
 
     def read_memory(self, address: int, size: int) -> NDArray[np.uint8]:
-        """`size` bytes from byte `address` on, which begins a beat."""
-        beats = -(-size // self.beat_bytes)
+        """`size` bytes from byte `address` on, which begins a beat; 0 where there is no memory."""
+        first, beats = address // self.beat_bytes, -(-size // self.beat_bytes)
+        if first + beats > self._beats:
+            return np.zeros(size, np.uint8)
         file = Path(self._folder.name) / "store.hex"
         self._command("s", file.name, address // self.beat_bytes, beats)
         lines = file.read_text().split("\n")
@@ -205,8 +208,10 @@ class SimulatedSystem:
         return swapped.reshape(-1)[:size].copy()
 
     def write_memory(self, address: int, content: NDArray[np.uint8]) -> None:
-        """Write bytes from byte `address` on; whole beats."""
+        """Write bytes from byte `address` on; whole beats, and nothing where there is no memory."""
         beats = -(-content.size // self.beat_bytes)
+        if address // self.beat_bytes + beats > self._beats:
+            return
         padded = np.zeros((beats, self.beat_bytes), np.uint8)
         padded.reshape(-1)[: content.size] = content
         file = Path(self._folder.name) / "load.bin"

@@ -1,4 +1,5 @@
 // The accelerator with its memory, driven by commands on standard input; see shiftcore.sim.system.
+// Where there is no memory, transactions are answered with SLVERR.
 //
 //   w ADDRESS DATA   write a register            r ADDRESS   read one; answers "r DATA"
 //   l FILE FIRST N   beats from a binary file    s FILE FIRST N   beats to a hexadecimal file
@@ -45,7 +46,7 @@ module testbench;
   reg [63:0] read_time [0:FLYING-1];
   integer read_head = 0, read_tail = 0, beat = 0;
   reg [63:0] read_next = 0;
-  reg m_rvalid = 0, m_rlast = 0;
+  reg m_rvalid = 0, m_rlast = 0, m_rfail = 0;
   reg [BUS-1:0] m_rdata = 0;
   wire m_arready = (read_tail - read_head) < FLYING;
   wire read_ready = read_head != read_tail && now >= read_time[read_head % FLYING]
@@ -61,6 +62,7 @@ module testbench;
     if (m_rvalid && m_rready) m_rvalid <= 0;
     if (read_ready) begin
       m_rvalid <= 1;
+      m_rfail <= (read_address[read_head % FLYING] >> SHIFT) >= BEATS;
       m_rdata <= mem[(read_address[read_head % FLYING] >> SHIFT) + beat];
       m_rlast <= beat == read_length[read_head % FLYING];
       read_next <= now + 1 + gap;
@@ -74,11 +76,12 @@ module testbench;
   // Write side: a burst's beats come after its address.
   reg [39:0] write_address = 0;
   reg writing = 0;
+  reg [FLYING-1:0] response_fails = 0;
   reg [63:0] response_time [0:FLYING-1];
   integer response_head = 0, response_tail = 0, lane;
   wire m_awready = !writing && (response_tail - response_head) < FLYING;
   wire m_wready = writing;
-  reg m_bvalid = 0;
+  reg m_bvalid = 0, m_bfail = 0;
   always @(posedge clk) begin
     if (m_awvalid && m_awready && !rst) begin
       writing <= 1;
@@ -86,11 +89,12 @@ module testbench;
     end
     if (m_wvalid && m_wready) begin
       for (lane = 0; lane < BUS / 8; lane = lane + 1)
-        if (m_wstrb[lane]) mem[write_address][8*lane +: 8] <= m_wdata[8*lane +: 8];
+        if (m_wstrb[lane] && write_address < BEATS) mem[write_address][8*lane +: 8] <= m_wdata[8*lane +: 8];
       write_address <= write_address + 1;
       if (m_wlast) begin
         writing <= 0;
         response_time[response_tail % FLYING] <= now + latency;
+        response_fails[response_tail % FLYING] <= write_address >= BEATS;
         response_tail <= response_tail + 1;
       end
     end
@@ -98,6 +102,7 @@ module testbench;
     if (response_head != response_tail && now >= response_time[response_head % FLYING]
         && (!m_bvalid || m_bready)) begin
       m_bvalid <= 1;
+      m_bfail <= response_fails[response_head % FLYING];
       response_head <= response_head + 1;
     end
   end
@@ -113,14 +118,14 @@ module testbench;
     .m_axi_araddr(m_araddr), .m_axi_arlen(m_arlen), .m_axi_arvalid(m_arvalid),
     .m_axi_arready(m_arready), .m_axi_arid(), .m_axi_arsize(), .m_axi_arburst(),
     .m_axi_arcache(), .m_axi_arprot(),
-    .m_axi_rid(1'b0), .m_axi_rdata(m_rdata), .m_axi_rresp(2'b0), .m_axi_rlast(m_rlast),
+    .m_axi_rid(1'b0), .m_axi_rdata(m_rdata), .m_axi_rresp({m_rfail, 1'b0}), .m_axi_rlast(m_rlast),
     .m_axi_rvalid(m_rvalid), .m_axi_rready(m_rready),
     .m_axi_awaddr(m_awaddr), .m_axi_awlen(m_awlen), .m_axi_awvalid(m_awvalid),
     .m_axi_awready(m_awready), .m_axi_awid(), .m_axi_awsize(), .m_axi_awburst(),
     .m_axi_awcache(), .m_axi_awprot(),
     .m_axi_wdata(m_wdata), .m_axi_wstrb(m_wstrb), .m_axi_wlast(m_wlast),
     .m_axi_wvalid(m_wvalid), .m_axi_wready(m_wready),
-    .m_axi_bid(1'b0), .m_axi_bresp(2'b0), .m_axi_bvalid(m_bvalid), .m_axi_bready(m_bready),
+    .m_axi_bid(1'b0), .m_axi_bresp({m_bfail, 1'b0}), .m_axi_bvalid(m_bvalid), .m_axi_bready(m_bready),
     .o_interrupt(interrupt), .o_trace(trace)
   );
 
@@ -201,7 +206,10 @@ module testbench;
         "i": begin
           got = $fscanf(commands, "%h", a);
           if (a == 0 && !interrupt) @(posedge interrupt);
-          for (; a != 0 && !interrupt; a = a - 1) @(posedge clk);
+          while (a != 0 && !interrupt) begin
+            @(posedge clk);
+            a = a - 1;
+          end
           @(negedge clk);
           if (traced != 0) $fflush(traced);
           $display("i %h", interrupt);

@@ -63,7 +63,7 @@ class Regions:
         page = PAGE // self.spec.beat_bytes
         first = -(self.bases[region] // self.spec.beat_bytes) % page
         crossing = first + page * int(rng.integers(0, 2)) - int(rng.integers(0, beats + 1))
-        choices = [0, size - beats, crossing, crossing, rng.integers(0, size - beats + 1)]
+        choices = [0, size - beats, crossing, crossing, int(rng.integers(0, size - beats + 1))]
         return Run(int(np.clip(rng.choice(choices), 0, size - beats)), region, beats)
 
     def outside(self, rng: np.random.Generator) -> Run:

@@ -18,7 +18,7 @@ def test_every_field_is_where_the_encoding_has_it(opcode):
         assert layout[field.name].shape.width == field.bits
         assert layout[field.name].shape.signed == field.signed
     used = sum(field.bits for field in LAYOUTS[opcode])
-    assert used + sum(len(bits) for bits in reserved_bits(Signal(layout))) == 512
+    assert used + sum(len(bits) for bits in reserved_bits(data.View(layout, Signal(512)))) == 512
 
 
 def constant(opcode, instruction) -> data.Const:

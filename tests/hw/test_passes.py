@@ -64,7 +64,10 @@ def random_pass(rng: np.random.Generator) -> Pass:
             if rng.random() < 0.1
             else Loop(
                 int(rng.choice([1, 2, 3, 4])),
-                *((int(step) % (1 << bits)) for step, bits in zip(rng.integers(-3, 9, 2), (20, 16))),
+                *(
+                    (int(step) % (1 << bits))
+                    for step, bits in zip(rng.integers(-3, 9, 2), (20, 16), strict=True)
+                ),
                 *(int(step) for step in rng.integers(-2, 3, 2)),
             )
             for _ in range(5)
@@ -121,7 +124,8 @@ def test_walks(simulator, stall):
     words[:, -1] = rng.integers(0, 256, depth)
     codes = pack(words[:, :-1], CONFIG.act_bits)
     shift = 20 + CONFIG.rows * CONFIG.act_bits
-    writes = [a | c << 20 | int(e) << shift for a, (c, e) in enumerate(zip(codes, words[:, -1]))]
+    exponents = words[:, -1].tolist()
+    writes = [a | codes[a] << 20 | exponents[a] << shift for a in range(depth)]
     instructions = [int.from_bytes(row.tobytes(), "little") for row in encode(items)]
     pixels = expected(items, words)
     assert sum(item.pixels for item in items) == len(pixels) > 2000
@@ -167,10 +171,15 @@ def test_addresses_beyond_the_memories_are_reported(simulator, change, wrong):
         CONFIG,
         bench="pipeline_bench",
         job=PipelineJob(
-            {"i__valid": [1, 0, 0, 0], "i__payload": [payload] * 4, "o__ready": [1] * 4,
-             "i_write__valid": [0] * 4, "i_write__payload": [0] * 4},
+            {
+                "i__valid": [1, 0, 0, 0],
+                "i__payload": [payload] * 4,
+                "o__ready": [1] * 4,
+                "i_write__valid": [0] * 4,
+                "i_write__payload": [0] * 4,
+            },
             ("o_wrong",),
-        ),  # fmt: skip
+        ),
         simulator=simulator,
     )
     assert [int(value) for value in answer["o_wrong"]] == [0, wrong, 0, 0]

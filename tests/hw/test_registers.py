@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,10 @@ def test_every_access(stall, simulator):
         each = by_offset.get(offset)
         address = offset + int(rng.integers(0, 4))
         if rng.random() < 0.5:
-            word, strobe = int(rng.integers(0, 1 << 32)), int(rng.choice([15, rng.integers(0, 16)]))
+            word, strobe = (
+                int(rng.integers(0, 1 << 32)),
+                int(rng.choice([15, int(rng.integers(0, 16))])),
+            )
             if each is not None and each.access == "wo":
                 strobe = 0
             steps.append(Write(address, word, strobe, int(rng.integers(-3, 4))))
@@ -224,6 +228,7 @@ def test_runs(simulator):
             cycle
             for step, cycle in zip(steps, answer.answered, strict=True)
             if isinstance(step, Write) and step.address == register("CONTROL").offset
+            if cycle is not None
             if step.data & bit and step.strobe & 1
         ]
 
@@ -271,6 +276,10 @@ def test_halves_of_a_counter_belong_together(simulator):
     assert values == [(1 << 32) - 3, 0, 2, 1, (1 << 32) - 3, 0]
 
 
+def stream_of(shape: Any) -> stream.Signature:
+    return stream.Signature(shape)
+
+
 class ControlStreams(wiring.Component):
     """The registers with a stream for each channel."""
 
@@ -279,11 +288,11 @@ class ControlStreams(wiring.Component):
         r = data.StructLayout({"data": 32, "response": 2})
         super().__init__(
             {
-                "i_aw": In(stream.Signature(MAP_BITS)),
-                "i_w": In(stream.Signature(w)),
-                "o_b": Out(stream.Signature(2)),
-                "i_ar": In(stream.Signature(MAP_BITS)),
-                "o_r": Out(stream.Signature(r)),
+                "i_aw": In(stream_of(MAP_BITS)),
+                "i_w": In(stream_of(w)),
+                "o_b": Out(stream_of(2)),
+                "i_ar": In(stream_of(MAP_BITS)),
+                "o_r": Out(stream_of(r)),
             }
         )
 

@@ -1,5 +1,7 @@
 """The WEIGHTS engine, alone and, with LOAD, behind the read manager."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from amaranth.hdl import Module
@@ -91,6 +93,10 @@ def test_weights(config, stall, simulator):
         assert answer.watched["o_busy"][0] == 1
 
 
+def stream_of(shape: Any) -> stream.Signature:
+    return stream.Signature(shape)
+
+
 class Reader(wiring.Component):
     """LOAD and WEIGHTS engines behind the read manager."""
 
@@ -100,10 +106,10 @@ class Reader(wiring.Component):
             {
                 **read_ports(spec.bus_bits),
                 "i_regions": In(region_layout()),
-                "i_weights": In(stream.Signature(instruction_layout(Opcode.WEIGHTS))),
-                "i_load": In(stream.Signature(instruction_layout(Opcode.LOAD))),
-                "o_tile": Out(stream.Signature(tile_layout(spec))),
-                "o_write": Out(stream.Signature(write_layout(spec))),
+                "i_weights": In(stream_of(instruction_layout(Opcode.WEIGHTS))),
+                "i_load": In(stream_of(instruction_layout(Opcode.LOAD))),
+                "o_tile": Out(stream_of(tile_layout(spec))),
+                "o_write": Out(stream_of(write_layout(spec))),
                 "o_beat": Out(1),
                 "o_memory_range": Out(1),
                 "o_completed": Out(1),
