@@ -193,14 +193,14 @@ def evaluate(network: Path, data: Path, as_json: bool) -> None:
 @_as_json
 def verilog(hw: Path, output: Path, as_json: bool) -> None:
     """Write the engine as one vendor-neutral Verilog file."""
-    from .hw.verilog import TOP, engine_ports, engine_verilog
+    from .hw.verilog import TOP, accelerator_ports, accelerator_verilog
 
     _check_folder(output)
     config = HardwareConfig.load(hw)
     with _busy("writing Verilog"):
-        text = engine_verilog(config)
+        text = accelerator_verilog(config)
     _replace(output, text)
-    ports = engine_ports(config)
+    ports = accelerator_ports(config)
     _print(as_json, {"top": TOP, "ports": ports, "lines": text.count("\n")})
 
 
@@ -210,12 +210,12 @@ def verilog(hw: Path, output: Path, as_json: bool) -> None:
 @_as_json
 def synth(hw: Path, target: str, as_json: bool) -> None:
     """Count what the engine takes on a TARGET, with yosys."""
-    from .hw.verilog import TOP, engine_verilog
+    from .hw.verilog import TOP, accelerator_verilog
     from .toolchain.yosys import synthesize
 
     config = HardwareConfig.load(hw)
     with _busy(f"synthesizing for {target}"):
-        resources = synthesize(engine_verilog(config), TOP, target)
+        resources = synthesize(accelerator_verilog(config), TOP, target)
     counts = asdict(resources)
     counts.pop("cells")
     _print(as_json, counts)

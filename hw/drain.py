@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..golden.accelerator import AcceleratorSpec
 from ..golden.floats import FLOAT32
 from ..golden.isa import LAYOUTS, Form, Opcode
-from .axi import run_layout
+from .axi import run_layout, times
 from .buffer import write_layout
 from .engine import drain_layout, limits_layout
 from .floats import float_layout
@@ -204,7 +204,9 @@ class DrainEngine(wiring.Component):
         to_announce = Signal(_BITS["rows"])
         to_confirm = Signal(_BITS["rows"])
         raw = current.form == Form.RAW
-        beats = Mux(raw, current.pixels * spec.raw_beats, current.pixels * spec.word_beats)
+        beats = Mux(
+            raw, times(current.pixels, spec.raw_beats), times(current.pixels, spec.word_beats)
+        )
         m.d.comb += [
             self.o_run.valid.eq(active & to_announce.any() & ~self.i_halt),
             self.o_run.payload.region.eq(current.region),

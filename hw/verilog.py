@@ -3,14 +3,14 @@
 import re
 
 from amaranth.back import rtlil, verilog
-from amaranth.hdl import Value
+from amaranth.hdl import Shape
 from amaranth.lib import wiring
 
 from ..golden.config import HardwareConfig
-from .engine import Engine, engine_signature
+from .accelerator import Accelerator
 from .library import Library
 
-__all__ = ["TOP", "emit", "engine_ports", "engine_verilog"]
+__all__ = ["TOP", "accelerator_ports", "accelerator_verilog", "emit"]
 
 TOP = "shiftcore"
 
@@ -62,15 +62,12 @@ def _plain_names(text: str) -> str:
     return text
 
 
-def engine_verilog(config: HardwareConfig) -> str:
-    """The engine of a configuration as module ``shiftcore``."""
-    return emit(Engine(config.engine), TOP)
+def accelerator_verilog(config: HardwareConfig) -> str:
+    """The accelerator of a configuration as module ``shiftcore``."""
+    return emit(Accelerator(config), TOP)
 
 
-def engine_ports(config: HardwareConfig) -> dict[str, int]:
+def accelerator_ports(config: HardwareConfig) -> dict[str, int]:
     """Ports of ``shiftcore`` and their widths in bits, clock and reset included."""
-    ports = {"clk": 1, "rst": 1}
-    signature = engine_signature(config.engine)
-    for path, _, value in signature.flatten(signature.create()):
-        ports["__".join(map(str, path))] = len(Value.cast(value))
-    return ports
+    members = Accelerator(config).signature.members.items()
+    return {"clk": 1, "rst": 1} | {name: Shape.cast(port.shape).width for name, port in members}

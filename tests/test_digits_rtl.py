@@ -73,7 +73,7 @@ def test_the_demo_and_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return kept
 
     monkeypatch.setattr(demo, "hardware", lambda: CONFIG)
-    monkeypatch.setattr(demo, "engine_verilog", lambda config: f"// {config}")
+    monkeypatch.setattr(demo, "accelerator_verilog", lambda config: f"// {config}")
     monkeypatch.setattr(demo, "synthesize", lambda *_: Resources(1, 2, 3, 4, {}))
     monkeypatch.setattr(demo, "run_network", run)
     for name in ("quantize", "measure", "evaluate"):

@@ -8,11 +8,13 @@ from pathlib import Path
 import click
 import pytest
 
-from shiftcore.benchmarks import area, timing_diagram
+from shiftcore.benchmarks import area, tables, timing_diagram
 from shiftcore.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/array.md", "docs/numbers.md"]
+DOCUMENTS = [
+    "README.md", "CONTRIBUTING.md", "docs/array.md", "docs/machine.md", "docs/numbers.md",
+]  # fmt: skip
 
 
 def text_of(document: str) -> str:
@@ -40,6 +42,11 @@ def test_snippets(document):
     report = []
     runner.run(test, out=report.append)
     assert not runner.summarize(verbose=False).failed, "".join(report)
+
+
+def test_generated_tables_are_current():
+    text = text_of("docs/machine.md")
+    assert tables.filled(text) == text, "run python benchmarks/tables.py"
 
 
 def anchors(text: str) -> set[str]:

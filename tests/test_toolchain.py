@@ -10,7 +10,7 @@ from shiftcore.golden.array import ArraySpec
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.hw.array import SystolicArray
 from shiftcore.hw.scale_unit import ScaleUnit
-from shiftcore.hw.verilog import TOP, emit, engine_verilog
+from shiftcore.hw.verilog import TOP, accelerator_verilog, emit
 from shiftcore.toolchain import nextpnr, yosys
 from shiftcore.toolchain.nextpnr import Timing, place_and_route
 from shiftcore.toolchain.yosys import TARGETS, Resources, ToolError, synthesize
@@ -110,7 +110,7 @@ def test_a_damaged_result_is_made_again(kept):
 def test_an_engine_on_other_families(target):
     """The counts of a 2x2 engine agree with its structure on every family."""
     config = HardwareConfig(2, 2)
-    design = engine_verilog(config)
+    design = accelerator_verilog(config)
     counted, ecp5 = synthesize(design, TOP, target), synthesize(design, TOP)
     # One multiplication for each scale unit; an iCE40 builds the memories from smaller blocks.
     assert counted.dsp == ecp5.dsp == 2

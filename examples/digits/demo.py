@@ -14,7 +14,7 @@ from ...estimate.cycles import engine_cycles
 from ...golden.bfp import BlockTensor
 from ...golden.config import HardwareConfig
 from ...golden.network import QuantizedNetwork, Tensor
-from ...hw.verilog import TOP, engine_verilog
+from ...hw.verilog import TOP, accelerator_verilog
 from ...quant.convert import QuantConfig, as_graph, quantize
 from ...quant.hardware import HardwareNetwork, evaluate
 from ...quant.report import Report, measure
@@ -159,7 +159,7 @@ def run_demo(
     rows = [_row(run, network, config) for run in runs]
     scores = np.concatenate([np.asarray(t).reshape(1, -1) for t in runs[-1].tensors])
 
-    small = engine_verilog(HardwareConfig(rows=4, cols=4))
+    small = accelerator_verilog(HardwareConfig(rows=4, cols=4))
     area = {}
     for target in TARGETS:
         progress(f"synthesizing a 4x4 engine for {target}")
@@ -194,7 +194,7 @@ def run_demo(
     (output / "hardware.toml").write_text(
         (files("shiftcore.examples") / "array16.toml").read_text(encoding="utf-8"), encoding="utf-8"
     )
-    (output / "shiftcore.v").write_text(engine_verilog(config), encoding="utf-8")
+    (output / "shiftcore.v").write_text(accelerator_verilog(config), encoding="utf-8")
     write_report(output, result, as_graph(floating, calibration), network, costs)
     hashes = {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in FILES}
     (output / "manifest.json").write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")

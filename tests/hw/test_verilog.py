@@ -13,7 +13,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
 from shiftcore.golden.config import HardwareConfig
-from shiftcore.hw.verilog import TOP, emit, engine_ports, engine_verilog
+from shiftcore.hw.verilog import TOP, accelerator_ports, accelerator_verilog, emit
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CONFIGS = [
@@ -42,15 +42,15 @@ class Taken(wiring.Component):
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda c: f"{c.rows}x{c.cols}-{c.scale}")
 def written(request, tmp_path_factory) -> tuple[HardwareConfig, Path]:
     path = tmp_path_factory.mktemp("verilog") / "engine.v"
-    path.write_text(engine_verilog(request.param), encoding="utf-8")
+    path.write_text(accelerator_verilog(request.param), encoding="utf-8")
     return request.param, path
 
 
 def test_same_text_in_another_process():
     code = (
         "import sys; from shiftcore.golden.config import HardwareConfig;"
-        "from shiftcore.hw.verilog import engine_verilog;"
-        "sys.stdout.write(engine_verilog(HardwareConfig(4, 4)))"
+        "from shiftcore.hw.verilog import accelerator_verilog;"
+        "sys.stdout.write(accelerator_verilog(HardwareConfig(4, 4)))"
     )
     again = subprocess.run(
         [sys.executable, "-P", "-c", code],
@@ -59,7 +59,7 @@ def test_same_text_in_another_process():
         capture_output=True,
         text=True,
     )
-    assert again.stdout == engine_verilog(HardwareConfig(4, 4))
+    assert again.stdout == accelerator_verilog(HardwareConfig(4, 4))
 
 
 def test_icarus_has_nothing_to_say(written, tmp_path):
@@ -116,6 +116,7 @@ def test_ports(written):
         name: int(high) + 1 if high else 1
         for high, name in re.findall(r"\b(?:in|out)put (?:\[(\d+):0\] )?(\w+);", top)
     }
-    assert ports == engine_ports(config)
-    assert ports["o_raw__payload"] == 32 * config.cols
-    assert ports["i_tile__payload"] == config.bus_bits + 1
+    assert ports == accelerator_ports(config)
+    assert ports["m_axi_rdata"] == ports["m_axi_wdata"] == config.bus_bits
+    assert ports["m_axi_wstrb"] == config.bus_bits // 8
+    assert ports["s_axi_wdata"] == 32
