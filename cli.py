@@ -187,6 +187,61 @@ def evaluate(network: Path, data: Path, as_json: bool) -> None:
     _print(as_json, result._asdict())
 
 
+@main.command("compile")
+@click.argument("network", type=_PATH)
+@click.option("--hw", required=True, type=_PATH, help="Hardware configuration (TOML).")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Build folder to write.",
+)
+@_as_json
+def compile_(network: Path, hw: Path, output: Path, as_json: bool) -> None:
+    """Compile NETWORK to a program and its memory image."""
+    from .compiler.build import save_build
+    from .compiler.network import compile_with_costs
+    from .golden.network import QuantizedNetwork
+
+    config = HardwareConfig.load(hw)
+    quantized = QuantizedNetwork.load(network)
+    with _busy("compiling"):
+        compiled = compile_with_costs(quantized, config)
+        save_build(compiled.program, network, output)
+    values = {
+        "instructions": len(compiled.program.instructions),
+        "weight_bytes": len(compiled.program.weights),
+        "dram_bytes": compiled.read_bytes + compiled.written_bytes,
+        "read_bytes": compiled.read_bytes,
+        "written_bytes": compiled.written_bytes,
+        "macs": compiled.program.macs,
+        "ideal_cycles": sum(layer.ideal for layer in compiled.layers),
+        "pass_cycles": sum(layer.passes for layer in compiled.layers),
+        "layers": [asdict(layer) for layer in compiled.layers],
+    }
+    if as_json:
+        _print(True, values)
+        return
+    table = Table(title=f"Cycles of one image on {config.rows}x{config.cols}")
+    for name in ("layer", "MACs", "ideal", "passes", "of ideal", "chunks", "stored"):
+        table.add_column(name, justify="left" if name in ("layer", "stored") else "right")
+    for layer in compiled.layers:
+        table.add_row(
+            layer.name, str(layer.macs), f"{layer.ideal:.0f}", str(layer.passes),
+            f"{layer.ideal / layer.passes:.1%}", str(layer.chunks),
+            "on chip" if layer.kept else "in memory",
+        )  # fmt: skip
+    ideal, passes = values["ideal_cycles"], values["pass_cycles"]
+    table.add_section()
+    table.add_row(
+        "all", str(values["macs"]), f"{ideal:.0f}", str(passes), f"{ideal / passes:.1%}", "", ""
+    )
+    _print(False, {}, table)
+    del values["layers"]
+    _print(False, values)
+
+
 @main.command()
 @click.option("--hw", required=True, type=_PATH, help="Hardware configuration (TOML).")
 @click.option("-o", "--output", required=True, type=_PATH, help="Verilog file to write.")

@@ -79,11 +79,11 @@ class Piece:
         positions = part.kys * part.kxs
         if self.part.repeated:
             together = pixels * (blocks if self.spread else 1)
-            apart = max(together, self.work.config.scale_unit.revisit)
+            apart = max(together, self.work.revisit)
             return max(positions * apart, self.work.tile_cycles(1))
         cycles = blocks * positions * self.work.tile_cycles(pixels)
         if self.start:
-            cycles += max(0, self.work.config.tile.beats(True) - self.work.tile_cycles(pixels))
+            cycles += max(0, self.work.start_beats - self.work.tile_cycles(pixels))
         return cycles
 
     def emit(self, view: View, first: int, blocks: int, start: bool) -> Pass:
@@ -209,7 +209,7 @@ def _spread(work: LayerWork, chunk: Box, first: int, tiles: Sequence[ColumnTile]
         len(tiles[first].parts) > 1
         or not part.repeated
         or work.together > 1
-        or chunk.pixels > 2 * work.config.scale_unit.revisit
+        or chunk.pixels > 2 * work.revisit
     ):
         return 1
     most = max(1, work.most_pixels // chunk.pixels)

@@ -108,15 +108,28 @@ class LayerWork:
     def _repeated(self) -> Counter[int]:
         return Counter(p.positions for tile in self.tiles for p in tile.parts if p.repeated)
 
+    @cached_property
+    def revisit(self) -> int:
+        """Least cycles between two visits of one accumulator."""
+        return self.config.scale_unit.revisit
+
+    @cached_property
+    def start_beats(self) -> int:
+        """Beats of a tile with biases."""
+        return self.config.tile.beats(True)
+
+    @cached_property
+    def _least(self) -> int:
+        return max(self.config.tile.beats(False), self.config.engine.pass_cycles, self.revisit)
+
     def tile_cycles(self, pixels: int) -> int:
         """Least cycles between two tiles that meet `pixels` pixels each."""
-        spec = self.config.engine
-        return max(pixels, self.config.tile.beats(False), spec.pass_cycles, spec.scale_unit.revisit)
+        return max(pixels, self._least)
 
     def pass_cycles(self, pixels: int) -> int:
         """Cycles of the passes of a chunk of `pixels` pixels, for all column tiles."""
         cycles = self._plain * self.tile_cycles(pixels)
-        apart = max(pixels, self.config.scale_unit.revisit)
+        apart = max(pixels, self.revisit)
         for positions, count in self._repeated.items():
             cycles += count * max(positions * apart, self.tile_cycles(1))
         return cycles
@@ -203,7 +216,8 @@ class LayerWork:
             spare = min(1.0, max(0.0, (room - need) / need))
             exposed = max(0.0, load * (1 - spare) - compute / max(1, len(self.tiles)))
         waits = 0.0
-        if count == 1 and self.index and max(p.blocks for t in self.tiles for p in t.parts) == 1:
+        fresh = any(0 <= source.producer == self.index - 1 for source in self.sources)
+        if count == 1 and fresh and max(p.blocks for t in self.tiles for p in t.parts) == 1:
             waits = min(self.most_pixels, pixels) + _LATENCY
         return count * (max(compute, beats + load) + exposed) + waits
 

@@ -59,6 +59,7 @@ class _Writer:
     ):
         self.placement, self.scratch = placement, scratch
         self.config, self.spec = config, config.accelerator
+        self._word_beats, self._code_beats = self.spec.word_beats, self.spec.code_beats
         self.output = groups[-1].work.layer.name
         self.instructions: list[Instruction] = []
         self.places: list[Place] = []
@@ -181,14 +182,14 @@ class _Writer:
             left -= 1
 
     def _beats(self, slab: Slab) -> int:
-        beats = self.spec.word_beats if slab.source.exponents is None else self.spec.code_beats
+        beats = self._word_beats if slab.source.exponents is None else self._code_beats
         return slab.words * beats
 
     def _load(self, slab: Slab) -> None:
         source, box = slab.source, slab.box
         assert slab.address is not None
         fixed = source.exponents is not None
-        beats = self.spec.code_beats if fixed else self.spec.word_beats
+        beats = self._code_beats if fixed else self._word_beats
         offset = ((slab.block * source.height + box.y) * source.width + box.x) * beats
         words, rows = box.columns, box.rows
         if box.columns == source.width and box.pixels <= _MOST_WORDS:
@@ -218,7 +219,7 @@ class _Writer:
         height, width = work.size
         rows = self.config.rows
         begin = max(self._now, self._drain_end)
-        beats = self.spec.raw_beats if raw else self.spec.word_beats
+        beats = self.spec.raw_beats if raw else self._word_beats
         memory = self.scratch.get(layer.name)
         region = Region.SCRATCH
         if layer.name == self.output:

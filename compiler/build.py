@@ -1,0 +1,34 @@
+"""The build folder: a program and the network that it was compiled from."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from ..golden.program import Program
+
+__all__ = ["NETWORK", "save_build"]
+
+NETWORK = "network.safetensors"
+
+
+def save_build(program: Program, network: Path | str, folder: Path | str) -> None:
+    """Write the files of :meth:`Program.save` and a copy of the file `network` to `folder`.
+
+    All are complete before the first of them is put in place, and the manifest comes last: a folder
+    left in between is refused when it is read. The same network gives the same bytes.
+    """
+    folder = Path(folder)
+    content = Path(network).read_bytes()
+    part = folder.with_name(folder.name + ".part")
+    program.save(part)
+    (part / NETWORK).write_bytes(content)
+    manifest = part / "manifest.json"
+    hashes = json.loads(manifest.read_text(encoding="utf-8"))
+    hashes[NETWORK] = hashlib.sha256(content).hexdigest()
+    manifest.write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
+    if not folder.exists():
+        part.rename(folder)
+        return
+    for name in [*(name for name in hashes), manifest.name]:
+        (part / name).replace(folder / name)
+    part.rmdir()

@@ -1,0 +1,91 @@
+"""The command `shiftcore compile` and the folder that it writes."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from shiftcore.cli import main
+from shiftcore.compiler.network import compile_with_costs
+from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.network import QuantizedNetwork
+from shiftcore.golden.program import Program
+from shiftcore.tests.compiler.compare import assert_computes
+from shiftcore.tests.compiler.test_network import bottleneck
+
+CONFIG = HardwareConfig(4, 4, buffer_depth=100)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    network, hardware = tmp_path / "net.safetensors", tmp_path / "hw.toml"
+    bottleneck(CONFIG).save(network)
+    hardware.write_text(CONFIG.dumps())
+    return network, hardware
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_compile(files: tuple[Path, Path], tmp_path: Path):
+    network, hardware = files
+    folder = tmp_path / "new" / "build"
+    result = run("compile", network, "--hw", hardware, "-o", folder, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    compiled = compile_with_costs(QuantizedNetwork.load(network), CONFIG)
+    program = compiled.program
+    assert found["instructions"] == len(program.instructions)
+    assert found["weight_bytes"] == len(program.weights)
+    assert found["dram_bytes"] == compiled.read_bytes + compiled.written_bytes
+    assert found["macs"] == program.macs == sum(layer["macs"] for layer in found["layers"])
+    assert found["ideal_cycles"] == program.macs / 16
+    for layer in found["layers"]:
+        assert min(layer["ideal"], layer["passes"], layer["chunks"]) > 0
+    assert found["pass_cycles"] == sum(layer["passes"] for layer in found["layers"])
+
+    loaded = Program.load(folder)
+    assert loaded.instructions == program.instructions
+    assert_computes(loaded, QuantizedNetwork.load(folder / "network.safetensors"), images=1)
+    hashes = json.loads((folder / "manifest.json").read_text())
+    written = {path.name for path in folder.iterdir()}
+    assert written == {*hashes, "manifest.json"}
+    for name, value in hashes.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == value
+    assert [path.name for path in folder.parent.iterdir()] == ["build"]
+
+
+def test_compile_again_over_the_folder(files: tuple[Path, Path], tmp_path: Path):
+    network, hardware = files
+    folder = tmp_path / "build"
+    arguments = ("compile", network, "--hw", hardware, "-o", folder)
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "layer0" in result.stdout
+    assert "on chip" in result.stdout
+    assert "in memory" in result.stdout
+    assert "dram bytes" in result.stdout
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "mine.txt").write_text("stays")
+    assert run(*arguments, "--json").exit_code == 0
+    assert (folder / "mine.txt").read_text() == "stays"
+    assert {name: (folder / name).read_bytes() for name in first} == first
+
+
+def test_bad_input_writes_nothing(files: tuple[Path, Path], tmp_path: Path):
+    network, hardware = files
+    hardware.write_text("rows = 8\ncols = 4\n")
+    for arguments, part in (
+        ((network, "--hw", hardware), "the network has blocks of 4 channels"),
+        ((tmp_path / "none", "--hw", hardware), "no network file"),
+        ((network, "--hw", tmp_path / "none"), "cannot be read"),
+    ):
+        result = run("compile", *arguments, "-o", tmp_path / "build", "--json")
+        assert result.exit_code != 0
+        assert result.stdout == ""
+        (line,) = result.stderr.strip().splitlines()
+        assert part in line
+        assert not (tmp_path / "build").exists()
