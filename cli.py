@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from safetensors import SafetensorError
 
@@ -243,11 +244,85 @@ def compile_(network: Path, hw: Path, output: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--data", required=True, type=_PATH, help="Images (npz, x; labels y if present).")
+@click.option("--on", "machine", required=True, type=click.Choice(["golden", "rtl"]))
+@click.option(
+    "--simulator", default="verilator", show_default=True,
+    type=click.Choice(["verilator", "icarus"]),
+)  # fmt: skip
+@click.option("--limit", type=click.IntRange(1), help="Only so many images.")
+@click.option("--latency", default=20, show_default=True, help="Cycles of the memory.")
+@click.option("--gap", default=0, show_default=True, help="Cycles between beats of the memory.")
+@click.option("--waves", type=_PATH, help="Waveform (VCD) to write.")
+@_as_json
+def run(
+    folder: Path,
+    data: Path,
+    machine: str,
+    simulator: Literal["verilator", "icarus"],
+    limit: int | None,
+    latency: int,
+    gap: int,
+    waves: Path | None,
+    as_json: bool,
+) -> None:
+    """Execute the build folder FOLDER on images; the RTL is compared with the golden model."""
+    from .compiler.build import NETWORK
+    from .golden.machine import Machine
+    from .golden.network import QuantizedNetwork
+    from .golden.program import Program, scores_of
+    from .quant.data import load_images
+
+    program = Program.load(folder)
+    network = QuantizedNetwork.load(folder / NETWORK)
+    images, labels = load_images(data)
+    images = images[:limit]
+    if not len(images):
+        raise ValueError(f"{data} holds no images")
+    content = program.encode_input(network.encode_input(images))
+    values: dict[str, Any] = {"images": len(images), "macs": program.macs}
+    first = None
+    if machine == "golden":
+        with _busy(f"executing {len(images)} images"):
+            outputs = Machine(program).run(content).outputs
+    else:
+        from .sim.accelerate import run_program
+
+        with Progress(console=_STATUS, transient=True) as bar:
+            task = bar.add_task("images through the RTL", total=len(images))
+            found = run_program(
+                program, content, simulator=simulator, latency=latency, gap=gap, waves=waves,
+                progress=lambda done: bar.update(task, completed=done),
+            )  # fmt: skip
+        outputs, first = found.outputs, found.first
+        size = program.config.rows * program.config.cols
+        values |= {
+            "images": len(outputs),
+            "bit_exact": found.mismatches == 0,
+            "compared": found.compared,
+            "mismatches": found.mismatches,
+            "cycles": found.cycles,
+            "utilization": len(outputs) * program.macs / (sum(found.cycles) * size),
+            "sim_cycles_per_s": sum(found.cycles) / found.seconds,
+        }
+    if labels is not None:
+        scores = scores_of(program.decode_output(outputs))
+        values["top1"] = 100 * float((scores.argmax(1) == labels[: len(outputs)]).mean())
+    shown = values
+    if not as_json and len(values.get("cycles", [])) > 1:
+        shown = values | {"cycles": f"{min(values['cycles'])} to {max(values['cycles'])} an image"}
+    _print(as_json, shown)
+    if values.get("mismatches"):
+        raise RuntimeError(f"hardware and golden model differ: {first}")
+
+
+@main.command()
 @click.option("--hw", required=True, type=_PATH, help="Hardware configuration (TOML).")
 @click.option("-o", "--output", required=True, type=_PATH, help="Verilog file to write.")
 @_as_json
 def verilog(hw: Path, output: Path, as_json: bool) -> None:
-    """Write the engine as one vendor-neutral Verilog file."""
+    """Write the accelerator as one vendor-neutral Verilog file."""
     from .hw.verilog import TOP, accelerator_ports, accelerator_verilog
 
     _check_folder(output)
@@ -264,7 +339,7 @@ def verilog(hw: Path, output: Path, as_json: bool) -> None:
 @click.option("--target", required=True, help="ecp5, ice40 or xilinx7.")
 @_as_json
 def synth(hw: Path, target: str, as_json: bool) -> None:
-    """Count what the engine takes on a TARGET, with yosys."""
+    """Count what the accelerator takes on a TARGET, with yosys."""
     from .hw.verilog import TOP, accelerator_verilog
     from .toolchain.yosys import synthesize
 

@@ -14,7 +14,7 @@ from .config import HardwareConfig
 from .floats import FLOAT32
 from .isa import Drain, Form, Instruction, Region, decode, encode
 
-__all__ = ["Place", "Program", "pack_words", "unpack_words"]
+__all__ = ["Place", "Program", "pack_words", "scores_of", "unpack_words"]
 
 FORMAT_VERSION = 1
 
@@ -225,6 +225,12 @@ class Program:
             listing["output"],
             listing["macs"],
         )
+
+
+def scores_of(output: BlockTensor | NDArray[np.float32]) -> NDArray[np.float64]:
+    """A network's result as (N, numbers)."""
+    values = output if isinstance(output, np.ndarray) else output.values()
+    return values.reshape(len(values), -1).astype(np.float64)
 
 
 def _tuple4(values: Sequence[int]) -> tuple[int, int, int, int]:
