@@ -109,7 +109,7 @@ class SimulatedSystem:
     Parameters
     ----------
     config : the hardware
-    memory_bytes : size of the memory; rounded up to a power of two
+    memory_bytes : size of the memory; rounded up to a power of two, and 2**18 beats
     latency, gap : of the memory: cycles from an address to its first beat, and between beats
     simulator : which one
     waves : leave a waveform (VCD) there
@@ -126,7 +126,7 @@ class SimulatedSystem:
         waves: Path | None = None,
     ):
         self.beat_bytes = config.accelerator.beat_bytes
-        beats = 1 << max(10, (-(-memory_bytes // self.beat_bytes) - 1).bit_length())
+        beats = 1 << max(18, (-(-memory_bytes // self.beat_bytes) - 1).bit_length())
         self._beats = beats
         command = build_system(config, beats, simulator, waves=waves is not None)
         self._folder = tempfile.TemporaryDirectory(prefix="shiftcore-")
@@ -225,6 +225,10 @@ class SimulatedSystem:
         """
         if self._command("i", self.limit) != "1":
             raise SimulationError(f"no interrupt within {self.limit} cycles")
+
+    def wait_at_most(self, cycles: int) -> bool:
+        """Whether the interrupt is raised within so many cycles, 1 or more."""
+        return self._command("i", cycles) == "1"
 
     def set_timing(self, latency: int, gap: int) -> None:
         """Change the memory's timing, see the constructor."""
