@@ -214,6 +214,9 @@ class _Writer:
     def _drain(self, group: Group) -> None:
         layer, chunk, work = group.work.layer, group.chunk, group.work
         raw = layer.output is None
+        form = Form.RAW
+        if layer.output is not None:
+            form = Form.SIGNED if layer.output.signed else Form.UNSIGNED
         limits = getattr(layer, "limits", None)
         low, high = FLOAT32.encode(np.array(limits or (0, 0), np.float32)).tolist()
         height, width = work.size
@@ -239,11 +242,7 @@ class _Writer:
                         beat_step=chunk.pixels if work.together > 1 else 0,
                         rows=chunk.rows,
                         pixels=chunk.columns,
-                        form=Form.RAW
-                        if raw
-                        else Form.SIGNED
-                        if layer.output.signed
-                        else Form.UNSIGNED,
+                        form=form,
                         to_buffer=int(kept is not None),
                         to_memory=int(memory is not None),
                         limited=int(limits is not None),

@@ -188,7 +188,8 @@ def _term_tile(
         codes[:, target] = picked.transpose(2, 0, 1)
         scales[:, target] = part.scales[chosen].reshape(high - low, -1).T
         # A sum skips tiles without codes: their products are +0, and no accumulator is ever -0.
-        present = np.ones(taps, bool) if layer.reduce == "max" else codes.any((1, 2)).reshape(taps)
+        every = layer.reduce == "max"
+        present = np.array([every or one.any() for one in codes]).reshape(taps)
         if present.all() and _one_tile(codes, scales):
             found.parts.append(Part(index, block, 1, 0, taps[0], 0, taps[1], True))
             found.codes.append(codes[:1])
