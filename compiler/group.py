@@ -7,7 +7,7 @@ from ..golden.isa import COUNT_BITS, Loop, Pass
 from .place import Placement
 from .plan import LayerWork, chunks_of, window_box
 from .tensors import Box, Stored
-from .tile import ColumnTile, Part
+from .tile import MOST_TURNS, ColumnTile, Part
 from .window import Slab
 
 __all__ = ["Group", "Piece", "View", "groups_of"]
@@ -172,7 +172,7 @@ class _Slabs:
     def get(self, source: Stored, block: int, box: Box, gap: int, begin: bool) -> Slab:
         """The slab that holds `block`, of as many blocks as make a good load."""
         target = min(max(box.pixels, self._depth // 16), gap // 3)
-        count = 1 if begin else max(1, target // box.pixels)
+        count = 1 if begin else min(MOST_TURNS, max(1, target // box.pixels))
         plane = source.blocks // source.planes
         first = block // plane * plane + block % plane // count * count
         blocks = min(count, plane - first % plane)

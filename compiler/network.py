@@ -17,7 +17,7 @@ from .schedule import Listing, schedule
 from .tensors import Tensors, input_tensor, stored_tensors
 from .tile import column_tiles
 
-__all__ = ["Compiled", "LayerCost", "compile_network"]
+__all__ = ["Compiled", "LayerCost", "compile_network", "compile_with_costs"]
 
 _LARGEST = (1 << 11) - 1
 """coordinate of a PASS"""

@@ -14,6 +14,7 @@ from ..golden.program import Place
 from .group import Group, Piece, View
 from .place import Placement
 from .tensors import Box
+from .tile import MOST_TURNS
 from .window import Kept, Slab, Window
 
 __all__ = ["Listing", "schedule"]
@@ -24,7 +25,6 @@ _AHEAD = 48
 """passes that are looked through for what to load next"""
 _LATENCY = 100
 """cycles, roughly, that memory or a drain takes beside its words"""
-_MOST_WORDS = (1 << 12) - 1
 
 
 class Listing(NamedTuple):
@@ -192,7 +192,7 @@ class _Writer:
         beats = self._code_beats if fixed else self._word_beats
         offset = ((slab.block * source.height + box.y) * source.width + box.x) * beats
         words, rows = box.columns, box.rows
-        if box.columns == source.width and box.pixels <= _MOST_WORDS:
+        if box.columns == source.width and box.pixels <= MOST_TURNS:
             words, rows = box.pixels, 1
         self.instructions.append(
             Load(
@@ -214,6 +214,9 @@ class _Writer:
     def _drain(self, group: Group) -> None:
         layer, chunk, work = group.work.layer, group.chunk, group.work
         raw = layer.output is None
+        form = Form.RAW
+        if layer.output is not None:
+            form = Form.SIGNED if layer.output.signed else Form.UNSIGNED
         limits = getattr(layer, "limits", None)
         low, high = FLOAT32.encode(np.array(limits or (0, 0), np.float32)).tolist()
         height, width = work.size
@@ -239,11 +242,7 @@ class _Writer:
                         beat_step=chunk.pixels if work.together > 1 else 0,
                         rows=chunk.rows,
                         pixels=chunk.columns,
-                        form=Form.RAW
-                        if raw
-                        else Form.SIGNED
-                        if layer.output.signed
-                        else Form.UNSIGNED,
+                        form=form,
                         to_buffer=int(kept is not None),
                         to_memory=int(memory is not None),
                         limited=int(limits is not None),

@@ -14,10 +14,18 @@ from ..golden.layers import Layer, Term
 from ..golden.vqk import BlockWeights
 from .tensors import Stored, Tensors
 
-__all__ = ["ColumnTile", "Part", "block_at_a_time", "column_tiles", "cut_filters", "pack_tiles"]
+__all__ = [
+    "MOST_TURNS",
+    "ColumnTile",
+    "Part",
+    "block_at_a_time",
+    "column_tiles",
+    "cut_filters",
+    "pack_tiles",
+]
 
-_MOST_TURNS = (1 << 12) - 1
-"""of a loop of a PASS"""
+MOST_TURNS = (1 << 12) - 1
+"""of a loop of a PASS or a LOAD"""
 
 
 class Part(NamedTuple):
@@ -188,7 +196,8 @@ def _term_tile(
         codes[:, target] = picked.transpose(2, 0, 1)
         scales[:, target] = part.scales[chosen].reshape(high - low, -1).T
         # A sum skips tiles without codes: their products are +0, and no accumulator is ever -0.
-        present = np.ones(taps, bool) if layer.reduce == "max" else codes.any((1, 2)).reshape(taps)
+        every = layer.reduce == "max"
+        present = np.array([every or one.any() for one in codes]).reshape(taps)
         if present.all() and _one_tile(codes, scales):
             found.parts.append(Part(index, block, 1, 0, taps[0], 0, taps[1], True))
             found.codes.append(codes[:1])
@@ -215,7 +224,7 @@ def _merged(
             and before.term == part.term
             and (before.kys, before.kxs) == (part.kys, part.kxs) == taps[part.term]
             and before.block + before.blocks == part.block
-            and before.blocks < _MOST_TURNS
+            and before.blocks < MOST_TURNS
             and sources[part.term].signed[before.block] == sources[part.term].signed[part.block]
         ):
             result[-1] = before._replace(blocks=before.blocks + 1)
