@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import as_file, files
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.hw.accelerator import Accelerator
 from shiftcore.hw.array import SystolicArray
 from shiftcore.hw.engine import Engine
 from shiftcore.hw.pe import ProcessingElement
@@ -96,6 +98,9 @@ def designs() -> list[Design]:
     for size in (4, 8, 16):
         engine = HardwareConfig(rows=size, cols=size).engine
         found.append(Design(f"engine {size}×{size}", lambda e=engine: Engine(e), size * size))
+    with as_file(files("shiftcore.examples") / "array16.toml") as path:
+        array16 = HardwareConfig.load(path)
+    found.append(Design("accelerator 16×16, 1 Mbit", lambda: Accelerator(array16), 256))
     return found
 
 
