@@ -21,8 +21,8 @@ SEEDS = range(115, 139)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_engine(seed: int) -> None:
     config = campaign_config(seed)
-    # Icarus compiles a small engine faster than Verilator; half of them suffice for each.
-    simulator: Simulator = "verilator" if seed % 2 else "icarus"
+    # Icarus compiles a small engine faster than Verilator, which sees every fourth.
+    simulator: Simulator = "icarus" if seed % 4 else "verilator"
     print(f"seed {seed}: {config} on {simulator}")
     work = work_of(seed, config)
 
