@@ -1,12 +1,13 @@
-"""Writes the generated tables of docs/machine.md: ``python benchmarks/tables.py``."""
+"""Writes the tables of docs/machine.md and docs/shiftcore.h: ``python benchmarks/tables.py``."""
 
 import re
 from pathlib import Path
 
 from shiftcore.golden.isa import LAYOUTS, Error
-from shiftcore.golden.registers import markdown
+from shiftcore.golden.registers import c_header, markdown
 
 MACHINE = Path(__file__).parents[1] / "docs" / "machine.md"
+HEADER = MACHINE.with_name("shiftcore.h")
 
 
 def instructions() -> str:
@@ -42,4 +43,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
+    HEADER.write_text(c_header(), encoding="utf-8")
     MACHINE.write_text(filled(MACHINE.read_text(encoding="utf-8")), encoding="utf-8")

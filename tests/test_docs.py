@@ -10,10 +10,12 @@ import pytest
 
 from shiftcore.benchmarks import area, tables, timing_diagram
 from shiftcore.cli import main
+from shiftcore.golden.registers import c_header
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
-    "README.md", "CONTRIBUTING.md", "docs/array.md", "docs/machine.md", "docs/numbers.md",
+    "README.md", "CONTRIBUTING.md", "docs/array.md", "docs/integrating.md", "docs/machine.md",
+    "docs/numbers.md",
 ]  # fmt: skip
 
 
@@ -47,6 +49,7 @@ def test_snippets(document):
 def test_generated_tables_are_current():
     text = text_of("docs/machine.md")
     assert tables.filled(text) == text, "run python benchmarks/tables.py"
+    assert text_of("docs/shiftcore.h") == c_header(), "run python benchmarks/tables.py"
 
 
 def anchors(text: str) -> set[str]:
