@@ -135,7 +135,9 @@ def test_errors_of_the_driver(digits):
         with pytest.raises(AcceleratorError, match=r"compile with its hardware.toml$"):
             accelerator.load(other)
         accelerator.load(program)
-        with pytest.raises(AcceleratorError, match=r"^the accelerator halted with TIMEOUT") as error:
+        with pytest.raises(
+            AcceleratorError, match=r"^the accelerator halted with TIMEOUT"
+        ) as error:
             accelerator.run(content, timeout=500)
         assert error.value.code is Error.TIMEOUT
         assert accelerator.run(content).shape == (1, program.sizes[Region.OUTPUT] * 8)
