@@ -16,8 +16,8 @@ __all__ = ["MappedTransport"]
 class MappedTransport:
     """A :class:`~shiftcore.host.driver.Transport` over two device files.
 
-    The registers and the interrupt are a UIO device (``generic-uio`` in the device tree); the memory
-    is one physically contiguous buffer (u-dma-buf) to which the accelerator's ``m_axi`` has access.
+    The registers and the interrupt are a UIO device (``generic-uio`` in the device tree); the
+    memory is one contiguous buffer (u-dma-buf) to which the accelerator's ``m_axi`` has access.
     Addresses of :meth:`read_memory` and :meth:`write_memory` are physical, as the accelerator sees
     them: pass ``base=transport.address`` to the driver. The buffer must be coherent, or opened with
     ``sync`` so that the processor does not cache it.
