@@ -11,6 +11,7 @@ from ..golden.config import HardwareConfig
 from ..golden.layers import Layer, Step, Term
 from ..golden.network import QuantizedNetwork
 from ..golden.passes import BlockRows, Drain, Pass
+from .tile import block_at_a_time, cut_filters
 
 __all__ = ["LayerProgram", "check", "lower"]
 
@@ -106,38 +107,6 @@ class LayerProgram:
         )
 
 
-def _block_at_a_time(layer: Layer, sources: Mapping[str, BlockTensor]) -> bool:
-    """Whether a column tile may only hold filters of one block.
-
-    A column that a step does not touch sees the product 0, which must not enter its maximum unless
-    its own products cannot be negative.
-    """
-    if layer.reduce == "add" or layer.terms[0].kernel.groups == 1:
-        return False
-    kernel, source = layer.terms[0].kernel, sources[layer.terms[0].source]
-    return bool(any(source.signed) or kernel.codes.min() < 0 or kernel.scales.min() < 0)
-
-
-def _filters(layer: Layer, config: HardwareConfig, block_at_a_time: bool) -> list[slice]:
-    """The filters of each column tile; tiles are cut so that whole ones make output blocks."""
-    channels, cols, block = layer.bias.size, config.cols, config.rows
-    spec = config.requantizer
-    if block_at_a_time:
-        span = block
-    elif layer.output is None:
-        span = channels
-    else:
-        span = block * spec.blocks_per_beat
-    tiles = []
-    for first in range(0, channels, span):
-        end = min(first + span, channels)
-        count = -(-(end - first) // cols) if layer.output is None else spec.beats_per_block
-        for beat in range(count):
-            start = min(first + beat * cols, end)
-            tiles.append(slice(start, min(start + cols, end)))
-    return tiles
-
-
 def _covers(outer: slice, inner: slice) -> bool:
     return outer.start <= inner.start and inner.stop <= outer.stop
 
@@ -177,8 +146,8 @@ def lower(layer: Layer, sources: Mapping[str, BlockTensor], config: HardwareConf
     size = layer.output_size({t.source: sources[t.source].shape[2:] for t in layer.terms})
     pixels = size[0] * size[1]
     depth = config.accumulator_depth
-    apart = _block_at_a_time(layer, sources)
-    tiles = _filters(layer, config, apart)
+    apart = block_at_a_time(layer, sources[layer.terms[0].source].signed)
+    tiles = cut_filters(layer, config, apart)
     together = 1 if layer.output is None else config.requantizer.beats_per_block
     chunk = min(pixels, depth // together)
     group = max(1, depth // (together * chunk)) * together

@@ -15,6 +15,8 @@ __all__ = ["Choice", "LayerWork", "chunks_of", "window_box"]
 
 _MOST_PIXELS = 1024
 """of a chunk; more would only delay the next layer"""
+_TIGHT = 0.02
+"""part of the time that is lost, roughly, where the buffer has no room for the next chunk"""
 _LATENCY = 150
 """cycles, roughly, from the last pass of a group to words that another one can read"""
 
@@ -126,9 +128,9 @@ class LayerWork:
         """Least cycles between two tiles that meet `pixels` pixels each."""
         return max(pixels, self._least)
 
-    def pass_cycles(self, pixels: int) -> int:
+    def pass_cycles(self, pixels: float) -> float:
         """Cycles of the passes of a chunk of `pixels` pixels, for all column tiles."""
-        cycles = self._plain * self.tile_cycles(pixels)
+        cycles = self._plain * max(pixels, self._least)
         apart = max(pixels, self.revisit)
         for positions, count in self._repeated.items():
             cycles += count * max(positions * apart, self.tile_cycles(1))
@@ -185,8 +187,8 @@ class LayerWork:
         room, gap : words of the buffer for parts of them, in all and in one piece
         """
         spec = self.config.accelerator
-        pixels = rows * columns
         count = -(-self.size[0] // rows) * -(-self.size[1] // columns)
+        pixels = self.size[0] * self.size[1] / count
         compute = self.pass_cycles(pixels)
         beats = sum(tile.tiles for tile in self.tiles) * self.config.tile.beats(False)
         need = load = 0
@@ -215,11 +217,16 @@ class LayerWork:
         if need:
             spare = min(1.0, max(0.0, (room - need) / need))
             exposed = max(0.0, load * (1 - spare) - compute / max(1, len(self.tiles)))
+            exposed += _TIGHT * compute * (1 - spare)
         waits = 0.0
-        fresh = any(0 <= source.producer == self.index - 1 for source in self.sources)
-        if count == 1 and fresh and max(p.blocks for t in self.tiles for p in t.parts) == 1:
+        # A single block that was drained last; of several, the others come first.
+        fresh = any(
+            0 <= source.producer == self.index - 1 and source.blocks == 1 for source in self.sources
+        )
+        if count == 1 and fresh:
             waits = min(self.most_pixels, pixels) + _LATENCY
-        return count * (max(compute, beats + load) + exposed) + waits
+        # The last summand lets the fewest of otherwise equal chunks win.
+        return count * (max(compute, beats + load) + exposed) + waits + count
 
     def choose(self, absent: Set[str], room: int, gap: int) -> Choice | None:
         """The cheapest chunks, or None if none fits."""

@@ -16,7 +16,9 @@ from shiftcore.tests.compiler.random_networks import Builder
 fold = pytest.importorskip("shiftcore.golden.fold")
 
 
-def network(config: HardwareConfig, folded: bool, limits: tuple[float, float] | None):
+def network(
+    config: HardwareConfig, folded: bool, limits: tuple[float, float] | None
+) -> QuantizedNetwork:
     window = fold.Fold((3, 3), (2, 2), (1, 1, 1, 1)) if folded else None
     builder = Builder((3, 9, 9), config, np.random.default_rng(0))
     if window is not None:
@@ -27,7 +29,8 @@ def network(config: HardwareConfig, folded: bool, limits: tuple[float, float] | 
     x = builder.add(Term(x, kernel, padding=(-1, 2, 1, -2)), signed=True)
     builder.convolution(x, 5, (1, 1), raw=True)
     layers = tuple(replace(layer, limits=limits) for layer in builder.layers)
-    return QuantizedNetwork(builder.input, (3, 9, 9), layers, window)
+    options = {} if window is None else {"fold": window}
+    return QuantizedNetwork(builder.input, (3, 9, 9), layers, **options)
 
 
 @pytest.mark.parametrize("depth", [16, 64, 4096])

@@ -89,7 +89,7 @@ def test_the_random_networks_meet_everything():
                 "planes": program.input_shape[0] > 1,
             }
         )
-    assert min(met.values()) >= 2, met
+    assert min(met.values()) >= 1, met
 
 
 def bottleneck(config: HardwareConfig, size: int = 8) -> QuantizedNetwork:
