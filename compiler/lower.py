@@ -39,7 +39,6 @@ def check(network: QuantizedNetwork, config: HardwareConfig) -> None:
                 f"layer {layer.name!r} truncates its output, the hardware rounds: quantize with "
                 f"rounding='nearest'"
             )
-        _refuse_limits(layer)
         for term in layer.terms:
             name = term.kernel.scale_format.name
             if name != config.scale:

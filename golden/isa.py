@@ -366,5 +366,5 @@ def decode(words: NDArray[np.uint64]) -> Instruction:
     del values["opcode"]
     if opcode is Opcode.PASS:
         loops = [Loop(*(values.pop(f"{name}_{k}") for name in Loop._fields)) for k in range(LEVELS)]
-        return Pass(**values, loops=tuple(loops))  # pyright: ignore[reportArgumentType]
+        return Pass(**values, loops=tuple(loops))
     return _CLASSES[opcode](**values)

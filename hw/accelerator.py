@@ -76,9 +76,12 @@ class Accelerator(wiring.Component):
         m.d.comb += self.o_interrupt.eq(registers.o_interrupt)
 
         # Everything else is reset by START and SOFT_RESET too.
-        m.domains.core = core = ClockDomain("core")
+        m.domains.core = ClockDomain("core")
         reset = Signal()
-        m.d.comb += [core.clk.eq(ClockSignal()), core.rst.eq(ResetSignal() | reset)]
+        m.d.comb += [
+            ClockSignal("core").eq(ClockSignal()),
+            ResetSignal("core").eq(ResetSignal() | reset),
+        ]
 
         def part(name, component):
             m.submodules[name] = DomainRenamer("core")(component)

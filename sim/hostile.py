@@ -219,7 +219,6 @@ class _Case(Program):
 
 
 def _hostile(program: Program, words: NDArray[np.uint64], rng: Generator) -> _Case:
-    fields = {name: getattr(program, name) for name in program.__dataclass_fields__}
     sizes = list(program.sizes)
     if rng.random() < 0.05:  # a region that is too small
         region = int(rng.integers(4))
@@ -227,7 +226,12 @@ def _hostile(program: Program, words: NDArray[np.uint64], rng: Generator) -> _Ca
     if rng.random() < 0.01:  # and a program that goes on to its end
         words[-1] = words[1]
         sizes[Region.MODEL] = len(words) * CONFIG.accelerator.instruction_beats
-    case = _Case(**fields | {"sizes": tuple(sizes)})
+    model, source, scratch, output = sizes
+    case = _Case(
+        program.config, program.instructions, program.weights, program.places,
+        (model, source, scratch, output), program.input_shape, program.shapes, program.output,
+        program.macs,
+    )  # fmt: skip
     object.__setattr__(case, "words", words)
     return case
 
@@ -236,15 +240,9 @@ def _expected(case: _Case, inputs: NDArray[np.uint8]) -> NDArray[np.uint8] | Non
     """What the model computes, None if it does not accept the program."""
     try:
         program = Program(
-            **{
-                name: getattr(case, name)
-                for name in case.__dataclass_fields__
-                if name not in ("instructions", "places", "weights")
-            },
-            instructions=decode_program(case.words),
-            places=(),
-            weights=case.weights,
-        )
+            case.config, decode_program(case.words), case.weights, (), case.sizes,
+            case.input_shape, case.shapes, case.output, case.macs,
+        )  # fmt: skip
         check_order(program)
         check_written(program)
         return Machine(program).run(inputs).outputs

@@ -245,9 +245,10 @@ class SimulatedSystem:
         text = (Path(self._folder.name) / f"trace-{self._trace}.txt").read_bytes()
         digits = text.index(b"\n") if text else 0
         lines = np.frombuffer(text, np.uint8).reshape(-1, digits + 1)[:, :digits]
-        nibbles = np.where(lines > ord("9"), lines - ord("a") + 10, lines - ord("0"))[:, ::-1]
+        letters = lines > ord("9")
+        nibbles = (lines - np.where(letters, ord("a") - 10, ord("0")).astype(np.uint8))[:, ::-1]
         if nibbles.size and nibbles.max() > 15:
             raise SimulationError("a word that DRAIN wrote has undefined bits")
-        nibbles = np.pad(nibbles, ((0, 0), (0, digits % 2))).astype(np.uint8)
-        found = nibbles[:, ::2] | nibbles[:, 1::2] << 4
+        nibbles = np.pad(nibbles, ((0, 0), (0, digits % 2)))
+        found = (nibbles[:, ::2] | nibbles[:, 1::2] << 4).astype(np.uint8)
         return found[:, 0] != 0, found[:, 1:]

@@ -3,8 +3,9 @@
 import numpy as np
 
 from shiftcore.golden.bfp import BlockTensor
-from shiftcore.golden.machine import BlockRows, Machine
+from shiftcore.golden.machine import Machine
 from shiftcore.golden.network import INPUT, QuantizedNetwork
+from shiftcore.golden.passes import BlockRows
 from shiftcore.golden.program import Program
 from shiftcore.golden.tickets import check_order, check_written
 

@@ -7,19 +7,18 @@ import pytest
 
 from shiftcore.compiler.network import compile_network
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.fold import Fold
 from shiftcore.golden.isa import Drain
 from shiftcore.golden.layers import Term
 from shiftcore.golden.network import INPUT, QuantizedNetwork
 from shiftcore.tests.compiler.compare import assert_computes
 from shiftcore.tests.compiler.random_networks import Builder
 
-fold = pytest.importorskip("shiftcore.golden.fold")
-
 
 def network(
     config: HardwareConfig, folded: bool, limits: tuple[float, float] | None
 ) -> QuantizedNetwork:
-    window = fold.Fold((3, 3), (2, 2), (1, 1, 1, 1)) if folded else None
+    window = Fold((3, 3), (2, 2), (1, 1, 1, 1)) if folded else None
     builder = Builder((3, 9, 9), config, np.random.default_rng(0))
     if window is not None:
         builder.shapes[INPUT] = window.shape((3, 9, 9))

@@ -3,15 +3,13 @@
 import numpy as np
 import pytest
 from amaranth.hdl import Module
-from amaranth.lib import stream, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from shiftcore.golden.config import HardwareConfig
-from shiftcore.golden.isa import Loop, Opcode, Pass, encode
+from shiftcore.golden.isa import Loop, Pass, encode
 from shiftcore.golden.tickets import positions
-from shiftcore.hw.buffer import ActivationBuffer, write_layout
-from shiftcore.hw.instruction import instruction_layout
-from shiftcore.hw.issue import pixel_layout
+from shiftcore.hw.buffer import ActivationBuffer
 from shiftcore.hw.passes import PassEngine
 from shiftcore.sim.pipeline_bench import PipelineJob
 from shiftcore.sim.runner import simulate
@@ -26,11 +24,13 @@ class PassesAndBuffer(wiring.Component):
 
     def __init__(self, config: HardwareConfig):
         self.spec = config.accelerator
+        passes = PassEngine(self.spec).signature.members
+        buffer = ActivationBuffer(self.spec).signature.members
         super().__init__(
             {
-                "i": In(stream.Signature(instruction_layout(Opcode.PASS))),
-                "i_write": In(stream.Signature(write_layout(self.spec))),
-                "o": Out(stream.Signature(pixel_layout(self.spec.engine))),
+                "i": In(passes["i"].signature),
+                "i_write": In(buffer["i_load"].signature),
+                "o": Out(passes["o"].signature),
                 "o_wrong": Out(2),
             }
         )
