@@ -96,7 +96,7 @@ def designs() -> list[Design]:
         Design("column of 16, scale unit", lambda: Column(column), 16, least_mhz=140),
     ]
     for size in (4, 8, 16):
-        engine = HardwareConfig(rows=size, cols=size).engine
+        engine = HardwareConfig(rows=size, cols=size, clamp=False).engine
         found.append(Design(f"engine {size}×{size}", lambda e=engine: Engine(e), size * size))
     with as_file(files("shiftcore.examples") / "array16.toml") as path:
         array16 = HardwareConfig.load(path)

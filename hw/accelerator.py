@@ -28,13 +28,27 @@ from .sequencer import Sequencer
 from .weights import WeightsEngine
 from .write_dma import WriteDma
 
-__all__ = ["QUIET_CYCLES", "Accelerator"]
+__all__ = ["QUIET_CYCLES", "Accelerator", "accelerator_signature"]
 
 QUIET_CYCLES = 1024
 """Cycles without any progress, and with no transaction on its way, after which a run is stuck.
 
 More than any pipeline of the engine is deep.
 """
+
+
+def accelerator_signature(config: HardwareConfig, *, trace: bool = False) -> wiring.Signature:
+    """The members of :class:`Accelerator`."""
+    spec = config.accelerator
+    members = {
+        **control_ports(),
+        **read_ports(spec.bus_bits),
+        **write_ports(spec.bus_bits),
+        "o_interrupt": Out(1),
+    }
+    if trace:
+        members["o_trace"] = Out(trace_layout(spec))
+    return wiring.Signature(members)
 
 
 class Accelerator(wiring.Component):
@@ -57,16 +71,7 @@ class Accelerator(wiring.Component):
 
     def __init__(self, config: HardwareConfig, *, trace: bool = False):
         self.config, self.trace = config, trace
-        spec = config.accelerator
-        members = {
-            **control_ports(),
-            **read_ports(spec.bus_bits),
-            **write_ports(spec.bus_bits),
-            "o_interrupt": Out(1),
-        }
-        if trace:
-            members["o_trace"] = Out(trace_layout(spec))
-        super().__init__(members)
+        super().__init__(accelerator_signature(config, trace=trace))
 
     def elaborate(self, platform):
         m = Module()

@@ -7,7 +7,7 @@ from amaranth.hdl import Shape
 from amaranth.lib import wiring
 
 from ..golden.config import HardwareConfig
-from .accelerator import Accelerator
+from .accelerator import Accelerator, accelerator_signature
 from .library import Library
 
 __all__ = ["TOP", "accelerator_ports", "accelerator_verilog", "emit"]
@@ -69,5 +69,5 @@ def accelerator_verilog(config: HardwareConfig) -> str:
 
 def accelerator_ports(config: HardwareConfig) -> dict[str, int]:
     """Ports of ``shiftcore`` and their widths in bits, clock and reset included."""
-    members = Accelerator(config).signature.members.items()
+    members = accelerator_signature(config).members.items()
     return {"clk": 1, "rst": 1} | {name: Shape.cast(port.shape).width for name, port in members}

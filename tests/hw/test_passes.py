@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import Out
 
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.isa import Loop, Pass, encode
@@ -24,21 +24,21 @@ class PassesAndBuffer(wiring.Component):
 
     def __init__(self, config: HardwareConfig):
         self.spec = config.accelerator
-        passes = PassEngine(self.spec).signature.members
-        buffer = ActivationBuffer(self.spec).signature.members
+        self.passes, self.buffer = PassEngine(self.spec), ActivationBuffer(self.spec)
+        passes, buffer = self.passes.signature.members, self.buffer.signature.members
         super().__init__(
             {
-                "i": In(passes["i"].signature),
-                "i_write": In(buffer["i_load"].signature),
-                "o": Out(passes["o"].signature),
+                "i": passes["i"],
+                "i_write": buffer["i_load"],
+                "o": passes["o"],
                 "o_wrong": Out(2),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.passes = passes = PassEngine(self.spec)
-        m.submodules.buffer = buffer = ActivationBuffer(self.spec)
+        m.submodules.passes = passes = self.passes
+        m.submodules.buffer = buffer = self.buffer
         wiring.connect(m, wiring.flipped(self.i), passes.i)
         wiring.connect(m, passes.o, wiring.flipped(self.o))
         wiring.connect(m, wiring.flipped(self.i_write), buffer.i_load)
