@@ -19,6 +19,9 @@ from shiftcore.examples.digits import data, demo, model
 from shiftcore.examples.digits.demo import DemoResult, LayerRow
 from shiftcore.quant import convert
 from shiftcore.toolchain.yosys import Resources
+from shiftcore.golden.machine import Mismatch
+from shiftcore.sim import accelerate
+from shiftcore.sim.accelerate import AcceleratorRun
 
 ARRAY16 = Path(__file__).parent.parent / "examples" / "array16.toml"
 
@@ -77,7 +80,54 @@ def test_verilog(tmp_path: Path) -> None:
     header = text[text.index("module shiftcore(") :].split(";")[0]
     listed = {name.strip() for name in header.split("(")[1].strip(" )").split(",")}
     assert set(found["ports"]) == listed
-    assert found["ports"]["o_raw__payload"] == 2 * 32
+    assert found["ports"]["m_axi_rdata"] == 64
+
+
+def test_compile_and_run(digits: Path) -> None:
+    network, hardware, build = digits / "net.safetensors", digits / "hw.toml", digits / "build"
+    hardware.write_text("rows = 16\ncols = 4\nbuffer_depth = 4096\n")
+    result = run(
+        "quantize", digits / "digits.pt2", "--calib", digits / "calibration.npz", "-o", network
+    )
+    assert result.exit_code == 0, result.output
+    result = run("compile", network, "--hw", hardware, "-o", build, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["instructions"] > 30
+    assert found["dram_bytes"] > found["weight_bytes"] > 20_000
+    assert len(found["layers"]) == 9
+    data = digits / "test.npz"
+    result = run("run", build, "--data", data, "--on", "golden", "--json")
+    assert result.exit_code == 0, result.output
+    golden = json.loads(result.stdout)
+    assert golden["images"] == 50
+    assert golden["top1"] >= 96
+    result = run("run", build, "--data", data, "--on", "rtl", "--limit", 3, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["images"], found["bit_exact"], found["mismatches"]) == (3, True, 0)
+    assert found["compared"] > 10_000
+    assert len(found["cycles"]) == 3
+    assert found["utilization"] == 3 * found["macs"] / (sum(found["cycles"]) * 64)
+
+    (build / "program.json").write_text("{}")
+    result = run("run", build, "--data", data, "--on", "golden")
+    refused(result, "program.json", "differs from the manifest; compile again")
+    refused(run("run", digits / "none", "--data", data, "--on", "golden"), "manifest.json")
+
+
+def test_a_difference_fails_the_run(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, hardware, build = digits / "net.safetensors", digits / "hw.toml", digits / "build"
+    hardware.write_text("rows = 16\ncols = 4\nbuffer_depth = 4096\n")
+    calibration = digits / "calibration.npz"
+    run("quantize", digits / "digits.pt2", "--calib", calibration, "-o", network)
+    run("compile", network, "--hw", hardware, "-o", build)
+    where = Mismatch(0, 0, "conv1", 1, 2, 3, "code", 4, 5)
+    wrong = AcceleratorRun(np.zeros((1, 64), np.uint8), 9, 1, where, ({"cycles": 10},), 1.0)
+    monkeypatch.setattr(accelerate, "run_program", lambda *_, **__: wrong)
+    result = run("run", build, "--data", digits / "test.npz", "--on", "rtl")
+    assert result.exit_code == 1
+    assert "layer 'conv1', pixel (1, 2), channel 3: code must be 4, not 5" in result.stderr
 
 
 def test_nan_weight_names_the_layer(tmp_path: Path) -> None:
@@ -197,8 +247,8 @@ def test_synth(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert list(found) == ["lut", "ff", "dsp", "bram"]
-    assert (found["dsp"], found["bram"]) == (1, 2)
-    assert 500 < found["lut"] < 3000
+    assert (found["dsp"], found["bram"]) == (1, 10)
+    assert 2000 < found["lut"] < 20_000
     result = run("synth", "--hw", hardware, "--target", "ecp5")
     assert result.exit_code == 0
     assert result.stdout.split() == [str(x) for pair in found.items() for x in pair]
