@@ -1,0 +1,140 @@
+"""Exact cycles and counters of a compiled program on the accelerator, without simulating it."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ..golden.config import HardwareConfig
+from ..golden.isa import LEVELS, Drain, Error, Form, Instruction, Load, Pass, Weights
+from ..golden.program import Program
+from ..golden.registers import COUNTERS
+from ..golden.tickets import MachineError
+from .accelerator_kernels import INSTRUCTION, MACHINE, SPEC, run
+
+__all__ = ["Prediction", "predict"]
+
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The counters of the accelerator after a run; see
+    :data:`~shiftcore.golden.registers.COUNTERS`."""
+
+    cycles: int
+    instructions: int
+    pixels: int
+    stall_tile: int
+    stall_ticket: int
+    stall_empty: int
+    stall_hazard: int
+    drain_busy: int
+    load_busy: int
+    read_beats: int
+    write_beats: int
+
+    def counters(self) -> dict[str, int]:
+        """By name, as the driver reads them."""
+        return asdict(self)
+
+
+def predict(program: Program, *, latency: int = 20, gap: int = 0, images: int = 1) -> Prediction:
+    """The counters after a run of `program` with a memory that answers like the simulated one.
+
+    Every register of the gateware that decides when something happens is followed from cycle to
+    cycle; numbers are not computed.
+
+    Parameters
+    ----------
+    latency, gap : cycles from an address to its first beat, and between two beats; a write is
+        confirmed `latency` cycles after its last beat
+    images : computed after one start, adjacent in memory, as the driver places them
+
+    Raises :class:`~shiftcore.golden.tickets.MachineError` if the run does not come to its end. What
+    :func:`~shiftcore.golden.machine.validate` refuses is not looked for.
+    """
+    if min(latency, gap) < 0 or images < 1:
+        raise ValueError(
+            f"latency and gap must be at least 0 and images 1, not {latency}, {gap}, {images}"
+        )
+    machine = np.zeros(1, MACHINE)
+    sizes = np.array(program.sizes, np.int64)
+    error = Error(run(machine, _spec(program.config), _table(program), sizes, images, latency, gap))
+    if error is not Error.NONE:
+        raise MachineError(error, f"the accelerator halts with {error.name}")
+    found = machine["counters"][0]
+    return Prediction(**{name.lower(): int(found[name.lower()]) for name in COUNTERS})
+
+
+def _spec(config: HardwareConfig) -> np.ndarray:
+    spec, engine, tile = config.accelerator, config.engine, config.tile
+    requantizer = config.requantizer
+    values = {
+        "queue_depth": spec.queue_depth,
+        "weight_fifo": spec.weight_fifo,
+        "program_fifo": 2 * max(spec.burst_beats, spec.instruction_beats),
+        "load_fifo": spec.load_fifo,
+        "store_fifo": spec.store_fifo,
+        "instruction_beats": spec.instruction_beats,
+        "burst_beats": spec.burst_beats,
+        "page_beats": _PAGE // spec.beat_bytes,
+        "code_rows_beats": config.rows * tile.row_beats,
+        "scale_beats": tile.scale_beats,
+        "bias_beats": tile.bias_beats,
+        "tile_beats": tile.beats(False),
+        "biased_tile_beats": tile.beats(True),
+        "cols": config.cols,
+        "scale_tiles": engine.scale_tiles,
+        "bias_tiles": engine.bias_tiles,
+        "scale_play": engine.scale_play,
+        "bias_play": engine.bias_play,
+        "revisit": engine.scale_unit.revisit,
+        "pass_cycles": engine.pass_cycles,
+        "retire_cycles": engine.retire_cycles,
+        "clamp": engine.clamp,
+        "block_rows": requantizer.beats_per_block,
+        "tree_levels": requantizer.tree_levels,
+        "requantizer_depth": 2 * requantizer.beats_per_block + requantizer.tree_levels + 4,
+        "accumulator_depth": config.accumulator_depth,
+    }
+    found = np.zeros(1, SPEC)
+    for name in SPEC.fields or ():
+        found[name] = values[name]
+    return found
+
+
+def _table(program: Program) -> np.ndarray:
+    table = np.zeros(len(program.instructions), INSTRUCTION)
+    for row, item in zip(table, program.instructions, strict=True):
+        for name, value in _fields(item, program.config).items():
+            row[name] = value
+    return table
+
+
+def _fields(item: Instruction, config: HardwareConfig) -> dict[str, int | list[int]]:
+    spec, tile = config.accelerator, config.tile
+    found: dict[str, int | list[int]] = {
+        "opcode": int(item.opcode),
+        "after_load": item.after_load,
+        "after_pass": item.after_pass,
+        "after_drain": item.after_drain,
+    }
+    if isinstance(item, Load):
+        beats = spec.code_beats if item.fixed else spec.word_beats
+        names = ("region", "offset", "row_step", "block_step", "rows", "blocks", "words")
+        found |= {"item_beats": beats, "run_beats": beats * item.words}
+    elif isinstance(item, Weights):
+        names = ("offset", "tiles", "biased")
+        found["run_beats"] = item.tiles * tile.beats(False) + item.biased * tile.bias_beats
+    elif isinstance(item, Pass):
+        names = ("accumulator", "start", "tile_level", "start_level", "pixels")
+        found["count"] = [item.loops[k].count for k in range(LEVELS)]
+        found["step"] = [item.loops[k].accumulator_step for k in range(LEVELS)]
+    elif isinstance(item, Drain):
+        raw = item.form == Form.RAW
+        beats = spec.raw_beats if raw else spec.word_beats
+        names = ("region", "offset", "row_step", "rows", "pixels", "to_buffer", "to_memory")
+        found |= {"raw": int(raw), "item_beats": beats, "run_beats": beats * item.pixels}
+    else:
+        names = ()
+    return found | {name: getattr(item, name) for name in names}

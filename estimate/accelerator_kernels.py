@@ -1,0 +1,872 @@
+"""The control of the accelerator, one cycle after the other: all that decides when, and no data.
+
+Each unit of the gateware has a record of its registers here, and a function that takes them over a
+clock edge. What is combinational there, :func:`run` computes from the registers before any of them
+changes. FIFOs and streams of beats are levels; instructions are rows of a table.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ..golden.isa import LEVELS, Error, Opcode, Region
+from ..golden.registers import COUNTERS
+
+__all__ = ["INSTRUCTION", "MACHINE", "SPEC", "run"]
+
+Records = Any
+"""an array of records, whose fields are unknown to the type checker"""
+
+
+def _record(names: str, **arrays: int) -> np.dtype:
+    fields = [(name, np.int64) for name in names.split()]
+    return np.dtype(fields + [(name, np.int64, (size,)) for name, size in arrays.items()])
+
+
+SPEC = _record(
+    "queue_depth weight_fifo program_fifo load_fifo store_fifo instruction_beats "
+    "burst_beats page_beats code_rows_beats scale_beats tile_beats biased_tile_beats cols "
+    "scale_tiles bias_tiles bias_beats scale_play bias_play revisit pass_cycles retire_cycles "
+    "clamp block_rows tree_levels requantizer_depth accumulator_depth"
+)
+"""Constants of the hardware; ``code_rows_beats`` are those of a tile before its scales."""
+
+INSTRUCTION = _record(
+    "opcode after_load after_pass after_drain region offset row_step block_step rows blocks words "
+    "item_beats run_beats tiles biased accumulator start tile_level start_level pixels raw "
+    "to_buffer to_memory",
+    count=LEVELS,
+    step=LEVELS,
+)
+"""What counts of an instruction: ``item_beats`` of a word or raw row, ``run_beats`` of a row of
+them or of all tiles, ``step`` in the accumulators, ``pixels`` of the whole PASS or of a row."""
+
+_LOAD, _WEIGHTS, _PASS, _DRAIN, _END = (
+    int(op) for op in (Opcode.LOAD, Opcode.WEIGHTS, Opcode.PASS, Opcode.DRAIN, Opcode.END)
+)
+_MODEL, _INPUT, _OUTPUT = int(Region.MODEL), int(Region.INPUT), int(Region.OUTPUT)
+_RANGE, _MISMATCH = int(Error.MEMORY_RANGE), int(Error.TILE_MISMATCH)
+_LEFT, _DEADLOCK = int(Error.WEIGHTS_LEFT), int(Error.DEADLOCK)
+_ACCUMULATOR, _PROGRAM = int(Error.ACCUMULATOR_RANGE), int(Error.PROGRAM_RANGE)
+
+# FIFOs with an output register, by their place in the array of them.
+_WEIGHT_BEATS, _PROGRAM_BEATS, _LOAD_BEATS, _STORE_BEATS, _ROWS, _SHARED = range(6)
+# Read clients of the memory in the order of their priority, and burst splitters.
+_CLIENTS = 3
+_STORE = 3
+# Queues of instructions, by engine, and engines that tickets count.
+_QUEUES = 4
+_TICKETED = 3
+# Delay lines, and whose pulse is in them.
+_SCALE_PLAY, _BIAS_PLAY, _RETIRED, _TREE = range(4)
+
+# Depths that the gateware fixes: bursts of a DMA, queues of WEIGHTS and LOAD, instructions ahead.
+_OUTSTANDING = 4
+_WEIGHTS_DEPTH = 4
+_LOAD_ROWS = 16
+_AHEAD = 4
+_QUEUE_RING = 64
+"""the largest queue_depth"""
+_FLYING = 64
+"""transactions of the memory; not even as many as the DMA has reach it"""
+_QUIET = 2048
+"""cycles without any progress, beyond those of the memory, after which nothing more will happen"""
+_LONG_AGO = -(1 << 40)
+
+_FIFO = _record("depth inner output")
+_QUEUE = _record("first", ring=_QUEUE_RING)
+_BURSTS = _record("checked run_address run_beats active address left length offered final")
+_READ = _record("asked beats first level", room=_CLIENTS, client=_OUTSTANDING)
+_WRITE = _record(
+    "held asked beat ends lengths first_end first_length", last=_OUTSTANDING, length=_OUTSTANDING
+)
+_MEMORY = _record(
+    "valid last beat next first level writing confirmed response responses",
+    length=_FLYING,
+    time=_FLYING,
+    response_time=_FLYING,
+)
+_SEQUENCER = _record(
+    "offset flying beat arriving full item ended image", completed=_TICKETED, dispatched=_TICKETED
+)
+_LOADER = _record("active row block offset first_offset item level first word beat valid completes",
+                  rows=_LOAD_ROWS, last=_LOAD_ROWS)  # fmt: skip
+_TILES = _record("asking address beats first level beat index", items=_WEIGHTS_DEPTH)
+_TILE_LOADER = _record("position done biased")
+_PLAYER = _record("column held beat")
+_WALK = _record(
+    "active item remaining begun first valid sent_first sent_start sent_final sent_address",
+    left=LEVELS,
+    position=LEVELS,
+)
+_ISSUE = _record("held first start final address next_take")
+_DRAINER = _record(
+    "active item reads beat writing writes store_beat buffered offset to_announce to_confirm"
+)
+_STAGES = _record("valid_1 raw_1 last_1 valid_2 raw_2 last_2")
+_REQUANTIZER = _record("row valid_1 end_1 valid_2 end_2 valid_3 end_3 valid")
+
+MACHINE = np.dtype(
+    [
+        ("fifos", _FIFO, (6,)),
+        ("splitters", _BURSTS, (4,)),
+        ("queues", _QUEUE, (_QUEUES,)),
+        ("queued", _FIFO, (_QUEUES,)),
+        ("memory", _MEMORY),
+        ("read", _READ),
+        ("write", _WRITE),
+        ("sequencer", _SEQUENCER),
+        ("load", _LOADER),
+        ("weights", _TILES),
+        ("loader", _TILE_LOADER),
+        ("scales", _PLAYER),
+        ("biases", _PLAYER),
+        ("walk", _WALK),
+        ("issue", _ISSUE),
+        ("drain", _DRAINER),
+        ("stages", _STAGES),
+        ("requantizer", _REQUANTIZER),
+        ("bases", np.int64, (4,)),
+        ("counters", _record(" ".join(COUNTERS).lower())),
+    ]
+)
+"""All registers; 0 after reset. Bases of regions are in beats, and right but for whole pages."""
+
+
+# ---- FIFOs ----
+
+
+@njit(cache=True)
+def _tick_fifo(fifo, write, read):
+    """SyncFIFOBuffered; `write` only where there is room, `read` whether or not there is a word."""
+    moves = fifo.inner != 0 and (not fifo.output or read)
+    fifo.inner += write - moves
+    if moves:
+        fifo.output = 1
+    elif read:
+        fifo.output = 0
+
+
+@njit(cache=True)
+def _has_room(fifo):
+    return fifo.inner != fifo.depth - 1
+
+
+# ---- hw/bursts.py ----
+
+
+@njit(cache=True)
+def _checks(bursts, step):
+    """Whether the run that was looked up is taken over."""
+    return bursts.checked and (not bursts.active or (step and bursts.final))
+
+
+@njit(cache=True)
+def _tick_bursts(bursts, spec, take, check, step, address, beats):
+    offer = bursts.active and not bursts.offered
+    if offer:
+        room = min(spec.page_beats - bursts.address % spec.page_beats, spec.burst_beats)
+        bursts.length = min(bursts.left, room)
+        bursts.final = bursts.left <= room
+        bursts.offered = 1
+    elif step:
+        bursts.offered = 0
+    if check:
+        bursts.active = bursts.run_beats != 0
+        bursts.address = bursts.run_address
+        bursts.left = bursts.run_beats
+    elif step:
+        bursts.active = not bursts.final
+        bursts.address += bursts.length
+        bursts.left -= bursts.length
+    if take:
+        bursts.checked = 1
+        bursts.run_address = address
+        bursts.run_beats = beats
+    elif check:
+        bursts.checked = 0
+
+
+# ---- the memory of sim/testbench.sv ----
+
+
+@njit(cache=True)
+def _tick_reads(memory, now, latency, gap, ask, beats):
+    ready = memory.level != 0 and now >= memory.time[memory.first] and now >= memory.next
+    last = ready and memory.beat == memory.length[memory.first] - 1
+    memory.valid = ready
+    memory.last = last
+    if ask:
+        end = (memory.first + memory.level) % _FLYING
+        memory.length[end] = beats
+        memory.time[end] = now + latency
+        memory.level += 1
+    if ready:
+        memory.next = now + 1 + gap
+        memory.beat = 0 if last else memory.beat + 1
+    if last:
+        memory.first = (memory.first + 1) % _FLYING
+        memory.level -= 1
+
+
+@njit(cache=True)
+def _tick_writes(memory, now, latency, ask, stored_last):
+    respond = memory.responses != 0 and now >= memory.response_time[memory.response]
+    memory.confirmed = respond
+    if ask:
+        memory.writing = 1
+    if stored_last:
+        memory.writing = 0
+        memory.response_time[(memory.response + memory.responses) % _FLYING] = now + latency
+        memory.responses += 1
+    if respond:
+        memory.response = (memory.response + 1) % _FLYING
+        memory.responses -= 1
+
+
+# ---- hw/read_dma.py and hw/write_dma.py ----
+
+
+@njit(cache=True)
+def _tick_read(read, bursts, fifos, chosen, came, came_last, taken_0, taken_1, taken_2):
+    """`chosen` is the client whose burst is asked for, negative for none; `taken` its beats."""
+    if came:
+        client = read.client[read.first]
+    else:
+        client = -1
+    for index, taken in enumerate((taken_0, taken_1, taken_2)):
+        fifo = fifos[index]
+        read.room[index] += fifo.output and taken
+        _tick_fifo(fifo, client == index, taken)
+    if came_last:
+        read.first = (read.first + 1) % _OUTSTANDING
+        read.level -= 1
+    read.asked = chosen >= 0
+    if chosen >= 0:
+        length = bursts[chosen].length
+        read.beats = length
+        read.room[chosen] -= length
+        read.client[(read.first + read.level) % _OUTSTANDING] = chosen
+        read.level += 1
+
+
+@njit(cache=True)
+def _tick_write(write, bursts, fifo, put, announce, accepted, stored, stored_last, confirmed):
+    if confirmed:
+        write.first_end = (write.first_end + 1) % _OUTSTANDING
+        write.ends -= 1
+    if stored:
+        write.beat = 0 if stored_last else write.beat + 1
+    if stored_last:
+        write.first_length = (write.first_length + 1) % _OUTSTANDING
+        write.lengths -= 1
+    write.held += put
+    if announce:
+        write.held -= bursts.length
+        write.length[(write.first_length + write.lengths) % _OUTSTANDING] = bursts.length
+        write.lengths += 1
+        write.last[(write.first_end + write.ends) % _OUTSTANDING] = bursts.final
+        write.ends += 1
+        write.asked = 1
+    elif accepted:
+        write.asked = 0
+    _tick_fifo(fifo, put, stored)
+
+
+# ---- hw/sequencer.py ----
+
+
+@njit(cache=True)
+def _ready(sequencer, item):
+    """Whether the tickets of an instruction are there."""
+    completed = sequencer.completed
+    return (
+        completed[0] >= item.after_load
+        and completed[1] >= item.after_pass
+        and completed[2] >= item.after_drain
+    )
+
+
+@njit(cache=True)
+def _tick_fetch(sequencer, spec, requested, taken, dispatch, ends):
+    """Instructions come in one after the other; those behind END are dropped."""
+    arrived = taken and sequencer.beat == spec.instruction_beats - 1
+    sequencer.flying += requested - arrived
+    if requested:
+        sequencer.offset += spec.instruction_beats
+    if taken:
+        sequencer.beat = 0 if arrived else sequencer.beat + 1
+    if dispatch:
+        sequencer.full = 0
+    if arrived and not sequencer.ended:
+        sequencer.full = 1
+        sequencer.item = sequencer.arriving
+        sequencer.arriving += 1
+    if ends:
+        sequencer.ended = 1
+
+
+@njit(cache=True)
+def _tick_queue(queue, fifo, write, read, item):
+    if write:
+        queue.ring[(queue.first + fifo.inner + fifo.output) % _QUEUE_RING] = item
+    if fifo.output and read:
+        queue.first = (queue.first + 1) % _QUEUE_RING
+    _tick_fifo(fifo, write, read)
+
+
+@njit(cache=True)
+def _restart(sequencer):
+    sequencer.offset = 0
+    sequencer.arriving = 0
+    sequencer.ended = 0
+    sequencer.completed[:] = 0
+    sequencer.dispatched[:] = 0
+
+
+# ---- hw/load.py ----
+
+
+@njit(cache=True)
+def _tick_load(load, table, accept, item, step, last_row, last_block, beat, word, row, written):
+    """`beat`, `word`, `row`: a beat is taken, it completes a word, the word completes a row."""
+    if word:
+        load.valid = 1
+        load.completes = row and load.last[load.first]
+        load.word = 0 if row else load.word + 1
+    elif written:
+        load.valid = 0
+    if beat:
+        load.beat = 0 if word else load.beat + 1
+    if row:
+        load.first = (load.first + 1) % _LOAD_ROWS
+        load.level -= 1
+    if step:
+        end = (load.first + load.level) % _LOAD_ROWS
+        load.rows[end] = load.item
+        load.last[end] = last_row and last_block
+        load.level += 1
+        if not last_row:
+            load.row += 1
+            load.offset += table[load.item].row_step
+        else:
+            load.row = 0
+            load.block += 1
+            load.first_offset += table[load.item].block_step
+            load.offset = load.first_offset
+            load.active = not last_block
+        load.offset &= 0xFFFFFFFF
+        load.first_offset &= 0xFFFFFFFF
+    if accept:
+        load.active = 1
+        load.item = item
+        load.block = 0
+        load.offset = load.first_offset = table[item].offset
+
+
+# ---- hw/weights.py ----
+
+
+@njit(cache=True)
+def _tick_weights(weights, table, accept, item, asked, move, last, done):
+    if move:
+        weights.beat = 0 if last else weights.beat + 1
+        if last:
+            weights.index = 0 if done else weights.index + 1
+    if done:
+        weights.first = (weights.first + 1) % _WEIGHTS_DEPTH
+        weights.level -= 1
+    if accept:
+        weights.items[(weights.first + weights.level) % _WEIGHTS_DEPTH] = item
+        weights.level += 1
+        weights.asking = 1
+        weights.address = table[item].offset
+        weights.beats = table[item].run_beats
+    elif asked:
+        weights.asking = 0
+
+
+# ---- hw/loader.py ----
+
+
+@njit(cache=True)
+def _tick_player(player, write, play, cols, beats):
+    last = (play or player.column != 0) and player.column == cols - 1
+    if play or player.column != 0:
+        player.column = 0 if last else player.column + 1
+    player.held += (write and player.beat == 0) - last
+    if write:
+        player.beat = 0 if player.beat == beats - 1 else player.beat + 1
+
+
+@njit(cache=True)
+def _tick_tile_loader(loader, spec, accept, last, take):
+    if take:
+        loader.done = 0
+    if accept:
+        if last:
+            loader.done = 1
+            loader.biased = loader.position >= spec.code_rows_beats + spec.scale_beats
+            loader.position = 0
+        else:
+            loader.position += 1
+
+
+# ---- hw/passes.py ----
+
+
+@njit(cache=True)
+def _tick_passes(walk, table, accept, item, move):
+    current = table[walk.item]
+    final = walk.remaining == 1
+    if move:
+        walk.valid = walk.active
+        walk.sent_first = walk.first
+        later = walk.begun & ((1 << current.start_level) - 1)
+        walk.sent_start = current.start and not later
+        walk.sent_final = final
+        walk.sent_address = walk.position[LEVELS - 1]
+    if accept:
+        begin = table[item]
+        walk.active = 1
+        walk.item = item
+        walk.remaining = begin.pixels
+        walk.begun = 0
+        walk.first = 1
+        for k in range(LEVELS):
+            walk.left[k] = begin.count[k] - 1
+            walk.position[k] = begin.accumulator
+    elif walk.active and move:
+        walk.active = not final
+        walk.remaining -= 1
+        if not final:
+            k = LEVELS - 1
+            while not walk.left[k]:
+                k -= 1
+            moved = (walk.position[k] + current.step[k]) & 0xFFFF
+            walk.left[k] -= 1
+            walk.begun = (walk.begun & ((1 << k) - 1)) | (1 << k)
+            walk.first = current.tile_level > k
+            walk.position[k] = moved
+            for inner in range(k + 1, LEVELS):
+                walk.left[inner] = current.count[inner] - 1
+                walk.position[inner] = moved
+
+
+# ---- hw/issue.py ----
+
+
+@njit(cache=True)
+def _tick_issue(issue, spec, walk, visited, now, accept, issued):
+    if issued:
+        visited[issue.address] = now
+        if issue.first:
+            issue.next_take = now + spec.pass_cycles
+    if accept:
+        issue.held = 1
+        issue.first = walk.sent_first
+        issue.start = walk.sent_start
+        issue.final = walk.sent_final
+        issue.address = walk.sent_address
+    elif issued:
+        issue.held = 0
+
+
+# ---- hw/engine.py and hw/requantizer.py: from the accumulators to blocks ----
+
+
+@njit(cache=True)
+def _tick_stages(stages, free, fetch, raw, last):
+    if free:
+        stages.valid_2, stages.raw_2, stages.last_2 = stages.valid_1, stages.raw_1, stages.last_1
+        stages.valid_1, stages.raw_1, stages.last_1 = fetch, raw, last
+
+
+@njit(cache=True)
+def _tick_requantizer(requantizer, spec, rows, shared, move, take, row_in, maximum):
+    end = requantizer.row == spec.block_rows - 1
+    if move:
+        requantizer.valid = requantizer.valid_3 and requantizer.end_3
+        requantizer.valid_3, requantizer.end_3 = requantizer.valid_2, requantizer.end_2
+        requantizer.valid_2, requantizer.end_2 = requantizer.valid_1, requantizer.end_1
+        requantizer.valid_1, requantizer.end_1 = take, end
+    if take:
+        requantizer.row = 0 if end else requantizer.row + 1
+    _tick_fifo(rows, row_in, take)
+    _tick_fifo(shared, maximum, take and end)
+
+
+# ---- hw/drain.py ----
+
+
+@njit(cache=True)
+def _tick_drain(
+    drain, table, accept, item, fetch, last_row, available, done, put, announced, stored, completed
+):
+    if fetch:
+        drain.beat = 0 if last_row else drain.beat + 1
+        drain.reads -= last_row
+    if available:
+        drain.buffered = not done
+        if done:
+            drain.store_beat = 0
+            drain.writes -= 1
+            drain.writing = drain.writes != 0
+        elif put:
+            drain.store_beat += 1
+    if announced:
+        drain.to_announce -= 1
+        drain.offset = (drain.offset + table[drain.item].row_step) & 0xFFFFFFFF
+    drain.to_confirm -= stored
+    if completed:
+        drain.active = 0
+    if accept:
+        begin = table[item]
+        drain.active = 1
+        drain.item = item
+        drain.reads = drain.writes = begin.rows * begin.pixels
+        drain.beat = 0
+        drain.writing = 1
+        drain.offset = begin.offset
+        drain.to_announce = drain.to_confirm = begin.rows if begin.to_memory else 0
+
+
+@njit(cache=True)
+def _inside(item, offset, beats, sizes):
+    """Whether a run stays in its region; what is not there is asked for by nobody."""
+    return offset + beats <= sizes[item.region]
+
+
+@njit(cache=True)
+def _reset(state, spec):
+    """What is not 0 after reset."""
+    fifos, queued, room = state.fifos, state.queued, state.read.room
+    fifos[_WEIGHT_BEATS].depth = spec.weight_fifo
+    fifos[_PROGRAM_BEATS].depth = spec.program_fifo
+    fifos[_LOAD_BEATS].depth = spec.load_fifo
+    fifos[_STORE_BEATS].depth = spec.store_fifo
+    fifos[_ROWS].depth = fifos[_SHARED].depth = spec.requantizer_depth
+    for index in range(_QUEUES):
+        queued[index].depth = spec.queue_depth
+    for index in range(_CLIENTS):
+        room[index] = fifos[index].depth
+    state.sequencer.image = 1
+
+
+@njit(cache=True)
+def run(
+    machines: Records,
+    specs: Records,
+    table: Records,
+    sizes: NDArray[np.int64],
+    images: int,
+    latency: int,
+    gap: int,
+) -> int:
+    """Run a program; the error at which it halts, 0 for none. Counters are left in the machine.
+
+    Parameters
+    ----------
+    machines, specs : one MACHINE of zeros, one SPEC
+    table : an INSTRUCTION for each of the program
+    sizes : of the regions, in beats; from image to image, INPUT and OUTPUT move on by theirs
+    images : in one start
+    latency, gap : of the memory
+    """
+    state, spec = machines[0], specs[0]
+    _reset(state, spec)
+    fifos, splitters, queues, queued = state.fifos, state.splitters, state.queues, state.queued
+    memory, read, write, sequencer = state.memory, state.read, state.write, state.sequencer
+    load, weights, loader = state.load, state.weights, state.loader
+    scales, biases, walk, issue = state.scales, state.biases, state.walk, state.issue
+    drain, stages, requantizer = state.drain, state.stages, state.requantizer
+    counters, bases = state.counters, state.bases
+
+    # When each accumulator was last issued to.
+    visited = np.full(spec.accumulator_depth, _LONG_AGO)
+    longest = max(spec.retire_cycles, spec.bias_play + 1, spec.tree_levels + 1)
+    mask = 1
+    while mask <= longest:
+        mask = 2 * mask + 1
+    lines = np.zeros((4, mask + 1), np.bool_)
+    scales_at = spec.code_rows_beats
+    biases_at = scales_at + spec.scale_beats
+
+    # BEGIN and START are over; every turn is a cycle of RUN.
+    now = 2
+    quiet = 0
+    while True:
+        # What the array's pipeline and the tree of the requantizer let go in this cycle.
+        slot = now & mask
+        play_scale, play_bias = lines[_SCALE_PLAY, slot], lines[_BIAS_PLAY, slot]
+        retired, maximum = lines[_RETIRED, slot], lines[_TREE, slot]
+        lines[_SCALE_PLAY, slot] = lines[_BIAS_PLAY, slot] = False
+        lines[_RETIRED, slot] = lines[_TREE, slot] = False
+
+        # Issue stage and PASS engine.
+        starved = issue.held and issue.first and not loader.done
+        tile_there = not issue.first or (loader.done and now >= issue.next_take)
+        settled = issue.start or now - visited[issue.address] >= spec.revisit
+        issued = issue.held and tile_there and settled
+        take = issued and issue.first
+        if take and issue.start != loader.biased:
+            return _MISMATCH
+        pixel_ready = not issue.held or issued
+        pixel_moves = walk.valid and pixel_ready
+        pass_moves = not walk.valid or pixel_ready
+        pass_ready = not walk.active or (pass_moves and walk.remaining == 1)
+
+        # Tile loader and WEIGHTS engine.
+        in_codes, in_scales = loader.position < scales_at, loader.position < biases_at
+        if in_codes:
+            room = True
+        elif in_scales:
+            room = scales.held != spec.scale_tiles or scales.beat != 0
+        else:
+            room = biases.held != spec.bias_tiles or biases.beat != 0
+        tile_ready = (not loader.done or take) and room
+        weights_item = table[weights.items[weights.first]]
+        beats_taken = tile_ready and weights.level != 0
+        tile_moves = fifos[_WEIGHT_BEATS].output and beats_taken
+        biased = weights_item.biased and weights.index == 0
+        tile_beats = spec.biased_tile_beats if biased else spec.tile_beats
+        tile_last = tile_moves and weights.beat == tile_beats - 1
+        weights_done = tile_last and weights.index == weights_item.tiles - 1
+
+        # From the accumulators to the buffer and to memory.
+        drain_item = table[drain.item]
+        if spec.clamp:
+            row_valid, row_raw, row_end = stages.valid_2, stages.raw_2, stages.last_2
+        else:
+            row_valid, row_raw, row_end = stages.valid_1, stages.raw_1, stages.last_1
+        raw_valid = row_valid and row_raw
+        available = drain.writing and (raw_valid if drain_item.raw else requantizer.valid)
+        put = available and drain_item.to_memory and _has_room(fifos[_STORE_BEATS])
+        buffer_write = available and drain_item.to_buffer and not drain.buffered
+        item_done = available and (
+            not drain_item.to_memory or (put and drain.store_beat == drain_item.item_beats - 1)
+        )
+        if row_raw:
+            free = not row_valid or (item_done and drain_item.raw)
+        else:
+            free = not row_valid or _has_room(fifos[_ROWS])
+        row_in = row_valid and not row_raw and free
+        fetch = drain.reads != 0 and free
+        last_row = drain_item.raw or drain.beat == spec.block_rows - 1
+        blocks_move = not requantizer.valid or (item_done and not drain_item.raw)
+        row_out = blocks_move and fifos[_ROWS].output and fifos[_SHARED].output
+        drain_completed = drain.active and not drain.writing and drain.to_confirm == 0
+        announcing = drain.active and drain.to_announce != 0
+
+        # LOAD engine.
+        load_row = table[load.rows[load.first]]
+        written = load.valid and not buffer_write
+        last_beat = load.beat == load_row.item_beats - 1
+        load_taken = load.level != 0 and (not last_beat or not load.valid or written)
+        load_beat = fifos[_LOAD_BEATS].output and load_taken
+        load_word = load_beat and last_beat
+        load_full_row = load_word and load.word == load_row.words - 1
+        load_completed = written and load.completes
+        load_item = table[load.item]
+        last_of_block = load.row == load_item.rows - 1
+        last_block = load.block == load_item.blocks - 1
+        load_asks = load.active and load.level != _LOAD_ROWS
+
+        # Memory, read side: the first client that can has its way.
+        came = memory.valid
+        came_last = came and memory.last
+        chosen = -1
+        for index in range(_CLIENTS):
+            if splitters[index].offered and splitters[index].length <= read.room[index]:
+                chosen = index
+                break
+        if read.level == _OUTSTANDING:
+            chosen = -1
+        weight_step, program_step, load_step = chosen == 0, chosen == 1, chosen == 2
+        weight_check = _checks(splitters[_WEIGHT_BEATS], weight_step)
+        program_check = _checks(splitters[_PROGRAM_BEATS], program_step)
+        load_check = _checks(splitters[_LOAD_BEATS], load_step)
+        weight_run = weights.asking and (not splitters[_WEIGHT_BEATS].checked or weight_check)
+        load_run = load_asks and (not splitters[_LOAD_BEATS].checked or load_check)
+
+        # Memory, write side.
+        store = splitters[_STORE]
+        ask_accepted = write.asked and not memory.writing
+        announce = (
+            store.offered
+            and (not write.asked or ask_accepted)
+            and store.length <= write.held
+            and write.lengths != _OUTSTANDING
+            and write.ends != _OUTSTANDING
+        )
+        store_check = _checks(store, announce)
+        store_run = announcing and (not store.checked or store_check)
+        stored = write.lengths != 0 and fifos[_STORE_BEATS].output and memory.writing
+        stored_last = stored and write.beat == write.length[write.first_length] - 1
+        confirmed = memory.confirmed
+        run_stored = confirmed and write.last[write.first_end]
+
+        # Sequencer: fetch and dispatch.
+        more = sequencer.offset + spec.instruction_beats <= sizes[_MODEL]
+        fetching = sequencer.flying != 0 or (not sequencer.ended and (sequencer.full or more))
+        asks = not sequencer.ended and more and sequencer.flying != _AHEAD
+        program_ready = not splitters[_PROGRAM_BEATS].checked or program_check
+        fetched = asks and program_ready
+        program_taken = not sequencer.full or sequencer.ended
+        program_beat = fifos[_PROGRAM_BEATS].output and program_taken
+        item = sequencer.item
+        opcode = table[item].opcode if sequencer.full else 0
+        to_load = opcode == _LOAD and _has_room(queued[0])
+        to_weights = opcode == _WEIGHTS and _has_room(queued[1])
+        to_pass = opcode == _PASS and _has_room(queued[2])
+        to_drain = opcode == _DRAIN and _has_room(queued[3])
+        ends = opcode == _END
+        dispatch = to_load or to_weights or to_pass or to_drain or ends
+
+        # Sequencer: what may begin.
+        next_load, next_weights = queues[0].ring[queues[0].first], queues[1].ring[queues[1].first]
+        next_pass, next_drain = queues[2].ring[queues[2].first], queues[3].ring[queues[3].first]
+        load_offered = queued[0].output and _ready(sequencer, table[next_load])
+        weights_offered = queued[1].output and _ready(sequencer, table[next_weights])
+        pass_offered = queued[2].output and _ready(sequencer, table[next_pass])
+        drain_offered = queued[3].output and _ready(sequencer, table[next_drain])
+        load_begins = load_offered and (
+            not load.active or (load_run and last_of_block and last_block)
+        )
+        weights_begin = (
+            weights_offered
+            and (not weights.asking or weight_run)
+            and weights.level != _WEIGHTS_DEPTH
+        )
+        pass_begins = pass_offered and pass_ready
+        drain_begins = drain_offered and not drain.active
+
+        # Sequencer: the end of an image.
+        completed, dispatched = sequencer.completed, sequencer.dispatched
+        passes_done = completed[1] == dispatched[1]
+        idle = (
+            sequencer.ended
+            and not fetching
+            and completed[0] == dispatched[0]
+            and passes_done
+            and completed[2] == dispatched[2]
+            and not queued[1].output
+            and queued[1].inner == 0
+            and weights.level == 0
+        )
+        if sequencer.ended and passes_done:
+            tile_waits = fifos[_WEIGHT_BEATS].output and weights.level != 0
+            if tile_waits or issue.held or loader.done or loader.position != 0:
+                return _LEFT
+        if not sequencer.ended and not fetching:
+            return _PROGRAM
+
+        # Counters.
+        stalled = not walk.active and not walk.valid and pixel_ready
+        counters.cycles = now + 1
+        counters.instructions += dispatch
+        counters.pixels += issued
+        counters.stall_tile += starved
+        counters.stall_ticket += stalled and queued[2].output and not pass_offered
+        counters.stall_empty += stalled and not queued[2].output
+        counters.stall_hazard += issue.held and not issued and not starved
+        counters.drain_busy += drain.active
+        counters.load_busy += load.active or load.level != 0 or load.valid
+        counters.read_beats += came
+        counters.write_beats += stored
+        if idle and sequencer.image >= images:
+            return 0
+        quiet += 1
+        if came or stored or issued or dispatch or fetch or item_done or tile_moves or idle:
+            quiet = 0
+        if quiet > _QUIET + latency + gap:
+            return _DEADLOCK
+
+        # Ranges, judged where a run is taken.
+        if load_run and not _inside(load_item, load.offset, load_item.run_beats, sizes):
+            return _RANGE
+        if store_run and not _inside(drain_item, drain.offset, drain_item.run_beats, sizes):
+            return _RANGE
+        if weight_run and weights.address + weights.beats > sizes[_MODEL]:
+            return _RANGE
+        if pixel_moves and walk.sent_address >= len(visited):
+            return _ACCUMULATOR
+
+        # The clock edge.
+        if take:
+            lines[_SCALE_PLAY, (now + 1 + spec.scale_play) & mask] = True
+            if issue.start:
+                lines[_BIAS_PLAY, (now + 1 + spec.bias_play) & mask] = True
+        if issued and issue.final:
+            lines[_RETIRED, (now + spec.retire_cycles) & mask] = True
+        if row_in and row_end:
+            lines[_TREE, (now + 1 + spec.tree_levels) & mask] = True
+
+        _tick_reads(memory, now, latency, gap, read.asked, read.beats)
+        _tick_writes(memory, now, latency, ask_accepted, stored_last)
+        _tick_read(
+            read, splitters, fifos, chosen, came, came_last, beats_taken, program_taken, load_taken
+        )
+        _tick_write(
+            write, store, fifos[_STORE_BEATS], put, announce, ask_accepted, stored, stored_last,
+            confirmed,
+        )  # fmt: skip
+        _tick_bursts(
+            splitters[_WEIGHT_BEATS], spec, weight_run, weight_check, weight_step,
+            bases[_MODEL] + weights.address, weights.beats,
+        )  # fmt: skip
+        _tick_bursts(
+            splitters[_PROGRAM_BEATS], spec, fetched, program_check, program_step,
+            bases[_MODEL] + sequencer.offset, spec.instruction_beats,
+        )  # fmt: skip
+        _tick_bursts(
+            splitters[_LOAD_BEATS], spec, load_run, load_check, load_step,
+            bases[load_item.region] + load.offset, load_item.run_beats,
+        )  # fmt: skip
+        _tick_bursts(
+            store, spec, store_run, store_check, announce,
+            bases[drain_item.region] + drain.offset, drain_item.run_beats,
+        )  # fmt: skip
+
+        _tick_player(scales, tile_moves and not in_codes and in_scales, play_scale, spec.cols,
+                     spec.scale_beats)  # fmt: skip
+        _tick_player(biases, tile_moves and not in_scales, play_bias, spec.cols, spec.bias_beats)
+        _tick_tile_loader(loader, spec, tile_moves, tile_last, take)
+        _tick_weights(
+            weights, table, weights_begin, next_weights, weight_run, tile_moves, tile_last,
+            weights_done,
+        )  # fmt: skip
+        _tick_load(
+            load, table, load_begins, next_load, load_run, last_of_block, last_block, load_beat,
+            load_word, load_full_row, written,
+        )  # fmt: skip
+        _tick_issue(issue, spec, walk, visited, now, pixel_moves, issued)
+        _tick_passes(walk, table, pass_begins, next_pass, pass_moves)
+        _tick_requantizer(
+            requantizer, spec, fifos[_ROWS], fifos[_SHARED], blocks_move, row_out, row_in, maximum
+        )
+        _tick_stages(stages, free, fetch, drain_item.raw, last_row)
+        _tick_drain(
+            drain, table, drain_begins, next_drain, fetch, last_row, available, item_done, put,
+            store_run, run_stored, drain_completed,
+        )  # fmt: skip
+
+        _tick_queue(queues[0], queued[0], to_load, load_begins, item)
+        _tick_queue(queues[1], queued[1], to_weights, weights_begin, item)
+        _tick_queue(queues[2], queued[2], to_pass, pass_begins, item)
+        _tick_queue(queues[3], queued[3], to_drain, drain_begins, item)
+        completed[0] += load_completed
+        completed[1] += retired
+        completed[2] += drain_completed
+        dispatched[0] += to_load
+        dispatched[1] += to_pass
+        dispatched[2] += to_drain
+        _tick_fetch(sequencer, spec, fetched, program_beat, dispatch, ends)
+        if idle:
+            sequencer.image += 1
+            _restart(sequencer)
+            bases[_INPUT] += sizes[_INPUT]
+            bases[_OUTPUT] += sizes[_OUTPUT]
+        now += 1
