@@ -108,8 +108,8 @@ def main(names: tuple[str, ...], as_json: bool) -> None:
     progress = Console(stderr=True)
     table = Table(title="One image, 16×16, 4-bit weights and activations", box=box.SIMPLE)
     headings = (
-        "network", "MACs", "cycles", "predicted", "utilization", "no tile", "no ticket", "no pass", "hazard",
-        "compared", "mismatches",
+        "network", "MACs", "cycles", "predicted", "utilization", "no tile", "no ticket",
+        "no pass", "hazard", "compared", "mismatches",
     )  # fmt: skip
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "network" else "right")

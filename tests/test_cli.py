@@ -17,11 +17,11 @@ from torch import nn
 from shiftcore.cli import main
 from shiftcore.examples.digits import data, demo, model
 from shiftcore.examples.digits.demo import DemoResult, LayerRow
-from shiftcore.quant import convert
-from shiftcore.toolchain.yosys import Resources
 from shiftcore.golden.machine import Mismatch
+from shiftcore.quant import convert
 from shiftcore.sim import accelerate
 from shiftcore.sim.accelerate import AcceleratorRun
+from shiftcore.toolchain.yosys import Resources
 
 ARRAY16 = Path(__file__).parent.parent / "examples" / "array16.toml"
 
