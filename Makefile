@@ -31,7 +31,7 @@ test: lint ## the gate: lint, types, all tests
 lint: $(READY) ## ruff and pyright, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright -p pyproject.toml
 
 .PHONY: format
 format: $(READY) ## let ruff format and fix

@@ -11,7 +11,7 @@ from shiftcore.hw.scale_unit import ScaleUnit
 from shiftcore.sim.pipeline_bench import PipelineJob
 from shiftcore.sim.runner import simulate
 from shiftcore.tests.hw.bank import SideBySide
-from shiftcore.tests.hw.test_product import random_operands, scale_values
+from shiftcore.tests.hw.operands import random_products, scale_values
 
 EXACT = ScaleUnitSpec(ProductSpec(12, 8, 4), AddSpec(), 16)
 ROUNDING = ScaleUnitSpec(ProductSpec(18, 24, 8), AddSpec(), 5)
@@ -31,7 +31,7 @@ class Stimulus:
 
     def __post_init__(self):
         n, rng, spec = self.length, self.rng, self.spec
-        sums, scales, fields, is_signed = random_operands(spec.product, rng, n)
+        sums, scales, fields, is_signed = random_products(spec.product, rng, n)
         self.ports = {
             "sum": sums,
             "scale": scales,
