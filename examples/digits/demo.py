@@ -14,7 +14,8 @@ from ...estimate.cycles import engine_cycles
 from ...golden.bfp import BlockTensor
 from ...golden.config import HardwareConfig
 from ...golden.network import QuantizedNetwork, Tensor
-from ...hw.verilog import TOP, accelerator_verilog
+from ...hw.engine import Engine
+from ...hw.verilog import TOP, accelerator_verilog, emit
 from ...quant.convert import QuantConfig, as_graph, quantize
 from ...quant.hardware import HardwareNetwork, evaluate
 from ...quant.report import Report, measure
@@ -159,7 +160,7 @@ def run_demo(
     rows = [_row(run, network, config) for run in runs]
     scores = np.concatenate([np.asarray(t).reshape(1, -1) for t in runs[-1].tensors])
 
-    small = accelerator_verilog(HardwareConfig(rows=4, cols=4))
+    small = emit(Engine(HardwareConfig(rows=4, cols=4, clamp=False).engine), TOP)
     area = {}
     for target in TARGETS:
         progress(f"synthesizing a 4x4 engine for {target}")
