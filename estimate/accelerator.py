@@ -77,6 +77,7 @@ def _spec(config: HardwareConfig) -> np.ndarray:
         "store_fifo": spec.store_fifo,
         "instruction_beats": spec.instruction_beats,
         "burst_beats": spec.burst_beats,
+        "outstanding": spec.outstanding,
         "page_beats": _PAGE // spec.beat_bytes,
         "code_rows_beats": config.rows * tile.row_beats,
         "scale_beats": tile.scale_beats,

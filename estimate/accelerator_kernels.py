@@ -27,9 +27,9 @@ def _record(names: str, **arrays: int) -> np.dtype:
 
 SPEC = _record(
     "queue_depth weight_fifo program_fifo load_fifo store_fifo instruction_beats "
-    "burst_beats page_beats code_rows_beats scale_beats tile_beats biased_tile_beats cols "
-    "scale_tiles bias_tiles bias_beats scale_play bias_play revisit pass_cycles retire_cycles "
-    "clamp block_rows tree_levels requantizer_depth accumulator_depth"
+    "burst_beats outstanding page_beats code_rows_beats scale_beats tile_beats biased_tile_beats "
+    "cols scale_tiles bias_tiles bias_beats scale_play bias_play revisit pass_cycles "
+    "retire_cycles clamp block_rows tree_levels requantizer_depth accumulator_depth"
 )
 """Constants of the hardware; ``code_rows_beats`` are those of a tile before its scales."""
 
@@ -62,13 +62,14 @@ _TICKETED = 3
 # Delay lines, and whose pulse is in them.
 _SCALE_PLAY, _BIAS_PLAY, _RETIRED, _TREE = range(4)
 
-# Depths that the gateware fixes: bursts of a DMA, queues of WEIGHTS and LOAD, instructions ahead.
-_OUTSTANDING = 4
+# Depths that the gateware fixes: queues of WEIGHTS and LOAD, instructions ahead.
 _WEIGHTS_DEPTH = 4
 _LOAD_ROWS = 16
 _AHEAD = 4
 _QUEUE_RING = 64
 """the largest queue_depth"""
+_BURST_RING = 32
+"""the largest outstanding"""
 _FLYING = 64
 """transactions of the memory; not even as many as the DMA has reach it"""
 _QUIET = 2048
@@ -78,9 +79,9 @@ _LONG_AGO = -(1 << 40)
 _FIFO = _record("depth inner output")
 _QUEUE = _record("first", ring=_QUEUE_RING)
 _BURSTS = _record("checked run_address run_beats active address left length offered final")
-_READ = _record("asked beats first level", room=_CLIENTS, client=_OUTSTANDING)
+_READ = _record("asked beats first level", room=_CLIENTS, client=_BURST_RING)
 _WRITE = _record(
-    "held asked beat ends lengths first_end first_length", last=_OUTSTANDING, length=_OUTSTANDING
+    "held asked beat ends lengths first_end first_length", last=_BURST_RING, length=_BURST_RING
 )
 _MEMORY = _record(
     "valid last beat next first level writing confirmed response responses",
@@ -241,33 +242,33 @@ def _tick_read(read, bursts, fifos, chosen, came, came_last, taken_0, taken_1, t
         read.room[index] += fifo.output and taken
         _tick_fifo(fifo, client == index, taken)
     if came_last:
-        read.first = (read.first + 1) % _OUTSTANDING
+        read.first = (read.first + 1) % _BURST_RING
         read.level -= 1
     read.asked = chosen >= 0
     if chosen >= 0:
         length = bursts[chosen].length
         read.beats = length
         read.room[chosen] -= length
-        read.client[(read.first + read.level) % _OUTSTANDING] = chosen
+        read.client[(read.first + read.level) % _BURST_RING] = chosen
         read.level += 1
 
 
 @njit(cache=True)
 def _tick_write(write, bursts, fifo, put, announce, accepted, stored, stored_last, confirmed):
     if confirmed:
-        write.first_end = (write.first_end + 1) % _OUTSTANDING
+        write.first_end = (write.first_end + 1) % _BURST_RING
         write.ends -= 1
     if stored:
         write.beat = 0 if stored_last else write.beat + 1
     if stored_last:
-        write.first_length = (write.first_length + 1) % _OUTSTANDING
+        write.first_length = (write.first_length + 1) % _BURST_RING
         write.lengths -= 1
     write.held += put
     if announce:
         write.held -= bursts.length
-        write.length[(write.first_length + write.lengths) % _OUTSTANDING] = bursts.length
+        write.length[(write.first_length + write.lengths) % _BURST_RING] = bursts.length
         write.lengths += 1
-        write.last[(write.first_end + write.ends) % _OUTSTANDING] = bursts.final
+        write.last[(write.first_end + write.ends) % _BURST_RING] = bursts.final
         write.ends += 1
         write.asked = 1
     elif accepted:
@@ -682,7 +683,7 @@ def run(
             if splitters[index].offered and splitters[index].length <= read.room[index]:
                 chosen = index
                 break
-        if read.level == _OUTSTANDING:
+        if read.level == spec.outstanding:
             chosen = -1
         weight_step, program_step, load_step = chosen == 0, chosen == 1, chosen == 2
         weight_check = _checks(splitters[_WEIGHT_BEATS], weight_step)
@@ -698,8 +699,8 @@ def run(
             store.offered
             and (not write.asked or ask_accepted)
             and store.length <= write.held
-            and write.lengths != _OUTSTANDING
-            and write.ends != _OUTSTANDING
+            and write.lengths != spec.outstanding
+            and write.ends != spec.outstanding
         )
         store_check = _checks(store, announce)
         store_run = announcing and (not store.checked or store_check)

@@ -24,6 +24,7 @@ class AcceleratorSpec:
     queue_depth : instructions that wait in front of each engine
     weight_fifo, load_fifo, store_fifo : beats between memory and each engine
     burst_beats : longest burst; a FIFO holds at least two
+    outstanding : bursts on their way at once, in each direction
     """
 
     engine: EngineSpec
@@ -33,6 +34,7 @@ class AcceleratorSpec:
     load_fifo: int
     store_fifo: int
     burst_beats: int
+    outstanding: int
 
     @property
     def bus_bits(self) -> int:

@@ -41,6 +41,7 @@ class HardwareConfig:
     weight_fifo, load_fifo, store_fifo : beats buffered between memory and each engine, at least two
         bursts, to 4096
     burst_beats : longest burst on the memory port, 2 to 256
+    outstanding : bursts on their way at once, in each direction, 2 to 32
     """
 
     rows: int
@@ -60,6 +61,7 @@ class HardwareConfig:
     load_fifo: int = 64
     store_fifo: int = 64
     burst_beats: int = 16
+    outstanding: int = 8
 
     def __post_init__(self) -> None:
         numbers = {
@@ -71,6 +73,7 @@ class HardwareConfig:
             "buffer_depth": range(16, (1 << 20) + 1),
             "queue_depth": range(2, 65),
             "burst_beats": range(2, 257),
+            "outstanding": range(2, 33),
         }
         for name, allowed in numbers.items():
             value = getattr(self, name)
@@ -169,4 +172,5 @@ class HardwareConfig:
             self.load_fifo,
             self.store_fifo,
             self.burst_beats,
+            self.outstanding,
         )

@@ -27,8 +27,7 @@ class ReadDma(wiring.Component):
 
     Parameters
     ----------
-    spec : widths, depths and the longest burst
-    outstanding : 2 or more; bursts that may be on their way at once
+    spec : widths, depths, the longest burst, and how many may be on their way
 
     Members
     -------
@@ -44,10 +43,8 @@ class ReadDma(wiring.Component):
     o_read_failed : a beat came with an error (pulse)
     """
 
-    def __init__(self, spec: AcceleratorSpec, outstanding: int = 4):
-        if outstanding < 2:
-            raise ValueError(f"outstanding must be at least 2, not {outstanding!r}")
-        self.spec, self.outstanding = spec, outstanding
+    def __init__(self, spec: AcceleratorSpec):
+        self.spec = spec
         runs, beats = stream.Signature(run_layout()), stream.Signature(spec.bus_bits)
         super().__init__(
             {
@@ -78,7 +75,7 @@ class ReadDma(wiring.Component):
             "loads": (self.i_loads, self.o_loads, spec.load_fifo),
         }
         # Which client each burst that was asked for belongs to.
-        m.submodules.order = order = SyncFIFO(width=2, depth=self.outstanding)
+        m.submodules.order = order = SyncFIFO(width=2, depth=spec.outstanding)
         free = Signal()
         m.d.comb += free.eq((~self.m_axi_arvalid | self.m_axi_arready) & order.w_rdy & ~self.i_halt)
         with m.If(self.m_axi_arready):

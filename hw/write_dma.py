@@ -26,8 +26,7 @@ class WriteDma(wiring.Component):
 
     Parameters
     ----------
-    spec : widths, depths and the longest burst
-    outstanding : 2 or more; bursts that may wait for their response at once
+    spec : widths, depths, the longest burst, and how many may be on their way
 
     Members
     -------
@@ -43,10 +42,8 @@ class WriteDma(wiring.Component):
     o_write_failed : memory answered with an error (pulse)
     """
 
-    def __init__(self, spec: AcceleratorSpec, outstanding: int = 4):
-        if outstanding < 2:
-            raise ValueError(f"outstanding must be at least 2, not {outstanding!r}")
-        self.spec, self.outstanding = spec, outstanding
+    def __init__(self, spec: AcceleratorSpec):
+        self.spec = spec
         super().__init__(
             {
                 **write_ports(spec.bus_bits),
@@ -70,8 +67,8 @@ class WriteDma(wiring.Component):
         m.submodules.fifo = fifo = SyncFIFOBuffered(width=spec.bus_bits, depth=spec.store_fifo)
         # Lengths of the bursts whose data memory has not taken, and for those that it has not
         # confirmed whether they end a run.
-        m.submodules.lengths = lengths = SyncFIFO(width=8, depth=self.outstanding)
-        m.submodules.ends = ends = SyncFIFO(width=1, depth=self.outstanding)
+        m.submodules.lengths = lengths = SyncFIFO(width=8, depth=spec.outstanding)
+        m.submodules.ends = ends = SyncFIFO(width=1, depth=spec.outstanding)
         wiring.connect(m, wiring.flipped(self.i_run), bursts.i)
 
         # Beats in the FIFO that belong to no burst yet.

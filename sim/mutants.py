@@ -31,7 +31,7 @@ CACHE = Path("out/mutants")
 """Where outcomes are kept, relative to the working directory."""
 
 _LEAST_TIMEOUT = 120.0  # seconds
-_COPIED = ("golden", "hw", "sim", "compiler", "estimate", "tests/hw")
+_COPIED = ("golden", "hw", "sim", "compiler", "estimate", "host", "tests")
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,9 @@ _PRODUCTS = (
     "tests/hw/test_product.py::test_every_narrow_product[dsp]",
     "tests/hw/test_product.py::test_float32_products[e8m0]",
 )
+_DRIVEN = r"\.eq\("  # what is driven; widths of signals are often generous
+_PROGRAMS = "tests/test_accelerator_cycles.py::test_every_counter_of_random_networks_and_memories"
+_ERRORS = "tests/test_accelerator.py::test_hostile_programs"
 
 REGIONS = (
     Region(
@@ -182,6 +185,45 @@ REGIONS = (
             "tests/hw/test_issue.py::test_one_address_at_every_distance",
             "tests/hw/test_issue.py::test_random_passes",
         ),
+    ),
+    Region(
+        "pass walk",
+        (("hw/passes.py", "PassEngine.elaborate", _DRIVEN),),
+        (
+            "tests/hw/test_passes.py::test_walks",
+            "tests/hw/test_passes.py::test_addresses_beyond_the_memories_are_reported",
+        ),
+    ),
+    Region(
+        "load",
+        (("hw/load.py", "LoadEngine._read", _DRIVEN), ("hw/load.py", "LoadEngine._write", _DRIVEN)),
+        ("tests/hw/test_load.py::test_loads", "tests/hw/test_load.py::test_latency_and_throughput"),
+    ),
+    Region(
+        "memory port",
+        (
+            ("hw/bursts.py", "BurstSplitter.elaborate", _DRIVEN),
+            ("hw/read_dma.py", "ReadDma.elaborate", _DRIVEN),
+            ("hw/write_dma.py", "WriteDma.elaborate", _DRIVEN),
+        ),
+        ("tests/hw/test_read_dma.py", "tests/hw/test_write_dma.py"),
+    ),
+    Region(
+        "sequencer",
+        (
+            ("hw/sequencer.py", "Sequencer.elaborate", _DRIVEN),
+            ("hw/sequencer.py", "Sequencer._fetch", _DRIVEN),
+        ),
+        (_PROGRAMS, _ERRORS),
+    ),
+    Region(
+        "drain",
+        (
+            ("hw/drain.py", "DrainEngine._read", _DRIVEN),
+            ("hw/drain.py", "DrainEngine._write", _DRIVEN),
+            ("hw/drain.py", "DrainEngine._announce", _DRIVEN),
+        ),
+        (_PROGRAMS, _ERRORS),
     ),
 )
 
@@ -314,12 +356,12 @@ _PROBE = dedent("""
     import hashlib
     from amaranth.back import rtlil
     from shiftcore.golden.config import HardwareConfig
-    from shiftcore.hw.engine import Engine
+    from shiftcore.hw.accelerator import Accelerator
     configs = (
         HardwareConfig(3, 2, 5, 4, "bf16", accumulator_depth=4),
         HardwareConfig(2, 5, 3, 8, "fp32", accumulator_depth=4, scale_multiplier="lut"),
     )
-    texts = [rtlil.convert(Engine(c.engine), emit_src=False) for c in configs]
+    texts = [rtlil.convert(Accelerator(c), emit_src=False) for c in configs]
     print(hashlib.sha256("".join(texts).encode()).hexdigest())
 """)
 
@@ -331,7 +373,7 @@ def _copy(target: Path) -> Path:
         shutil.copytree(
             ROOT / folder, package / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
-    for file in ("__init__.py", "pyproject.toml", "tests/conftest.py"):
+    for file in ("__init__.py", "pyproject.toml"):
         shutil.copyfile(ROOT / file, package / file)
     return package
 

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import Prediction, predict
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.isa import Error, Pass, Region, Weights
+from shiftcore.golden.machine import Machine
 from shiftcore.golden.program import Program
 from shiftcore.golden.registers import COUNTERS
 from shiftcore.golden.tickets import MachineError
@@ -22,15 +24,15 @@ CONFIGS = (
     HardwareConfig(4, 4, accumulator_depth=64, buffer_depth=256),
     HardwareConfig(
         *(8, 3), accumulator_depth=24, buffer_depth=64, bus_bits=32, queue_depth=2, burst_beats=4,
-        weight_fifo=8, load_fifo=8, store_fifo=8, clamp=False,
+        weight_fifo=8, load_fifo=8, store_fifo=8, clamp=False, outstanding=2,
     ),
     HardwareConfig(
         *(2, 9, 8, 8, "fp32"), accumulator_depth=40, buffer_depth=128, bus_bits=128, queue_depth=3,
-        burst_beats=8, weight_fifo=16, load_fifo=33, store_fifo=17,
+        burst_beats=8, weight_fifo=16, load_fifo=33, store_fifo=17, outstanding=3,
     ),
     HardwareConfig(
         *(7, 2, 8, 8, "fp16"), accumulator_depth=64, buffer_depth=64, bus_bits=256, burst_beats=3,
-        weight_fifo=6, load_fifo=6, store_fifo=6,
+        weight_fifo=6, load_fifo=6, store_fifo=6, outstanding=32,
     ),
 )  # fmt: skip
 MEMORY_BYTES = 1 << 19
@@ -57,16 +59,17 @@ def small_program(rng: np.random.Generator, config: HardwareConfig, spills: bool
             return program
 
 
-def measure(program: Program, latency: int, gap: int, images: int) -> dict[str, int]:
-    rng = np.random.default_rng(images)
-    size = program.sizes[Region.INPUT] * program.config.accelerator.beat_bytes
+def measure(
+    program: Program, content: NDArray[np.uint8], latency: int, gap: int
+) -> tuple[dict[str, int], NDArray[np.uint8]]:
+    """Counters and outputs of a run of the RTL."""
     with SimulatedSystem(
         program.config, MEMORY_BYTES, latency=latency, gap=gap, simulator="icarus"
     ) as system:
         driver = Accelerator(system)
         driver.load(program)
-        driver.run(rng.integers(0, 256, (images, size)).astype(np.uint8))
-        return driver.counters()
+        outputs = driver.run(content)
+        return driver.counters(), outputs
 
 
 @pytest.mark.parametrize("index", range(len(CONFIGS)))
@@ -80,7 +83,11 @@ def test_every_counter_of_random_networks_and_memories(index: int) -> None:
         images = 1 if run % 3 else 3
         expected = predict(program, latency=latency, gap=gap, images=images)
         print(f"seed {index}, run {run}: latency {latency}, gap {gap}, {images} images, {expected}")
-        assert expected.counters() == measure(program, latency, gap, images)
+        size = program.sizes[Region.INPUT] * config.accelerator.beat_bytes
+        content = rng.integers(0, 256, (images, size)).astype(np.uint8)
+        counters, outputs = measure(program, content, latency, gap)
+        assert counters == expected.counters()
+        assert np.array_equal(outputs, Machine(program).run(content).outputs)
 
 
 @pytest.fixture(scope="module")

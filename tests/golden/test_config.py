@@ -13,7 +13,7 @@ from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
 KEYS = (
     "rows, cols, weight_bits, act_bits, scale, accumulator, accumulator_depth, bus_bits, "
     "multiplier, scale_multiplier, clamp, buffer_depth, queue_depth, weight_fifo, load_fifo, "
-    "store_fifo, burst_beats"
+    "store_fifo, burst_beats, outstanding"
 )
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -45,10 +45,11 @@ def test_every_key(tmp_path: Path):
         load_fifo = 70
         store_fifo = 80
         burst_beats = 32
+        outstanding = 3
         """
     )
     config = HardwareConfig(
-        8, 12, 3, 5, "fp16", "float32", 100, 128, "dsp", "lut", False, 321, 5, 64, 70, 80, 32
+        8, 12, 3, 5, "fp16", "float32", 100, 128, "dsp", "lut", False, 321, 5, 64, 70, 80, 32, 3
     )
     assert HardwareConfig.load(str(path)) == config
     path.write_text(config.dumps())
@@ -59,7 +60,7 @@ def test_defaults(tmp_path: Path):
     path = tmp_path / "hw.toml"
     path.write_text("rows = 1\ncols = 128\n")
     assert HardwareConfig.load(path) == HardwareConfig(
-        1, 128, 4, 4, "bf16", "float32", 512, 64, "lut", "dsp", True, 4096, 8, 128, 64, 64, 16
+        1, 128, 4, 4, "bf16", "float32", 512, 64, "lut", "dsp", True, 4096, 8, 128, 64, 64, 16, 8
     )
 
 
@@ -111,6 +112,8 @@ def test_defaults(tmp_path: Path):
         ("queue_depth = 65", "queue_depth must be a whole number from 2 to 64, not 65"),
         ("burst_beats = 1", "burst_beats must be a whole number from 2 to 256, not 1"),
         ("burst_beats = 257", "burst_beats must be a whole number from 2 to 256, not 257"),
+        ("outstanding = 1", "outstanding must be a whole number from 2 to 32, not 1"),
+        ("outstanding = 33", "outstanding must be a whole number from 2 to 32, not 33"),
         *(
             (
                 f"{name} = {value}",

@@ -1,5 +1,7 @@
 """The read manager: every beat of every run, whatever memory and clients do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,21 +15,24 @@ CLIENTS = ("weights", "program", "loads")
 WATCHED = ("o_idle", "o_beat", "o_memory_range", "o_read_failed")
 # FIFOs of exactly two bursts and of more; bursts of a whole page; of a length that divides nothing.
 CONFIGS = [
-    (HardwareConfig(2, 2, weight_fifo=32, load_fifo=41, burst_beats=16), 4),
-    (HardwareConfig(2, 2, bus_bits=32, weight_fifo=15, load_fifo=14, burst_beats=7), 3),
-    (
-        HardwareConfig(
-            2, 2, bus_bits=256, weight_fifo=512, load_fifo=600, store_fifo=512, burst_beats=256
-        ),
+    HardwareConfig(2, 2, weight_fifo=32, load_fifo=41, burst_beats=16, outstanding=4),
+    HardwareConfig(2, 2, bus_bits=32, weight_fifo=15, load_fifo=14, burst_beats=7, outstanding=3),
+    HardwareConfig(
         2,
+        2,
+        bus_bits=256,
+        weight_fifo=512,
+        load_fifo=600,
+        store_fifo=512,
+        burst_beats=256,
+        outstanding=2,
     ),
-    (HardwareConfig(2, 2, bus_bits=128, weight_fifo=5, load_fifo=4, burst_beats=2), 5),
+    HardwareConfig(2, 2, bus_bits=128, weight_fifo=5, load_fifo=4, burst_beats=2, outstanding=5),
 ]
 
 
 def read(
     config: HardwareConfig,
-    outstanding: int,
     regions: Regions,
     runs: dict[str, list[Run]],
     wanted: dict[str, int],
@@ -47,7 +52,6 @@ def read(
     answer = simulate(
         ReadDma,
         config.accelerator,
-        outstanding,
         bench="axi_bench",
         job=AxiJob(
             model,
@@ -63,14 +67,14 @@ def read(
     )
     assert answer.violations == []
     assert answer.held == 0
-    assert answer.pending[0] <= outstanding
+    assert answer.pending[0] <= config.outstanding
     return answer
 
 
 @pytest.mark.parametrize("stall", [0.0, 0.35, 0.8])
 @pytest.mark.parametrize("number", range(len(CONFIGS)))
 def test_runs(number, stall, simulator):
-    config, outstanding = CONFIGS[number]
+    config = CONFIGS[number]
     rng = np.random.default_rng([number, int(10 * stall)])
     regions = Regions.random(config.accelerator, rng)
     longest = 3 * config.burst_beats
@@ -78,7 +82,6 @@ def test_runs(number, stall, simulator):
     expected = {name: [b for run in runs[name] for b in regions.beats(run)] for name in CLIENTS}
     answer = read(
         config,
-        outstanding,
         regions,
         runs,
         {name: len(beats) for name, beats in expected.items()},
@@ -95,18 +98,17 @@ def test_runs(number, stall, simulator):
     assert any((at + beats * step) % 4096 == 0 for at, beats in cut)
     assert len(answer.watched["o_beat"]) == sum(map(len, expected.values()))
     assert answer.watched["o_memory_range"] == answer.watched["o_read_failed"] == []
-    assert answer.pending[0] == outstanding
+    assert answer.pending[0] == config.outstanding
 
 
 def test_latency_and_throughput(simulator):
     """A long run arrives at a beat a cycle when enough bursts are on their way."""
-    config, outstanding = CONFIGS[0]
+    config = CONFIGS[0]
     rng = np.random.default_rng(1)
     regions = Regions(config.accelerator, 0, rng.bytes(1 << 14), (0, 0, 0, 0), (2048,) * 4)
     runs = {"weights": [Run(0, 0, 256), Run(512, 0, 64)], "loads": [Run(256, 1, 48)]}
     answer = read(
         config,
-        outstanding,
         regions,
         runs,
         {"weights": 320, "loads": 48},
@@ -128,21 +130,21 @@ def test_latency_and_throughput(simulator):
 
 def test_bursts_of_one_beat(simulator):
     """Runs of one beat: every 2 cycles for one client, every cycle for two."""
-    config, _ = CONFIGS[0]
+    config = replace(CONFIGS[0], outstanding=8)
     rng = np.random.default_rng(2)
     regions = Regions(config.accelerator, 0, rng.bytes(1 << 12), (0, 0, 0, 0), (512,) * 4)
     runs = [Run(int(k), 0, 1) for k in rng.integers(0, 512, 40)]
-    one = read(config, 8, regions, {"loads": runs}, {"loads": 40}, simulator)
+    one = read(config, regions, {"loads": runs}, {"loads": 40}, simulator)
     assert np.array_equal([cycle for cycle, _, _ in one.reads], 4 + 2 * np.arange(40))
     assert one.payloads["o_loads"] == [beat for run in runs for beat in regions.beats(run)]
     both = {"loads": runs, "weights": runs[::-1]}
-    two = read(config, 8, regions, both, {"loads": 40, "weights": 40}, simulator)
+    two = read(config, regions, both, {"loads": 40, "weights": 40}, simulator)
     assert np.array_equal([cycle for cycle, _, _ in two.reads], 4 + np.arange(80))
 
 
 def test_runs_out_of_range_read_nothing(simulator):
     rng = np.random.default_rng(3)
-    for config, outstanding in CONFIGS[:3]:
+    for config in CONFIGS[:3]:
         regions = Regions.random(config.accelerator, rng)
         bad = {name: [regions.outside(rng) for _ in range(25)] for name in CLIENTS}
         good = {name: [regions.run(rng, 9) for _ in range(25)] for name in CLIENTS}
@@ -151,14 +153,14 @@ def test_runs_out_of_range_read_nothing(simulator):
             runs[name] = [run for pair in zip(bad[name], good[name], strict=True) for run in pair]
             expected[name] = [beat for run in good[name] for beat in regions.beats(run)]
         wanted = {name: len(beats) for name, beats in expected.items()}
-        answer = read(config, outstanding, regions, runs, wanted, simulator)
+        answer = read(config, regions, runs, wanted, simulator)
         assert {name: answer.payloads[f"o_{name}"] for name in CLIENTS} == expected
         # Clients may fail in the same cycle.
         assert 25 <= len(answer.watched["o_memory_range"]) <= 75
 
 
 def test_failing_beats(simulator):
-    config, outstanding = CONFIGS[1]
+    config = CONFIGS[1]
     rng = np.random.default_rng(4)
     regions = Regions.random(config.accelerator, rng)
     runs = {"loads": [regions.run(rng, 40) for _ in range(20)]}
@@ -171,7 +173,6 @@ def test_failing_beats(simulator):
     failing = frozenset(rng.choice(touched, 9).tolist())
     answer = read(
         config,
-        outstanding,
         regions,
         runs,
         {"loads": len(touched)},
@@ -185,7 +186,7 @@ def test_failing_beats(simulator):
 @pytest.mark.parametrize("stall", [0.0, 0.5])
 def test_halt(stall, simulator):
     """What is on its way comes and is dropped; then the port rests."""
-    config, outstanding = CONFIGS[0]
+    config = CONFIGS[0]
     rng = np.random.default_rng(5)
     regions = Regions.random(config.accelerator, rng)
     dropped = 0
@@ -193,7 +194,6 @@ def test_halt(stall, simulator):
         runs = {name: [regions.run(rng, 40) for _ in range(8)] for name in CLIENTS}
         answer = read(
             config,
-            outstanding,
             regions,
             runs,
             {},

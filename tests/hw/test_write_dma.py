@@ -1,11 +1,12 @@
 # amaranth: UnusedElaboratable=no
 """The write manager: every beat of every run in its place, and word when it is there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from shiftcore.golden.config import HardwareConfig
-from shiftcore.hw.read_dma import ReadDma
 from shiftcore.hw.write_dma import WriteDma
 from shiftcore.sim.axi_bench import AxiAnswer, AxiJob, MemoryModel
 from shiftcore.sim.runner import simulate
@@ -13,21 +14,23 @@ from shiftcore.tests.hw.regions import Regions, Run
 
 WATCHED = ("o_idle", "o_beat", "o_done", "o_memory_range", "o_write_failed")
 CONFIGS = [
-    (HardwareConfig(2, 2, store_fifo=40), 4),
-    (HardwareConfig(2, 2, bus_bits=32, store_fifo=14, burst_beats=7), 2),
-    (
-        HardwareConfig(
-            *(2, 2), bus_bits=256, weight_fifo=512, load_fifo=512, store_fifo=512, burst_beats=256
-        ),
-        2,
+    HardwareConfig(2, 2, store_fifo=40, outstanding=4),
+    HardwareConfig(2, 2, bus_bits=32, store_fifo=14, burst_beats=7, outstanding=2),
+    HardwareConfig(
+        *(2, 2),
+        bus_bits=256,
+        weight_fifo=512,
+        load_fifo=512,
+        store_fifo=512,
+        burst_beats=256,
+        outstanding=2,
     ),
-    (HardwareConfig(2, 2, bus_bits=128, store_fifo=4, burst_beats=2), 5),
+    HardwareConfig(2, 2, bus_bits=128, store_fifo=4, burst_beats=2, outstanding=5),
 ]
 
 
 def write(
     config: HardwareConfig,
-    outstanding: int,
     regions: Regions,
     runs: list[Run],
     beats: list[int],
@@ -47,7 +50,6 @@ def write(
     answer = simulate(
         WriteDma,
         config.accelerator,
-        outstanding,
         bench="axi_bench",
         job=AxiJob(
             model,
@@ -62,7 +64,7 @@ def write(
         seed=seed,
     )
     assert answer.violations == []
-    assert answer.pending[1] <= outstanding
+    assert answer.pending[1] <= config.outstanding
     return answer
 
 
@@ -85,14 +87,13 @@ def stored(regions: Regions, runs: list[Run], beats: list[int]) -> bytes:
 @pytest.mark.parametrize("stall", [0.0, 0.35, 0.8])
 @pytest.mark.parametrize("number", range(len(CONFIGS)))
 def test_runs(number, stall, simulator):
-    config, outstanding = CONFIGS[number]
+    config = CONFIGS[number]
     rng = np.random.default_rng([number, int(10 * stall)])
     regions = Regions.random(config.accelerator, rng)
     runs = [regions.run(rng, 3 * config.burst_beats) for _ in range(25)]
     beats = random_beats(config, rng, sum(run.beats for run in runs))
     answer = write(
         config,
-        outstanding,
         regions,
         runs,
         beats,
@@ -109,21 +110,21 @@ def test_runs(number, stall, simulator):
     assert len(answer.watched["o_done"]) == len(runs)
     assert len(answer.watched["o_beat"]) == len(beats)
     assert answer.watched["o_memory_range"] == answer.watched["o_write_failed"] == []
-    assert answer.pending[1] == outstanding or stall > 0.5
+    assert answer.pending[1] == config.outstanding or stall > 0.5
 
 
 def test_latency_and_throughput(simulator):
-    config, outstanding = CONFIGS[0]
+    config = CONFIGS[0]
     rng = np.random.default_rng(1)
     spec = config.accelerator
     regions = Regions(spec, 0, bytes(1 << 14), (0, 0, 0, 0), (2048,) * 4)
     beats = random_beats(config, rng, 300)
-    one = write(config, outstanding, regions, [Run(7, 2, 1)], beats[:1], simulator)
+    one = write(config, regions, [Run(7, 2, 1)], beats[:1], simulator)
     assert one.cycles["i_run"] == one.cycles["i"] == [0]
     assert [cycle for cycle, _, _ in one.writes] == one.watched["o_beat"] == [4]
     assert one.watched["o_done"] == [5]
     runs = [Run(0, 2, 256), Run(256, 2, 44)]
-    many = write(config, outstanding, regions, runs, beats, simulator, latency=(9, 9))
+    many = write(config, regions, runs, beats, simulator, latency=(9, 9))
     # The burst's last beat goes into the FIFO in cycle 15.
     assert many.cycles["i"] == list(range(300))
     assert many.writes[0][0] == many.watched["o_beat"][0] == 17
@@ -132,32 +133,32 @@ def test_latency_and_throughput(simulator):
 
 
 def test_bursts_of_one_beat(simulator):
-    config, _ = CONFIGS[0]
+    config = replace(CONFIGS[0], outstanding=8)
     rng = np.random.default_rng(2)
     regions = Regions.random(config.accelerator, rng)
     runs = [regions.run(rng, 1) for _ in range(40)]
     beats = random_beats(config, rng, 40)
-    answer = write(config, 8, regions, runs, beats, simulator)
+    answer = write(config, regions, runs, beats, simulator)
     assert np.array_equal([cycle for cycle, _, _ in answer.writes], 4 + 2 * np.arange(40))
     assert answer.content == stored(regions, runs, beats)
 
 
 def test_runs_out_of_range_write_nothing(simulator):
     rng = np.random.default_rng(3)
-    for config, outstanding in CONFIGS[:3]:
+    for config in CONFIGS[:3]:
         regions = Regions.random(config.accelerator, rng)
         bad = [regions.outside(rng) for _ in range(25)]
         good = [regions.run(rng, 9) for _ in range(25)]
         runs = [run for pair in zip(bad, good, strict=True) for run in pair]
         beats = random_beats(config, rng, sum(run.beats for run in good))
-        answer = write(config, outstanding, regions, runs, beats, simulator)
+        answer = write(config, regions, runs, beats, simulator)
         assert answer.content == stored(regions, good, beats)
         assert len(answer.watched["o_memory_range"]) == 25
         assert len(answer.watched["o_done"]) == 25
 
 
 def test_failing_beats(simulator):
-    config, outstanding = CONFIGS[3]
+    config = CONFIGS[3]
     rng = np.random.default_rng(4)
     regions = Regions.random(config.accelerator, rng)
     runs = [regions.run(rng, 20) for _ in range(20)]
@@ -173,7 +174,6 @@ def test_failing_beats(simulator):
     beats = random_beats(config, rng, len(touched))
     answer = write(
         config,
-        outstanding,
         regions,
         runs,
         beats,
@@ -189,7 +189,7 @@ def test_failing_beats(simulator):
 @pytest.mark.parametrize("stall", [0.0, 0.5])
 def test_halt(stall, simulator):
     """What was announced is finished; then the port rests."""
-    config, outstanding = CONFIGS[0]
+    config = CONFIGS[0]
     rng = np.random.default_rng(5)
     regions = Regions.random(config.accelerator, rng)
     late = 0
@@ -198,7 +198,6 @@ def test_halt(stall, simulator):
         beats = random_beats(config, rng, sum(run.beats for run in runs))
         answer = write(
             config,
-            outstanding,
             regions,
             runs,
             beats,
@@ -213,9 +212,3 @@ def test_halt(stall, simulator):
         assert len(answer.watched["o_beat"]) == sum(beats for _, _, beats in answer.writes)
         late += sum(cycle > halt for cycle in answer.watched["o_beat"])
     assert late > 5
-
-
-@pytest.mark.parametrize("kind", [ReadDma, WriteDma])
-def test_refused_parameters(kind):
-    with pytest.raises(ValueError, match=r"^outstanding must be at least 2, not 1$"):
-        kind(CONFIGS[0][0].accelerator, 1)
