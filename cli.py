@@ -254,10 +254,11 @@ def _layer_table(found: "Estimate", config: HardwareConfig) -> Table:
     table.add_column("layer", overflow="fold")
     for heading in _COLUMNS:
         table.add_column(heading, justify="right")
-    for name, cycles in [*found.layers.items(), ("all", found.total)]:
+    rows = [*found.layers.items(), ("all", found.total)]
+    for number, (name, cycles) in enumerate(rows, 1):
         values = (getattr(cycles, key) for key in _COLUMNS.values())
         cells = (f"{x:.1%}" if isinstance(x, float) else str(x) for x in values)
-        table.add_row(name, *cells)
+        table.add_row(name, *cells, end_section=number == len(found.layers))
     return table
 
 

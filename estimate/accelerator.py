@@ -73,9 +73,7 @@ def predict_layers(program: Program, *, latency: int = 20, gap: int = 0) -> dict
     pixels = program.layer_pixels
     marks = np.cumsum(list(pixels.values())[:-1], dtype=np.int64)
     shares = np.diff(_counters(program, latency, gap, 1, marks), axis=0, prepend=0)
-    return {
-        layer: Prediction(*share) for layer, share in zip(pixels, shares.tolist(), strict=True)
-    }
+    return {layer: Prediction(*share) for layer, share in zip(pixels, shares.tolist(), strict=True)}
 
 
 def _counters(

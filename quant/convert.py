@@ -172,9 +172,7 @@ def _layer(layer: FloatLayer, config: QuantConfig, signed: bool | None) -> Layer
         output = BlockFloat(config.block, config.act_bits, signed, config.rounding)
     limits = _limits(layer, signed)
     bias = FLOAT32.round(layer.bias)
-    return Layer(
-        layer.name, terms, bias, layer.reduce, output, limits, layer.macs_per_pixel
-    )
+    return Layer(layer.name, terms, bias, layer.reduce, output, limits, layer.macs_per_pixel)
 
 
 def quantize(
