@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
@@ -16,6 +16,9 @@ from safetensors import SafetensorError
 
 from .golden.config import HardwareConfig
 from .golden.floats import SCALE_FORMATS
+
+if TYPE_CHECKING:
+    from .estimate.network import Estimate
 
 __all__ = ["main"]
 
@@ -200,9 +203,13 @@ def evaluate(network: Path, data: Path, as_json: bool) -> None:
 )
 @_as_json
 def compile_(network: Path, hw: Path, output: Path, as_json: bool) -> None:
-    """Compile NETWORK to a program and its memory image."""
+    """Compile NETWORK to a program and its memory image, and predict where its cycles go.
+
+    Cycles are those of `shiftcore estimate` with the default memory.
+    """
     from .compiler.build import save_build
     from .compiler.network import compile_with_costs
+    from .estimate.network import estimate
     from .golden.network import QuantizedNetwork
 
     config = HardwareConfig.load(hw)
@@ -210,37 +217,76 @@ def compile_(network: Path, hw: Path, output: Path, as_json: bool) -> None:
     with _busy("compiling"):
         compiled = compile_with_costs(quantized, config)
         save_build(compiled.program, network, output)
+        found = estimate(compiled.program, quantized.macs())
     values = {
         "instructions": len(compiled.program.instructions),
         "weight_bytes": len(compiled.program.weights),
         "dram_bytes": compiled.read_bytes + compiled.written_bytes,
         "read_bytes": compiled.read_bytes,
         "written_bytes": compiled.written_bytes,
-        "macs": compiled.program.macs,
-        "ideal_cycles": sum(layer.ideal for layer in compiled.layers),
-        "pass_cycles": sum(layer.passes for layer in compiled.layers),
-        "layers": [asdict(layer) for layer in compiled.layers],
+        "tensors_on_chip": sum(layer.kept for layer in compiled.layers),
     }
     if as_json:
-        _print(True, values)
+        figures = _figures(found)
+        plans = [{"chunks": each.chunks, "on_chip": each.kept} for each in compiled.layers]
+        figures["layers"] = [a | b for a, b in zip(figures["layers"], plans, strict=True)]
+        _print(True, values | figures)
         return
-    table = Table(title=f"Cycles of one image on {config.rows}x{config.cols}")
-    for name in ("layer", "MACs", "ideal", "passes", "of ideal", "chunks", "stored"):
-        table.add_column(name, justify="left" if name in ("layer", "stored") else "right")
-    for layer in compiled.layers:
-        table.add_row(
-            layer.name, str(layer.macs), f"{layer.ideal:.0f}", str(layer.passes),
-            f"{layer.ideal / layer.passes:.1%}", str(layer.chunks),
-            "on chip" if layer.kept else "in memory",
-        )  # fmt: skip
-    ideal, passes = values["ideal_cycles"], values["pass_cycles"]
-    table.add_section()
-    table.add_row(
-        "all", str(values["macs"]), f"{ideal:.0f}", str(passes), f"{ideal / passes:.1%}", "", ""
-    )
-    _print(False, {}, table)
-    del values["layers"]
+    _print(False, {}, _layer_table(found, config))
     _print(False, values)
+
+
+def _figures(found: "Estimate") -> dict[str, Any]:
+    layers = [{"name": name} | asdict(layer) for name, layer in found.layers.items()]
+    return asdict(found.total) | {"layers": layers}
+
+
+_COLUMNS = {
+    "MACs": "macs", "cycles": "cycles", "utilization": "utilization", "pixels": "pixels",
+    "no tile": "stall_tile", "no ticket": "stall_ticket", "no pass": "stall_empty",
+    "hazard": "stall_hazard",
+}  # fmt: skip
+
+
+def _layer_table(found: "Estimate", config: HardwareConfig) -> Table:
+    """Where the predicted cycles of one image go, layer by layer and in all."""
+    table = Table(title=f"Predicted cycles of one image on {config.rows}x{config.cols}")
+    table.add_column("layer", overflow="fold")
+    for heading in _COLUMNS:
+        table.add_column(heading, justify="right")
+    rows = [*found.layers.items(), ("all", found.total)]
+    for number, (name, cycles) in enumerate(rows, 1):
+        values = (getattr(cycles, key) for key in _COLUMNS.values())
+        cells = (f"{x:.1%}" if isinstance(x, float) else str(x) for x in values)
+        table.add_row(name, *cells, end_section=number == len(found.layers))
+    return table
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--latency", default=20, show_default=True, help="Cycles of the memory.")
+@click.option("--gap", default=0, show_default=True, help="Cycles between beats of the memory.")
+@click.option("--clock", type=click.FloatRange(0, min_open=True), help="MHz, for images_per_s.")
+@_as_json
+def estimate(folder: Path, latency: int, gap: int, clock: float | None, as_json: bool) -> None:
+    """Predict the cycles of the build folder FOLDER, layer by layer, without simulation.
+
+    They are those that the RTL takes, exactly. A layer's cycles end when its last pixel enters the
+    array. MACs are those of convolutions and linear layers.
+    """
+    from .compiler.build import load_build
+    from .estimate.network import estimate as predict
+
+    program, network = load_build(folder)
+    with _busy("predicting"):
+        found = predict(program, network.macs(), latency=latency, gap=gap)
+    speed = {} if clock is None else {"images_per_s": clock * 1e6 / found.total.cycles}
+    if as_json:
+        _print(True, _figures(found) | speed)
+        return
+    _print(False, {}, _layer_table(found, program.config))
+    if speed:
+        _print(False, speed)
 
 
 @main.command()

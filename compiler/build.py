@@ -4,9 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
+from ..golden.network import QuantizedNetwork
 from ..golden.program import Program
 
-__all__ = ["NETWORK", "save_build"]
+__all__ = ["NETWORK", "load_build", "save_build"]
 
 NETWORK = "network.safetensors"
 
@@ -32,3 +33,17 @@ def save_build(program: Program, network: Path | str, folder: Path | str) -> Non
     for name in [*(name for name in hashes), manifest.name]:
         (part / name).replace(folder / name)
     part.rmdir()
+
+
+def load_build(folder: Path | str) -> tuple[Program, QuantizedNetwork]:
+    """The program and the network of a folder that :func:`save_build` wrote.
+
+    Raises ``ValueError``, naming a file that is missing or altered.
+    """
+    program = Program.load(folder)
+    path = Path(folder) / NETWORK
+    hashes = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
+    network = QuantizedNetwork.load(path)
+    if hashes.get(NETWORK) != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise ValueError(f"{path}: differs from the manifest; compile again")
+    return program, network

@@ -17,38 +17,31 @@ from .schedule import Listing, schedule
 from .tensors import Tensors, input_tensor, stored_tensors
 from .tile import column_tiles
 
-__all__ = ["Compiled", "LayerCost", "compile_network", "compile_with_costs"]
+__all__ = ["Compiled", "LayerPlan", "compile_network", "compile_with_costs"]
 
 _LARGEST = (1 << 11) - 1
 """coordinate of a PASS"""
 
 
 @dataclass(frozen=True)
-class LayerCost:
-    """Where the cycles of a layer should go.
+class LayerPlan:
+    """How a layer is computed.
 
     Parameters
     ----------
     name : of the layer
-    macs : of one image
-    ideal : ``macs / (rows * cols)`` cycles
-    passes : cycles of its passes, if nothing keeps them waiting: for every tile the larger of its
-        pixels and the cycles to load it
     chunks : parts of the picture that are computed one after the other
     kept : whether its tensor stays in the activation buffer
     """
 
     name: str
-    macs: int
-    ideal: float
-    passes: int
     chunks: int
     kept: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Compiled:
-    """A program, and where its cycles and bytes should go.
+    """A program, how it computes the layers, and where its bytes go.
 
     Parameters
     ----------
@@ -58,7 +51,7 @@ class Compiled:
     """
 
     program: Program
-    layers: tuple[LayerCost, ...]
+    layers: tuple[LayerPlan, ...]
     read_bytes: int
     written_bytes: int
 
@@ -96,7 +89,6 @@ def compile_with_costs(network: QuantizedNetwork, config: HardwareConfig) -> Com
     listing = schedule(groups, placement, scratch, config)
     instructions = _linked(listing.instructions, config)
 
-    macs = network.macs()
     program = Program(
         config,
         tuple(instructions),
@@ -106,23 +98,16 @@ def compile_with_costs(network: QuantizedNetwork, config: HardwareConfig) -> Com
         _input_shape(network, tensors),
         {work.layer.name: (work.layer.bias.size, *work.size) for work in works},
         network.layers[-1].name,
-        sum(macs.values()),
+        sum(network.macs().values()),
     )
     chunks = {
         work.index: {(g.chunk.y, g.chunk.x) for g in groups if g.work is work} for work in works
     }
-    costs = tuple(
-        LayerCost(
-            work.layer.name,
-            macs[work.layer.name],
-            macs[work.layer.name] / (config.rows * config.cols),
-            listing.cycles[work.index],
-            len(chunks[work.index]),
-            work.layer.name in placement.buffer,
-        )
+    layers = tuple(
+        LayerPlan(work.layer.name, len(chunks[work.index]), work.layer.name in placement.buffer)
         for work in works
     )
-    return Compiled(program, costs, *_traffic(program))
+    return Compiled(program, layers, *_traffic(program))
 
 
 def _check_sizes(network: QuantizedNetwork, config: HardwareConfig) -> None:

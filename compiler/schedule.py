@@ -33,8 +33,6 @@ class Listing(NamedTuple):
     instructions: list[Instruction]
     places: list[Place]
     weights: bytes
-    cycles: list[int]
-    """of the passes of each layer"""
 
 
 class _Written(NamedTuple):
@@ -276,7 +274,6 @@ def schedule(
     Raises ``ValueError``, naming the layer, if a number does not fit its field.
     """
     writer = _Writer(groups, placement, scratch, config)
-    cycles = [0] * (groups[-1].work.index + 1)
     first = 0
     for group in groups:
         try:
@@ -284,6 +281,5 @@ def schedule(
         except ValueError as error:
             raise ValueError(f"layer {group.work.layer.name!r}: {error}") from error
         first += len(group.pieces)
-        cycles[group.work.index] += sum(p.cycles(p.part.blocks) for p in group.pieces)
     writer.instructions.append(End())
-    return Listing(writer.instructions, writer.places, writer.data, cycles)
+    return Listing(writer.instructions, writer.places, writer.data)

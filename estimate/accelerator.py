@@ -3,15 +3,16 @@
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..golden.config import HardwareConfig
 from ..golden.isa import LEVELS, Drain, Error, Form, Instruction, Load, Pass, Weights
 from ..golden.program import Program
 from ..golden.registers import COUNTERS
 from ..golden.tickets import MachineError
-from .accelerator_kernels import INSTRUCTION, MACHINE, SPEC, run
+from .accelerator_kernels import COUNTS, INSTRUCTION, MACHINE, SPEC, run
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["Prediction", "predict", "predict_layers"]
 
 _PAGE = 4096
 
@@ -53,17 +54,44 @@ def predict(program: Program, *, latency: int = 20, gap: int = 0, images: int = 
     Raises :class:`~shiftcore.golden.tickets.MachineError` if the run does not come to its end. What
     :func:`~shiftcore.golden.machine.validate` refuses is not looked for.
     """
+    (counters,) = _counters(program, latency, gap, images, np.zeros(0, np.int64)).tolist()
+    return Prediction(*counters)
+
+
+def predict_layers(program: Program, *, latency: int = 20, gap: int = 0) -> dict[str, Prediction]:
+    """What each layer adds to the counters of :func:`predict` for one image; layers in order.
+
+    A layer's share ends when the last pixel of its last PASS is issued to the array, and the share
+    of the next layer begins. The first one's begins with the start of the run, the last one's ends
+    with it. So the shares of every counter add up to the whole; ``pixels`` are exactly those of the
+    layer; and a PASS that waits until the layer before has drained is charged to the layer that it
+    works for. LOAD, WEIGHTS and DRAIN work beside the passes of other layers too: what they count
+    belongs to the time, not to the layer.
+
+    Parameters and errors are those of :func:`predict`.
+    """
+    pixels = program.layer_pixels
+    marks = np.cumsum(list(pixels.values())[:-1], dtype=np.int64)
+    shares = np.diff(_counters(program, latency, gap, 1, marks), axis=0, prepend=0)
+    return {layer: Prediction(*share) for layer, share in zip(pixels, shares.tolist(), strict=True)}
+
+
+def _counters(
+    program: Program, latency: int, gap: int, images: int, marks: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Counters, (len(marks) + 1, len(COUNTERS)): after so many pixels, and after the run."""
     if min(latency, gap) < 0 or images < 1:
         raise ValueError(
             f"latency and gap must be at least 0 and images 1, not {latency}, {gap}, {images}"
         )
-    machine = np.zeros(1, MACHINE)
+    machine, counts = np.zeros(1, MACHINE), np.zeros(len(marks), COUNTS)
     sizes = np.array(program.sizes, np.int64)
-    error = Error(run(machine, _spec(program.config), _table(program), sizes, images, latency, gap))
+    spec, table = _spec(program.config), _table(program)
+    error = Error(run(machine, spec, table, sizes, images, latency, gap, marks, counts))
     if error is not Error.NONE:
         raise MachineError(error, f"the accelerator halts with {error.name}")
-    found = machine["counters"][0]
-    return Prediction(**{name.lower(): int(found[name.lower()]) for name in COUNTERS})
+    found = np.concatenate([counts, machine["counters"]])
+    return np.stack([found[name.lower()] for name in COUNTERS], axis=1)
 
 
 def _spec(config: HardwareConfig) -> np.ndarray:

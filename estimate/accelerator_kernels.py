@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..golden.isa import LEVELS, Error, Opcode, Region
 from ..golden.registers import COUNTERS
 
-__all__ = ["INSTRUCTION", "MACHINE", "SPEC", "run"]
+__all__ = ["COUNTS", "INSTRUCTION", "MACHINE", "SPEC", "run"]
 
 Records = Any
 """an array of records, whose fields are unknown to the type checker"""
@@ -109,6 +109,9 @@ _DRAINER = _record(
 _STAGES = _record("valid_1 raw_1 last_1 valid_2 raw_2 last_2")
 _REQUANTIZER = _record("row valid_1 end_1 valid_2 end_2 valid_3 end_3 valid")
 
+COUNTS = _record(" ".join(COUNTERS).lower())
+"""The counters of the accelerator."""
+
 MACHINE = np.dtype(
     [
         ("fifos", _FIFO, (6,)),
@@ -130,7 +133,7 @@ MACHINE = np.dtype(
         ("stages", _STAGES),
         ("requantizer", _REQUANTIZER),
         ("bases", np.int64, (4,)),
-        ("counters", _record(" ".join(COUNTERS).lower())),
+        ("counters", COUNTS),
     ]
 )
 """All registers; 0 after reset. Bases of regions are in beats, and right but for whole pages."""
@@ -565,6 +568,8 @@ def run(
     images: int,
     latency: int,
     gap: int,
+    marks: NDArray[np.int64],
+    counts: Records,
 ) -> int:
     """Run a program; the error at which it halts, 0 for none. Counters are left in the machine.
 
@@ -575,6 +580,8 @@ def run(
     sizes : of the regions, in beats; from image to image, INPUT and OUTPUT move on by theirs
     images : in one start
     latency, gap : of the memory
+    marks : increasing numbers of pixels
+    counts : as many COUNTS, set to the counters after the cycle that issued so many pixels
     """
     state, spec = machines[0], specs[0]
     _reset(state, spec)
@@ -598,6 +605,7 @@ def run(
     # BEGIN and START are over; every turn is a cycle of RUN.
     now = 2
     quiet = 0
+    mark = 0
     while True:
         # What the array's pipeline and the tree of the requantizer let go in this cycle.
         slot = now & mask
@@ -777,6 +785,9 @@ def run(
         counters.load_busy += load.active or load.level != 0 or load.valid
         counters.read_beats += came
         counters.write_beats += stored
+        if mark < len(marks) and counters.pixels == marks[mark]:
+            counts[mark] = counters
+            mark += 1
         if idle and sequencer.image >= images:
             return 0
         quiet += 1

@@ -1,6 +1,7 @@
 """What of a network the accelerator computes: every layer, and every one that it does not."""
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .archive import load
 from .call import Activation, Call, UnsupportedLayer
-from .graph import Conv2d, Graph, Input, Linear, Node, Output, Shape, Unknown
+from .graph import Graph, Input, Node, Output, Shape, Unknown
 from .moves import ALIASES, MOVES
 from .ops import READERS
 from .reading import Reading
@@ -154,14 +155,7 @@ def _macs(node: fx.Node) -> int:
 
 
 def _node_macs(node: Node, shape: Shape) -> int:
-    match node:
-        case Conv2d():
-            return shape[1] * shape[2] * node.weight.size
-        case Linear():
-            return node.weight.size
-        case Unknown():
-            return node.macs
-    return 0
+    return node.macs if isinstance(node, Unknown) else prod(shape[1:]) * node.macs_per_pixel
 
 
 def survey(

@@ -66,6 +66,12 @@ class Node:
         """Shape of the result. Raises ``ValueError`` if the operands do not fit."""
         return shapes[0]
 
+    @property
+    def macs_per_pixel(self) -> int:
+        """Multiply-accumulates for one pixel of the result: the weights of a convolution or a
+        linear layer, 0 for everything else."""
+        return 0
+
 
 @dataclass(frozen=True, eq=False)
 class Input(Node):
@@ -95,6 +101,10 @@ class Conv2d(Node):
             raise ValueError(f"takes {depth * self.groups} channels, not {shapes[0][0]}")
         return filters, *size
 
+    @property
+    def macs_per_pixel(self) -> int:
+        return self.weight.size
+
 
 @dataclass(frozen=True, eq=False)
 class Linear(Node):
@@ -107,6 +117,10 @@ class Linear(Node):
         if shapes[0] != self.weight.shape[1:]:
             raise ValueError(f"takes {self.weight.shape[1:]}, not {shapes[0]}; flatten its input")
         return self.weight.shape[:1]
+
+    @property
+    def macs_per_pixel(self) -> int:
+        return self.weight.size
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,8 +44,6 @@ class Term:
     kernel : its weights
     stride, dilation : (vertical, horizontal)
     padding : (top, bottom, left, right), zeros; a negative number cuts rows or columns off
-    used_weights : how many of the weights are the network's own and count as multiply-accumulates,
-        by default all; the others are zeros that only skip channels of `source`
     """
 
     source: str
@@ -53,16 +51,12 @@ class Term:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
-    used_weights: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.stride) < 1 or min(self.dilation) < 1:
             raise ValueError(
                 f"stride and dilation must be at least 1, not {self.stride!r}, {self.dilation!r}"
             )
-        weights = self.kernel.codes.size
-        if self.used_weights is not None and not 0 <= self.used_weights <= weights:
-            raise ValueError(f"used_weights must be 0 to {weights}, not {self.used_weights!r}")
 
     @property
     def kernel_size(self) -> tuple[int, int]:
@@ -81,12 +75,6 @@ class Term:
                 f"a {self.kernel_size} kernel does not fit an input of {(height, width)}"
             )
         return size[0], size[1]
-
-    def macs(self, height: int, width: int) -> int:
-        """Multiply-accumulates for one image; planes and padding lanes are not counted."""
-        ho, wo = self.output_size(height, width)
-        used = self.kernel.codes.size if self.used_weights is None else self.used_weights
-        return ho * wo * used
 
 
 class Step(NamedTuple):
@@ -162,6 +150,9 @@ class Layer:
     output : how the result is stored; None leaves raw float32
     limits : (low, high), float32 numbers that the accumulators are clamped to before they are
         stored, raw results too; a ReLU alone needs none, because an unsigned `output` is one
+    macs_per_pixel : multiply-accumulates for one output pixel of all channels, Co * Ci / G * Kh *
+        Kw of the network's convolutions and linear layers that this one computes: 0 for an
+        identity or a pool. By default every weight of its kernels counts
     """
 
     name: str
@@ -170,10 +161,16 @@ class Layer:
     reduce: Reduce = "add"
     output: BlockFloat | None = None
     limits: tuple[float, float] | None = None
+    macs_per_pixel: int | None = None
 
     def __post_init__(self) -> None:
         if not self.terms:
             raise ValueError(f"layer {self.name!r} must have at least one term")
+        if self.macs_per_pixel is not None and self.macs_per_pixel < 0:
+            raise ValueError(
+                f"macs_per_pixel of layer {self.name!r} must be at least 0, not "
+                f"{self.macs_per_pixel!r}"
+            )
         if self.reduce not in ("add", "max"):
             raise ValueError(f"reduce must be 'add' or 'max', not {self.reduce!r}")
         if self.reduce == "max" and len(self.terms) > 1:
@@ -203,6 +200,13 @@ class Layer:
         if len(sizes) > 1:
             raise ValueError(f"terms of layer {self.name!r} differ in size: {sorted(sizes)}")
         return sizes.pop()
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates for one image whose result has (height, width) pixels."""
+        per_pixel = self.macs_per_pixel
+        if per_pixel is None:
+            per_pixel = sum(term.kernel.codes.size for term in self.terms)
+        return height * width * per_pixel
 
     def steps(self, planes: Mapping[str, int]) -> list[tuple[Term, Step]]:
         """Every step, in the order of accumulation, with the term that it belongs to.

@@ -18,7 +18,7 @@ from .vqk import VariableQuantizedKernel, pack, unpack
 
 __all__ = ["FORMAT_VERSION", "INPUT", "QuantizedNetwork", "Tensor"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INPUT = "input"
 
 Tensor = BlockTensor | NDArray[np.float32]
@@ -103,11 +103,10 @@ class QuantizedNetwork:
         return sizes
 
     def macs(self) -> dict[str, int]:
-        """Multiply-accumulates of every layer for one image."""
+        """Multiply-accumulates of every layer for one image: those of convolutions and linear
+        layers. Identities and pools have none; planes and padding lanes are not counted."""
         sizes = self.sizes()
-        return {
-            layer.name: sum(t.macs(*sizes[t.source]) for t in layer.terms) for layer in self.layers
-        }
+        return {layer.name: layer.macs(*sizes[layer.name]) for layer in self.layers}
 
     def encode_input(self, x: NDArray[np.float32]) -> BlockTensor:
         """The tensor "input" of images (N, C, H, W) float32: quantized, then folded.
@@ -152,7 +151,6 @@ class QuantizedNetwork:
                         "stride": term.stride,
                         "padding": term.padding,
                         "dilation": term.dilation,
-                        "used_weights": term.used_weights,
                         "shape": kernel.codes.shape,
                         "weight_bits": kernel.weight_bits,
                         "block": kernel.block,
@@ -168,6 +166,7 @@ class QuantizedNetwork:
                     "reduce": layer.reduce,
                     "output": output,
                     "limits": layer.limits,
+                    "macs_per_pixel": layer.macs_per_pixel,
                     "terms": terms,
                 }
             )
@@ -237,7 +236,6 @@ def _load_layer(entry: Mapping, arrays: Mapping[str, NDArray]) -> Layer:
                 tuple(term["stride"]),
                 tuple(term["padding"]),
                 tuple(term["dilation"]),
-                term["used_weights"],
             )
         )
     output = None if entry["output"] is None else BlockFloat(**entry["output"])
@@ -248,4 +246,5 @@ def _load_layer(entry: Mapping, arrays: Mapping[str, NDArray]) -> Layer:
         entry["reduce"],
         output,
         None if entry["limits"] is None else tuple(entry["limits"]),
+        entry["macs_per_pixel"],
     )

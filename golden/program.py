@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .bfp import BlockTensor
 from .config import HardwareConfig
 from .floats import FLOAT32
-from .isa import Drain, Form, Instruction, Region, decode, encode
+from .isa import Drain, Form, Instruction, Pass, Region, decode, encode
 
 __all__ = ["Place", "Program", "pack_words", "scores_of", "unpack_words"]
 
@@ -109,6 +109,26 @@ class Program:
         """Every DRAIN and what it writes."""
         drains = [item for item in self.instructions if isinstance(item, Drain)]
         return tuple(zip(drains, self.places, strict=True))
+
+    @property
+    def layer_pixels(self) -> dict[str, int]:
+        """Pixels that the PASSes of each layer send to the array; layers in program order.
+
+        A PASS works for the layer that the next DRAIN stores: the accumulators of one group of
+        passes are drained before the passes of the next group begin in program order, and layers
+        follow each other.
+        """
+        layers = iter(place.layer for place in self.places)
+        found: dict[str, int] = {}
+        pixels = 0
+        for item in self.instructions:
+            if isinstance(item, Pass):
+                pixels += item.pixels
+            elif isinstance(item, Drain):
+                layer = next(layers)
+                found[layer] = found.get(layer, 0) + pixels
+                pixels = 0
+        return found
 
     def encode_input(self, x: BlockTensor) -> NDArray[np.uint8]:
         """The input region of every image, (N, bytes), from the quantized input tensor."""

@@ -164,7 +164,6 @@ def _layer(layer: FloatLayer, config: QuantConfig, signed: bool | None) -> Layer
             term.stride,
             term.padding,
             term.dilation,
-            term.used_weights,
         )
         for term in layer.terms
     )
@@ -172,7 +171,8 @@ def _layer(layer: FloatLayer, config: QuantConfig, signed: bool | None) -> Layer
     if signed is not None:
         output = BlockFloat(config.block, config.act_bits, signed, config.rounding)
     limits = _limits(layer, signed)
-    return Layer(layer.name, terms, FLOAT32.round(layer.bias), layer.reduce, output, limits)
+    bias = FLOAT32.round(layer.bias)
+    return Layer(layer.name, terms, bias, layer.reduce, output, limits, layer.macs_per_pixel)
 
 
 def quantize(

@@ -24,7 +24,6 @@ class FloatTerm:
     weight : (Co, Ci / groups, Kh, Kw)
     stride, padding, dilation, groups : as of the convolution
     constant : the weights are 0 or one constant by construction (identity, pool), not learnt
-    used_weights : how many of them are the network's own; all, unless channels are skipped
     """
 
     source: str
@@ -34,14 +33,14 @@ class FloatTerm:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     constant: bool = False
-    used_weights: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class FloatLayer:
     """A layer of the machine in floating point: ``clamp(bias + sum of terms)`` or their maximum.
 
-    `limits` are what the result is clamped to; a ReLU is ``(0, inf)``.
+    `limits` are what the result is clamped to; a ReLU is ``(0, inf)``. `macs_per_pixel` are the
+    weights of the convolutions and linear layers that it computes.
     """
 
     name: str
@@ -49,6 +48,7 @@ class FloatLayer:
     bias: NDArray[np.floating]
     reduce: Reduce = "add"
     limits: tuple[float, float] = UNLIMITED
+    macs_per_pixel: int = 0
 
     @property
     def relu(self) -> bool:

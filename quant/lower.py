@@ -186,9 +186,7 @@ class _Lowering:
                 result, place = layout.channels(number)
                 weight, groups = np.zeros((layout.shape[0], self.shapes[source][0], 1, 1)), 1
                 weight[result, place] = 1
-            used = int(np.count_nonzero(weight))
-            used = None if used == weight.size else used
-            terms.append(_term(source, weight, windows, groups, constant=True, used_weights=used))
+            terms.append(_term(source, weight, windows, groups, constant=True))
         return tuple(terms)
 
     def _gathered(self, layout: Layout, name: str) -> Layout:
@@ -212,9 +210,7 @@ class _Lowering:
             result, place = layout.channels(number)
             scattered = np.zeros((self.shapes[source][0], len(weight), *weight.shape[2:]))
             np.add.at(scattered, place, weight[:, result].swapaxes(0, 1))
-            used = weight[:, result].size
-            used = None if used >= scattered.size else used
-            terms.append(_term(source, scattered.swapaxes(0, 1), windows, used_weights=used))
+            terms.append(_term(source, scattered.swapaxes(0, 1), windows))
         return tuple(terms)
 
     def _channelwise(
@@ -343,23 +339,28 @@ class _Lowering:
                 filters = (wanted[:, None] * outputs + np.arange(outputs)).ravel()
                 own = chosen != NOTHING
                 taps = np.where(own[:, None, None, None], weight[filters], 0)
-                used = int(own.sum()) * taps[0].size
-                used = None if used == taps.size else used
-                term = replace(term, weight=taps, constant=False, used_weights=used)
-                return FloatLayer(name, (term,), np.where(own, bias[filters], 0))
+                return FloatLayer(
+                    name,
+                    (replace(term, weight=taps, constant=False),),
+                    np.where(own, bias[filters], 0),
+                    macs_per_pixel=int(own.sum()) * taps[0].size,
+                )
 
             return self._channelwise(
                 node, layout, on, depthwise, outputs=outputs, keeps_zero=False, repeats=False
             )
         terms = self._convolution(node.name, layout, weight, on, node.groups)
-        return self._open(FloatLayer(node.name, terms, bias), size)
+        layer = FloatLayer(node.name, terms, bias, macs_per_pixel=node.macs_per_pixel)
+        return self._open(layer, size)
 
     def _linear(self, node: Linear) -> Layout:
         layout = self._operand(node)
         weight = node.weight.astype(np.float64).reshape(-1, *layout.shape)  # (Co, C, H, W)
         on = Window(layout.size[0]), Window(layout.size[1])
         terms = self._convolution(node.name, layout, weight, on)
-        return self._open(FloatLayer(node.name, terms, node.bias.astype(np.float64)), (1, 1))
+        bias = node.bias.astype(np.float64)
+        layer = FloatLayer(node.name, terms, bias, macs_per_pixel=node.macs_per_pixel)
+        return self._open(layer, (1, 1))
 
     def _batch_norm(self, node: BatchNorm) -> Layout:
         layout = self._operand(node)
@@ -412,6 +413,7 @@ class _Lowering:
                 )
         terms: list[FloatTerm] = []
         bias = np.zeros(shapes[0][0])
+        macs_per_pixel = 0
         joined = []
         for name in node.inputs:
             layout = self.layouts[self._behind(name)]
@@ -421,10 +423,12 @@ class _Lowering:
                 joined.append(layer.name)
                 terms += layer.terms
                 bias = bias + layer.bias
+                macs_per_pixel += layer.macs_per_pixel
             else:
                 terms += self._copy(layout)
         name = joined[0] if joined else node.name
-        return self._open(FloatLayer(name, tuple(terms), bias), shapes[0][1:])
+        layer = FloatLayer(name, tuple(terms), bias, macs_per_pixel=macs_per_pixel)
+        return self._open(layer, shapes[0][1:])
 
     def _max_pool(self, node: MaxPool) -> Layout:
         layout = self._operand(node)

@@ -92,10 +92,10 @@ def test_compile_and_run(digits: Path) -> None:
     assert result.exit_code == 0, result.output
     result = run("compile", network, "--hw", hardware, "-o", build, "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert found["instructions"] > 30
-    assert found["dram_bytes"] > found["weight_bytes"] > 20_000
-    assert len(found["layers"]) == 9
+    report = json.loads(result.stdout)
+    assert report["instructions"] > 30
+    assert report["dram_bytes"] > report["weight_bytes"] > 20_000
+    assert len(report["layers"]) == 9
     data = digits / "test.npz"
     result = run("run", build, "--data", data, "--on", "golden", "--json")
     assert result.exit_code == 0, result.output
@@ -110,10 +110,36 @@ def test_compile_and_run(digits: Path) -> None:
     assert len(found["cycles"]) == 3
     assert found["utilization"] == 3 * found["macs"] / (sum(found["cycles"]) * 64)
 
+    result = run("estimate", build, "--clock", 125, "--json")
+    assert result.exit_code == 0, result.output
+    estimate = json.loads(result.stdout)
+    assert [estimate["cycles"]] * 3 == found["cycles"]
+    assert estimate["images_per_s"] == 125e6 / estimate["cycles"]
+    assert sum(layer["cycles"] for layer in estimate["layers"]) == estimate["cycles"]
+    assert estimate["utilization"] == estimate["macs"] / (estimate["cycles"] * 64)
+    compiled = {key: value for key, value in report.items() if key in estimate}
+    for layer in compiled["layers"]:
+        assert (layer.pop("chunks"), layer.pop("on_chip")) == (1, layer["name"] != "linear")
+    assert compiled == {key: estimate[key] for key in compiled}
+    imported = json.loads(run("import", digits / "digits.pt2", "--json").stdout)
+    assert imported["macs"] == report["macs"] == golden["macs"] == found["macs"] == 630_080
+    assert sum(layer["macs"] for layer in estimate["layers"]) == estimate["macs"] == 630_080
+    slow = json.loads(run("estimate", build, "--latency", 200, "--gap", 3, "--json").stdout)
+    assert "images_per_s" not in slow
+    assert slow["cycles"] > estimate["cycles"]
+    result = run("estimate", build, "--clock", 125)
+    assert result.exit_code == 0
+    assert [line.split()[1] for line in result.stdout.splitlines() if line.startswith("│")] == [
+        *(layer["name"] for layer in estimate["layers"]), "all",
+    ]  # fmt: skip
+    assert "images per s" in result.stdout
+    refused(run("estimate", build, "--latency", -1), "latency and gap must be at least 0", "not -1")
+
     (build / "program.json").write_text("{}")
     result = run("run", build, "--data", data, "--on", "golden")
     refused(result, "program.json", "differs from the manifest; compile again")
     refused(run("run", digits / "none", "--data", data, "--on", "golden"), "manifest.json")
+    refused(run("estimate", build), "program.json", "differs from the manifest; compile again")
 
 
 def test_a_difference_fails_the_run(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from shiftcore.frontend.archive import read
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.quant.calibrate import float_tensors
 from shiftcore.quant.convert import QuantConfig, quantize
+from shiftcore.quant.coverage import coverage
 from shiftcore.quant.hardware import HardwareNetwork, evaluate
 from shiftcore.quant.lower import lower
 from shiftcore.tests.networks import assert_same_tensors
@@ -48,6 +49,7 @@ def test_hardware_mode_equals_golden(case: tuple, tmp_path: Path) -> None:
     torch.export.save(program, tmp_path / "model.pt2")
     network = quantize(tmp_path / "model.pt2", images, QuantConfig(block=8))
     assert network.fold is not None
+    assert sum(network.macs().values()) == coverage(tmp_path / "model.pt2").macs
     network.save(tmp_path / "net.safetensors")
     loaded = QuantizedNetwork.load(tmp_path / "net.safetensors")
     golden = loaded.compute(images[:2])

@@ -8,10 +8,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shiftcore.cli import main
+from shiftcore.compiler.build import load_build
 from shiftcore.compiler.network import compile_with_costs
+from shiftcore.estimate.accelerator import predict
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.network import QuantizedNetwork
-from shiftcore.golden.program import Program
 from shiftcore.tests.compiler.compare import assert_computes
 from shiftcore.tests.compiler.test_network import bottleneck
 
@@ -30,6 +31,13 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+def refused(result: Result, part: str) -> None:
+    assert result.exit_code != 0
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert part in line
+
+
 def test_compile(files: tuple[Path, Path], tmp_path: Path):
     network, hardware = files
     folder = tmp_path / "new" / "build"
@@ -42,14 +50,14 @@ def test_compile(files: tuple[Path, Path], tmp_path: Path):
     assert found["weight_bytes"] == len(program.weights)
     assert found["dram_bytes"] == compiled.read_bytes + compiled.written_bytes
     assert found["macs"] == program.macs == sum(layer["macs"] for layer in found["layers"])
-    assert found["ideal_cycles"] == program.macs / 16
-    for layer in found["layers"]:
-        assert min(layer["ideal"], layer["passes"], layer["chunks"]) > 0
-    assert found["pass_cycles"] == sum(layer["passes"] for layer in found["layers"])
+    assert [layer["chunks"] for layer in found["layers"]] == [x.chunks for x in compiled.layers]
+    assert [layer["on_chip"] for layer in found["layers"]] == [x.kept for x in compiled.layers]
+    assert 0 < found["tensors_on_chip"] < len(compiled.layers)
+    assert found["cycles"] == predict(program).cycles
 
-    loaded = Program.load(folder)
+    loaded, copy = load_build(folder)
     assert loaded.instructions == program.instructions
-    assert_computes(loaded, QuantizedNetwork.load(folder / "network.safetensors"), images=1)
+    assert_computes(loaded, copy, images=1)
     hashes = json.loads((folder / "manifest.json").read_text())
     written = {path.name for path in folder.iterdir()}
     assert written == {*hashes, "manifest.json"}
@@ -64,15 +72,29 @@ def test_compile_again_over_the_folder(files: tuple[Path, Path], tmp_path: Path)
     arguments = ("compile", network, "--hw", hardware, "-o", folder)
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    assert "layer0" in result.stdout
-    assert "on chip" in result.stdout
-    assert "in memory" in result.stdout
+    rows = [line.strip("│ ").split("│") for line in result.stdout.splitlines() if "│" in line]
+    shown = [[cell.strip() for cell in row] for row in rows]
+    assert [row[0] for row in shown] == [*(f"layer{k}" for k in range(len(rows) - 1)), "all"]
+    for column in (1, 2, *range(4, 9)):
+        cells = [int(row[column]) for row in shown]
+        assert sum(cells[:-1]) == cells[-1]
     assert "dram bytes" in result.stdout
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "mine.txt").write_text("stays")
     assert run(*arguments, "--json").exit_code == 0
     assert (folder / "mine.txt").read_text() == "stays"
     assert {name: (folder / name).read_bytes() for name in first} == first
+
+
+def test_another_network_is_refused(files: tuple[Path, Path], tmp_path: Path):
+    network, hardware = files
+    folder = tmp_path / "build"
+    assert run("compile", network, "--hw", hardware, "-o", folder).exit_code == 0
+    bottleneck(CONFIG, 12).save(folder / "network.safetensors")
+    refused(run("estimate", folder), "network.safetensors: differs from the manifest")
+    (folder / "network.safetensors").unlink()
+    refused(run("estimate", folder), "no network file at")
+    refused(run("estimate", tmp_path), "manifest.json: cannot be read")
 
 
 def test_bad_input_writes_nothing(files: tuple[Path, Path], tmp_path: Path):
@@ -83,9 +105,5 @@ def test_bad_input_writes_nothing(files: tuple[Path, Path], tmp_path: Path):
         ((tmp_path / "none", "--hw", hardware), "no network file"),
         ((network, "--hw", tmp_path / "none"), "cannot be read"),
     ):
-        result = run("compile", *arguments, "-o", tmp_path / "build", "--json")
-        assert result.exit_code != 0
-        assert result.stdout == ""
-        (line,) = result.stderr.strip().splitlines()
-        assert part in line
+        refused(run("compile", *arguments, "-o", tmp_path / "build", "--json"), part)
         assert not (tmp_path / "build").exists()

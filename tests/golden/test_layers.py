@@ -383,7 +383,10 @@ def test_output_size_and_macs():
     assert term.kernel_size == (3, 2)
     # rows: 9 + 1 padded, 5 spanned; columns: 7 + 3 padded, 2 spanned
     assert term.output_size(9, 7) == (3, 3)
-    assert term.macs(9, 7) == 3 * 3 * 4 * 3 * 2
+    layer = Layer("l", (term, term), BIAS)
+    assert layer.macs(3, 5) == 3 * 5 * 2 * KERNEL.codes.size == 15 * 2 * 24
+    assert replace(layer, macs_per_pixel=7).macs(3, 5) == 15 * 7
+    assert replace(layer, macs_per_pixel=0).macs(3, 5) == 0
     with pytest.raises(ValueError, match=r"^a \(3, 2\) kernel does not fit an input of \(3, 7\)$"):
         term.output_size(3, 7)
 
@@ -403,8 +406,8 @@ BIAS = np.zeros(4, np.float32)
             r"stride and dilation must be at least 1, not \(1, 1\), \(1, 0\)",
         ),
         (
-            lambda: Term("x", KERNEL, used_weights=25),
-            r"used_weights must be 0 to 24, not 25",
+            lambda: Layer("l", (Term("x", KERNEL),), BIAS, macs_per_pixel=-1),
+            r"macs_per_pixel of layer 'l' must be at least 0, not -1",
         ),
         (lambda: Layer("l", (), BIAS), r"layer 'l' must have at least one term"),
         (

@@ -51,13 +51,13 @@ def network() -> QuantizedNetwork:
     """All that the file can describe: planes, a folded input, groups, two terms, max, limits, odd
     counts, every format."""
     unsigned, signed = BlockFloat(BLOCK, ACT_BITS), BlockFloat(BLOCK, ACT_BITS, True, "truncate")
-    stem = Term("input", kernel(6, 27, 1, 1, bits=3), used_weights=100)
+    stem = Term("input", kernel(6, 27, 1, 1, bits=3))
     grouped = Term("stem", kernel(6, 2, 3, 1, groups=3, scale="fp16"), (2, 1), (1, 1, 0, 0))
     main = Term("a.b", kernel(6, 6, 1, 1, bits=7, scale="e8m0"))
     shortcut = Term("stem", kernel(6, 6, 1, 1, bits=8, scale="fp32"), (2, 1), dilation=(1, 2))
     pool = VariableQuantizedKernel.depthwise(6, (2, 2), 1, 1.0, weight_bits=2, block=BLOCK)
     layers = (
-        replace(layer("stem", stem, output=unsigned), limits=(0.0, 6.0)),
+        replace(layer("stem", stem, output=unsigned), limits=(0.0, 6.0), macs_per_pixel=100),
         replace(layer("a.b", grouped, output=signed), limits=(-0.5, float(LARGEST))),
         layer("join", main, shortcut, output=unsigned),
         layer("pool", Term("join", pool, (2, 2), (0, 1, 0, 0)), reduce="max", output=unsigned),
@@ -124,12 +124,12 @@ def test_round_trip(tmp_path: Path):
     for field in ("input", "input_shape", "fold"):
         assert getattr(loaded, field) == getattr(net, field)
     for ours, theirs in zip(loaded.layers, net.layers, strict=True):
-        for field in ("name", "reduce", "output", "limits"):
+        for field in ("name", "reduce", "output", "limits", "macs_per_pixel"):
             assert getattr(ours, field) == getattr(theirs, field)
         assert ours.bias.dtype == np.float32
         assert np.array_equal(ours.bias.view(np.uint32), theirs.bias.view(np.uint32))
         for mine, yours in zip(ours.terms, theirs.terms, strict=True):
-            for field in ("source", "stride", "padding", "dilation", "kernel_size", "used_weights"):
+            for field in ("source", "stride", "padding", "dilation", "kernel_size"):
                 assert getattr(mine, field) == getattr(yours, field)
             for field in ("weight_bits", "block", "groups", "scale_format"):
                 assert getattr(mine.kernel, field) == getattr(yours.kernel, field)
@@ -303,7 +303,7 @@ def _rewrite(saved: Path, path: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d, a: d.update(format=1), r"has format 1, this version reads 2"),
+        (lambda d, a: d.update(format=1), r"has format 1, this version reads 3"),
         (lambda d, a: d.pop("format"), r"is incomplete or damaged: 'format'"),
         (lambda d, a: d.pop("fold"), r"is incomplete or damaged: 'fold'"),
         (
