@@ -22,6 +22,7 @@ from ...quant.convert import QuantConfig, as_graph, quantize
 from ...quant.hardware import HardwareNetwork, evaluate
 from ...quant.report import Report, measure
 from ...sim.accelerate import AcceleratorRun, run_program
+from ...sim.runner import tool_path
 from ...toolchain.yosys import TARGETS, Resources, synthesize, tool_version
 from . import data, model
 from .report import write_report
@@ -120,7 +121,8 @@ def run_demo(
     training, held_out = data.load()
     if not 1 <= images <= len(held_out.x):
         raise ValueError(f"images must be 1 to {len(held_out.x)}, not {images}")
-    tool_version("pyosys")  # needed last, after minutes
+    tool_path("verilator")  # both are needed late, after minutes
+    tool_version("pyosys")
     output.mkdir(parents=True, exist_ok=True)
     config = hardware()
 
