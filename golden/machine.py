@@ -249,7 +249,8 @@ class Mismatch:
 def first_mismatch(
     program: Program, expected: Sequence[Written], found: Sequence[Written]
 ) -> Mismatch | None:
-    """Where two traces of a program differ first: in program order, then image by image."""
+    """Where two traces of a program differ first: in program order, then image by image, word by
+    word, and in a word the exponent before the codes."""
     for index, (drain, where) in enumerate(program.drains):
         pairs: list[tuple[str, NDArray, NDArray]]
         a, b = expected[index], found[index]
@@ -262,21 +263,26 @@ def first_mismatch(
             pairs = [("value", a, b)]
         else:
             raise ValueError(f"drain {index} is raw in one trace and blocks in the other")
-        for what, x, y in pairs:
+        differing = []
+        for order, (_, x, y) in enumerate(pairs):
             differs = np.argwhere(x.view(f"u{x.itemsize}") != y.view(f"u{y.itemsize}"))
             if len(differs):
-                image, pixel, lane = (int(i) for i in differs[0])
-                return Mismatch(
-                    index,
-                    image,
-                    where.layer,
-                    where.row + pixel // drain.pixels,
-                    where.column + pixel % drain.pixels,
-                    where.channel + lane,
-                    what,
-                    x[image, pixel, lane].item(),
-                    y[image, pixel, lane].item(),
-                )
+                image, pixel, lane = differs[0].tolist()
+                differing.append((image, pixel, order, lane))
+        if differing:
+            image, pixel, order, lane = min(differing)
+            what, x, y = pairs[order]
+            return Mismatch(
+                index,
+                image,
+                where.layer,
+                where.row + pixel // drain.pixels,
+                where.column + pixel % drain.pixels,
+                where.channel + lane,
+                what,
+                x[image, pixel, lane].item(),
+                y[image, pixel, lane].item(),
+            )
     return None
 
 

@@ -1,8 +1,7 @@
 """Runs a quantized network on the simulated engine, layer by layer, and compares with golden."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,11 +111,10 @@ class _Comparison:
 
 
 def _execute(
-    programs: Sequence[LayerProgram], config: HardwareConfig, simulator: Simulator,
-    waves: Path | None, stall: float, seed: int,
-) -> tuple[EngineRun, list[Tensor]]:  # fmt: skip
+    programs: Sequence[LayerProgram], config: HardwareConfig, simulator: Simulator
+) -> tuple[EngineRun, list[Tensor]]:
     work = [item for program in programs for item in program.work]
-    run = run_engine(work, config, simulator=simulator, waves=waves, stall=stall, seed=seed)
+    run = run_engine(work, config, simulator=simulator)
     results, tensors = iter(run.results), []
     for program in programs:
         drains = sum(isinstance(item, Drain) for item in program.work)
@@ -140,35 +138,29 @@ def run_layer(
     layer: Layer,
     sources: Sequence[dict[str, BlockTensor]],
     config: HardwareConfig,
-    *,
-    check_accumulators: bool = True,
     simulator: Simulator = "verilator",
-    waves: Path | None = None,
-    stall: float = 0.0,
-    seed: int = 0,
 ) -> LayerRun:
     """Run `layer` for every image and compare each number with the golden model.
+
+    A layer that stores codes runs twice: as it is, and once more with its accumulators drained raw,
+    which shows what the requantizer gets.
 
     Parameters
     ----------
     sources : for each image the stored tensors that the layer reads
-    check_accumulators : also read out, in a second run, what the requantizer gets
-    stall : probability that a stream pauses in a cycle
     """
     comparison = _Comparison(layer.name)
     programs = [lower(layer, tensors, config) for tensors in sources]
-    run, found = _execute(programs, config, simulator, waves, stall, seed)
+    run, found = _execute(programs, config, simulator)
     accumulated = [layer.accumulate(tensors) for tensors in sources]
     for image, acc in enumerate(accumulated):
         comparison.tensors(image, layer.finish(acc), found[image])
-    stored = comparison.compared
-    if layer.output is not None and check_accumulators:
+    stored = 0 if layer.output is None else comparison.compared
+    if layer.output is not None:
         raw = [lower(replace(layer, output=None), tensors, config) for tensors in sources]
-        _, rows = _execute(raw, config, simulator, None, stall, seed)
+        _, rows = _execute(raw, config, simulator)
         for image, acc in enumerate(accumulated):
             comparison.tensors(image, acc, rows[image])
-    elif layer.output is None:
-        stored = 0
     return LayerRun(
         layer, tuple(programs), tuple(found), comparison.compared - stored, stored,
         comparison.mismatches, comparison.first, _image_cycles(programs, run),
@@ -179,11 +171,7 @@ def run_network(
     network: QuantizedNetwork,
     config: HardwareConfig,
     images: NDArray[np.float32],
-    *,
     simulator: Simulator = "verilator",
-    waves: Path | None = None,
-    check_accumulators: bool = True,
-    progress: Callable[[LayerRun], None] = lambda run: None,
 ) -> list[LayerRun]:
     """Run every layer for `images` (N, C, H, W), each on what the hardware stored before.
 
@@ -193,14 +181,9 @@ def run_network(
     stored = [{INPUT: network.encode_input(images[k : k + 1])} for k in range(len(images))]
     runs = []
     for layer in network.layers:
-        place = None if waves is None else waves / f"{layer.name}.vcd"
-        run = run_layer(
-            layer, stored, config, simulator=simulator, waves=place,
-            check_accumulators=check_accumulators,
-        )  # fmt: skip
+        run = run_layer(layer, stored, config, simulator)
         for tensors, result in zip(stored, run.tensors, strict=True):
             if isinstance(result, BlockTensor):
                 tensors[layer.name] = result
         runs.append(run)
-        progress(run)
     return runs

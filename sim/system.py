@@ -27,7 +27,10 @@ from .runner import (
     tool_path,
 )  # fmt: skip
 
-__all__ = ["SimulatedSystem", "build_system"]
+__all__ = ["CYCLE", "SimulatedSystem", "build_system"]
+
+CYCLE = 10
+"""ns of the simulation"""
 
 _MAKE = (
     "-- CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++20 "
@@ -112,7 +115,7 @@ class SimulatedSystem:
     memory_bytes : size of the memory; rounded up to a power of two, and 2**18 beats
     latency, gap : of the memory: cycles from an address to its first beat, and between beats
     simulator : which one
-    waves : leave a waveform (VCD) there
+    waves : :meth:`dump` will be called
     """
 
     def __init__(
@@ -123,12 +126,12 @@ class SimulatedSystem:
         latency: int = 20,
         gap: int = 0,
         simulator: Simulator = "verilator",
-        waves: Path | None = None,
+        waves: bool = False,
     ):
         self.beat_bytes = config.accelerator.beat_bytes
         beats = 1 << max(18, (-(-memory_bytes // self.beat_bytes) - 1).bit_length())
         self._beats = beats
-        command = build_system(config, beats, simulator, waves=waves is not None)
+        command = build_system(config, beats, simulator, waves=waves)
         self._folder = tempfile.TemporaryDirectory(prefix="shiftcore-")
         self._process = subprocess.Popen(
             command, cwd=self._folder.name, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -137,11 +140,9 @@ class SimulatedSystem:
         self._trace = 0
         self.limit = 0
         """cycles that :meth:`wait` waits at most, 0 for no limit"""
+        self.time = 0
+        """of the simulation in ns, when it was last waited for"""
         self.set_timing(latency, gap)
-        if waves is not None:
-            waves.parent.mkdir(parents=True, exist_ok=True)
-            (Path(self._folder.name) / "waves.vcd").symlink_to(waves.resolve())
-            self._command("d", "waves.vcd")
 
     def __enter__(self) -> "SimulatedSystem":
         return self
@@ -178,10 +179,12 @@ class SimulatedSystem:
         try:
             self._pipe(self._process.stdin).write(f"{letter} {shown}\n")
             self._pipe(self._process.stdin).flush()
-            answer = self._pipe(self._process.stdout).readline()
+            lines = iter(self._pipe(self._process.stdout).readline, "")
+            # Icarus says when a waveform begins.
+            answer = next((line for line in lines if not line.startswith("VCD info")), "")
         except OSError:
             answer = ""
-        found = re.match(r"(ok|[ri] ([0-9a-fx]+))$", answer.strip())
+        found = re.match(r"(ok|[ri] ([0-9a-fx ]+))$", answer.strip())
         if not found:
             raise SimulationError(f"the simulator answered {answer.strip()!r} to {letter!r}")
         return found[2] or ""
@@ -223,12 +226,21 @@ class SimulatedSystem:
 
         Raises ``SimulationError`` if it is not within :attr:`limit` cycles.
         """
-        if self._command("i", self.limit) != "1":
+        if not self.wait_at_most(self.limit):
             raise SimulationError(f"no interrupt within {self.limit} cycles")
 
     def wait_at_most(self, cycles: int) -> bool:
-        """Whether the interrupt is raised within so many cycles, 1 or more."""
-        return self._command("i", cycles) == "1"
+        """Whether the interrupt is raised within so many cycles, or ever if `cycles` is 0."""
+        raised, time = self._command("i", cycles).split()
+        self.time = int(time, 16)
+        return raised == "1"
+
+    def dump(self, path: Path, first: int, last: int) -> None:
+        """Leave a waveform (VCD) of the times `first` to `last`, in ns; then the simulation ends,
+        and whatever is asked of it raises ``SimulationError``."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (Path(self._folder.name) / "waves.vcd").symlink_to(path.resolve())
+        self._command("d", "waves.vcd", first, last)
 
     def set_timing(self, latency: int, gap: int) -> None:
         """Change the memory's timing, see the constructor."""
@@ -239,9 +251,9 @@ class SimulatedSystem:
         self._trace += 1
         self._command("t", f"trace-{self._trace}.txt")
 
-    def trace(self) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
-        """What DRAIN wrote since :meth:`start_trace`: (n,) whether it is a raw row, and its bits,
-        (n, bytes), lowest byte first."""
+    def trace(self) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.uint8]]:
+        """What DRAIN wrote since :meth:`start_trace`: (n,) whether it is a raw row, (n,) when, in
+        ns, and its bits, (n, bytes), lowest byte first."""
         text = (Path(self._folder.name) / f"trace-{self._trace}.txt").read_bytes()
         digits = text.index(b"\n") if text else 0
         lines = np.frombuffer(text, np.uint8).reshape(-1, digits + 1)[:, :digits]
@@ -251,4 +263,5 @@ class SimulatedSystem:
             raise SimulationError("a word that DRAIN wrote has undefined bits")
         nibbles = np.pad(nibbles, ((0, 0), (0, digits % 2)))
         found = (nibbles[:, ::2] | nibbles[:, 1::2] << 4).astype(np.uint8)
-        return found[:, 0] != 0, found[:, 1:]
+        times = np.ascontiguousarray(found[:, 1:9]).view("<i8")[:, 0]
+        return found[:, 0] != 0, times, found[:, 9:]

@@ -4,13 +4,13 @@
 //   w ADDRESS DATA   write a register            r ADDRESS   read one; answers "r DATA"
 //   l FILE FIRST N   beats from a binary file    s FILE FIRST N   beats to a hexadecimal file
 //   m LATENCY GAP    cycles before the first beat of a burst, and between beats
-//   t FILE           write what DRAIN writes to a file, a line each
-//   d FILE           dump a waveform from here on
+//   t FILE           write what DRAIN writes to a file, a line each: bits, time, whether it is raw
+//   d FILE FIRST LAST   dump a waveform from time FIRST to LAST, at which the simulation ends
 //   i LIMIT          wait for the interrupt, at most so many cycles if LIMIT is not 0;
-//                    answers "i 1", or "i 0" if it did not come
+//                    answers "i 1 TIME", or "i 0 TIME" if it did not come
 //   q                end
 //
-// Numbers are hexadecimal. Every command but r and i answers "ok".
+// Numbers are hexadecimal, times in ns; a cycle takes 10. Every command but r and i answers "ok".
 `timescale 1ns/1ns
 module testbench;
   parameter BUS = 64;
@@ -131,7 +131,18 @@ module testbench;
 
   integer traced = 0;
   always @(posedge clk)
-    if (trace[0] && traced != 0) $fwrite(traced, "%h\n", {trace[TRACE+1:2], 7'b0, trace[1]});
+    if (trace[0] && traced != 0) $fwrite(traced, "%h\n", {trace[TRACE+1:2], $time, 7'b0, trace[1]});
+
+  // In Verilator only the end of the simulation ends a waveform.
+  reg [63:0] dump_first = {64{1'b1}}, dump_last = {64{1'b1}};
+  reg dumping = 0;
+  always @(posedge clk) begin
+    if (!dumping && $time >= dump_first) begin
+      dumping <= 1;
+      $dumpvars(0, testbench);
+    end
+    if ($time >= dump_last) $finish;
+  end
 
   // Inputs change at the falling edge, so that no simulator sees them move at the rising one.
   integer commands, file, got;
@@ -198,9 +209,8 @@ module testbench;
           $display("ok");
         end
         "d": begin
-          got = $fscanf(commands, "%s", name);
+          got = $fscanf(commands, "%s %h %h", name, dump_first, dump_last);
           $dumpfile(name);
-          $dumpvars(0, testbench);
           $display("ok");
         end
         "i": begin
@@ -212,7 +222,7 @@ module testbench;
           end
           @(negedge clk);
           if (traced != 0) $fflush(traced);
-          $display("i %h", interrupt);
+          $display("i %h %h", interrupt, $time);
         end
         default: going = 0;
       endcase

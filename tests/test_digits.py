@@ -14,15 +14,16 @@ from matplotlib.figure import Figure
 
 from shiftcore.examples.digits import data, demo, model, train
 from shiftcore.examples.digits.data import Digits
-from shiftcore.examples.digits.demo import DemoResult, LayerRow, run_demo
+from shiftcore.examples.digits.demo import run_demo
 from shiftcore.examples.digits.report import write_report
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.quant.convert import QuantConfig, as_graph, quantize
 from shiftcore.quant.hardware import HardwareNetwork, evaluate
 from shiftcore.quant.report import measure
 from shiftcore.tests.networks import assert_same_tensors
+from shiftcore.tests.results import DEMO
 from shiftcore.toolchain import yosys
-from shiftcore.toolchain.yosys import Resources, ToolError
+from shiftcore.toolchain.yosys import ToolError
 
 
 @pytest.fixture(scope="module")
@@ -130,26 +131,6 @@ def test_the_report_of_the_example(
     assert report.weight_bytes < report.float_bytes / 5
 
 
-RESULT = DemoResult(
-    images=2,
-    bit_exact=True,
-    mismatches=0,
-    first_mismatch=None,
-    compared=1010,
-    cycles=[700, 650],
-    cycles_exact=True,
-    macs=9216,
-    utilization=0.25,
-    sim_cycles_per_s=1e4,
-    top1=100.0,
-    float_top1=99.72,
-    hardware_mode_top1=99.44,
-    hardware_mode_equals_golden=True,
-    rows=[LayerRow("conv1", (16, 8, 8), 9216, 1350, 1350, 0.25, 1010, 0)],
-    area={"ecp5": Resources(4572, 4610, 4, 8, {"LUT4": 4000})},
-)
-
-
 def test_the_files_of_the_report(
     digits: tuple[Digits, Digits], network: QuantizedNetwork, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -164,7 +145,7 @@ def test_the_files_of_the_report(
     monkeypatch.setattr(Figure, "savefig", remember)
     images = digits[0].x[:64]
     costs = measure(model.load(), network, images)
-    write_report(tmp_path, RESULT, as_graph(model.load(), images), network, costs)
+    write_report(tmp_path, DEMO, as_graph(model.load(), images), network, costs)
     assert {path.name for path in tmp_path.iterdir()} == {
         "report.md", "weights.png", "sqnr.png", "result.json",
     }  # fmt: skip
@@ -181,13 +162,15 @@ def test_the_files_of_the_report(
     assert [text.get_text().strip() for text in axis.texts] == ["exact"]
 
     found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
-    assert found["compared"] == 1010
+    assert found["compared"] == 2177
     assert found["rows"][0]["name"] == "conv1"
     assert found["area"]["ecp5"]["lut"] == 4572
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "\n0 mismatches in 1010 numbers of 2 images.\n" in text
-    assert "Hardware mode in torch equals the\ngolden model" in text
-    assert "| conv1 | 16×8×8 | 9216 | 1350 | 1350 | 25.0% | 1010 | 0 |" in text
+    assert "computed 2 images, each from one start command:\n0 mismatches in 2177 numbers" in text
+    assert "the accelerator: none.\n" in text
+    assert "takes 700 cycles, predicted 700; the utilization is\n25.0%" in text
+    assert "| the same on the accelerator | 2 of them | 50.00 % |" in text
+    assert "| conv1 | 16×8×8 | 9216 | 144 | 2176 | 0 |" in text
     assert "| ecp5 | 4572 | 4610 | 4 | 8 |" in text
     assert re.search(r"^\| input \|  \| exact \| 0 of \d+ \|$", text, re.MULTILINE)
     for image in re.findall(r"!\[.*?\]\((.*?)\)", text):

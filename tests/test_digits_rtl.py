@@ -1,7 +1,8 @@
-"""The digits network on the simulated engine."""
+"""The digits network, layer by layer on the simulated engine; the demo."""
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,19 @@ from shiftcore.estimate.cycles import engine_cycles
 from shiftcore.examples.digits import data, demo, model
 from shiftcore.examples.digits.demo import run_demo
 from shiftcore.golden.config import HardwareConfig
-from shiftcore.golden.network import QuantizedNetwork
+from shiftcore.golden.machine import Mismatch
+from shiftcore.golden.network import QuantizedNetwork, Tensor
+from shiftcore.golden.program import Program
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.quant.hardware import HardwareNetwork
-from shiftcore.sim.network import LayerRun, Mismatch, run_network
+from shiftcore.sim.accelerate import AcceleratorRun, run_program
+from shiftcore.sim.network import LayerRun, run_network
 from shiftcore.sim.runner import Simulator
 from shiftcore.toolchain.yosys import TARGETS, Resources
 
 # Fewer columns than in the demo: another shape, and blocks that take four drained rows.
 CONFIG = HardwareConfig(rows=16, cols=4)
+ACCELERATOR = replace(CONFIG, buffer_depth=4096)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def check(runs: list[LayerRun], network: QuantizedNetwork, images: np.ndarray) -
 def test_every_layer(network: QuantizedNetwork, simulator: Simulator, images: int) -> None:
     _, held_out = data.load()
     chosen = held_out.x[:images]
-    check(run_network(network, CONFIG, chosen, simulator=simulator), network, chosen)
+    check(run_network(network, CONFIG, chosen, simulator), network, chosen)
 
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,24 +70,26 @@ def once(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_the_demo_and_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole demo on a smaller array; then the same with a wrong number or cycle count."""
-    kept: list[LayerRun] = []
+    """The whole demo with fewer columns; then the same with something wrong."""
+    kept: list[AcceleratorRun] = []
 
-    def run(*arguments, **options) -> list[LayerRun]:
-        kept.extend(run_network(*arguments, **options))
-        return kept
+    def run(*arguments, **options) -> AcceleratorRun:
+        kept.append(run_program(*arguments, **options))
+        return kept[0]
 
-    monkeypatch.setattr(demo, "hardware", lambda: CONFIG)
+    monkeypatch.setattr(demo, "hardware", lambda: ACCELERATOR)
     monkeypatch.setattr(demo, "accelerator_verilog", lambda config: f"// {config}")
     monkeypatch.setattr(demo, "synthesize", lambda *_: Resources(1, 2, 3, 4, {}))
-    monkeypatch.setattr(demo, "run_network", run)
+    monkeypatch.setattr(demo, "run_program", run)
     for name in ("quantize", "measure", "evaluate"):
         monkeypatch.setattr(demo, name, once(getattr(demo, name)))
-    good = run_demo(tmp_path, images=1)
-    assert good.bit_exact
-    assert good.cycles_exact
-    assert (good.mismatches, good.first_mismatch) == (0, None)
-    assert good.compared == sum(run.accumulators + run.stored for run in kept)
+    good = run_demo(tmp_path, images=3)
+    assert (good.images, good.bit_exact, good.mismatches, good.difference) == (3, True, 0, None)
+    assert good.counters_exact
+    assert good.cycles == [good.predicted] * 3
+    assert good.compared == sum(row.compared for row in good.rows) > 10_000
+    assert good.macs == sum(row.macs for row in good.rows)
+    assert [row.name for row in good.rows] == list(kept[0].stored)
     assert list(good.area) == list(TARGETS)
     hashes = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert set(hashes) == {
@@ -90,23 +97,37 @@ def test_the_demo_and_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }  # fmt: skip
     for name, digest in hashes.items():
         assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
+    program = Program.load(tmp_path / "build")
+    assert program.macs == good.macs
 
-    def replay(changed: LayerRun) -> demo.DemoResult:
-        runs = [*kept[:3], changed, *kept[4:]]
-
-        def repeat(*_, progress, **__) -> None:
-            for run in runs:
-                progress(run)
-
-        monkeypatch.setattr(demo, "run_network", repeat)
+    def replay(**changes: object) -> demo.DemoResult:
+        monkeypatch.setattr(demo, "run_program", lambda *_, **__: replace(kept[0], **changes))
         monkeypatch.setattr(demo, "write_report", lambda *_: None)
-        return run_demo(tmp_path, images=1)
+        return run_demo(tmp_path, images=3)
 
-    first = Mismatch("block1.conv2", 0, (0, 3, 1, 1), 7.0, 6.0)
-    wrong = replay(replace(kept[3], mismatches=1, first=first))
-    assert not wrong.bit_exact
-    assert wrong.cycles_exact
-    assert (wrong.mismatches, wrong.first_mismatch) == (1, str(first))
-    late = replay(replace(kept[3], cycles=(kept[3].total_cycles + 1,)))
-    assert late.bit_exact
-    assert not late.cycles_exact
+    first = Mismatch(4, 0, "block1.conv2", 3, 1, 1, "code", 7, 6)
+    wrong = replay(wrong=Counter({"block1.conv2": 1}), first=first, time=1235)
+    assert (wrong.bit_exact, wrong.counters_exact, wrong.mismatches) == (False, True, 1)
+    assert wrong.difference == f"{first} (stored at 1235 ns)"
+    assert [row.mismatches for row in wrong.rows] == [row.name == first.layer for row in wrong.rows]
+
+    late = [*kept[0].counters[:2], kept[0].counters[2] | {"stall_tile": 1 << 20}]
+    slow = replay(counters=tuple(late))
+    assert (slow.bit_exact, slow.counters_exact) == (True, False)
+
+    outputs = kept[0].outputs.copy()
+    outputs[1, 0] ^= 1
+    other = replay(outputs=outputs)
+    assert (other.bit_exact, other.difference) == (False, "the scores of the compiled program")
+
+    compute = HardwareNetwork.compute
+
+    def altered(self: HardwareNetwork, images: np.ndarray) -> dict[str, Tensor]:
+        tensors = compute(self, images)
+        codes = tensors["maxpool"].codes
+        codes[0, 0, 0, 0, 0] ^= 1
+        return tensors
+
+    monkeypatch.setattr(HardwareNetwork, "compute", altered)
+    torn = replay()
+    assert (torn.bit_exact, torn.difference) == (False, "layer 'maxpool' in torch's hardware mode")

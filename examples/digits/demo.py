@@ -1,8 +1,7 @@
-"""The main job on real handwritten digits: train -> quantize -> hardware, every number compared."""
+"""The main job on real handwritten digits: quantize -> accelerator, every number compared."""
 
 import hashlib
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -10,16 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ...estimate.cycles import engine_cycles
+from ...compiler.build import save_build
+from ...compiler.network import LayerCost, compile_with_costs
+from ...estimate.accelerator import predict
 from ...golden.bfp import BlockTensor
 from ...golden.config import HardwareConfig
-from ...golden.network import QuantizedNetwork, Tensor
+from ...golden.network import Tensor
+from ...golden.program import Program, scores_of
 from ...hw.engine import Engine
 from ...hw.verilog import TOP, accelerator_verilog, emit
 from ...quant.convert import QuantConfig, as_graph, quantize
 from ...quant.hardware import HardwareNetwork, evaluate
 from ...quant.report import Report, measure
-from ...sim.network import LayerRun, run_network
+from ...sim.accelerate import AcceleratorRun, run_program
+from ...sim.runner import tool_path
 from ...toolchain.yosys import TARGETS, Resources, synthesize, tool_version
 from . import data, model
 from .report import write_report
@@ -28,42 +31,54 @@ from .train import accuracy
 __all__ = ["DemoResult", "LayerRow", "hardware", "run_demo"]
 
 CALIBRATION_IMAGES = 256
+BUILD = "build"
 FILES = ("network.safetensors", "hardware.toml", "shiftcore.v", "test.npz", "calibration.npz")
 """What is needed to run it again; ``manifest.json`` has their SHA-256."""
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer in the demo's table; cycles and compared numbers are of all images together."""
+    """One layer in the demo's table: MACs and pass cycles of one image, see
+    :class:`~shiftcore.compiler.network.LayerCost`; numbers compared of all images together."""
 
     name: str
     shape: tuple[int, ...]
     macs: int
-    cycles: int
-    predicted: int
-    utilization: float
+    pass_cycles: int
     compared: int
     mismatches: int
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found; ``cycles`` has one entry per image, top-1 figures are in percent."""
+    """What the demo found.
+
+    Parameters
+    ----------
+    images, bit_exact, compared, mismatches, cycles, macs, utilization, sim_cycles_per_s, top1 : as
+        of ``shiftcore run --json``; bit exact are torch, golden model and hardware, and top-1
+        figures are in percent
+    difference : the first one, in words
+    predicted : cycles of one image
+    counters_exact : whether every counter of the hardware, cycles among them, is the predicted one
+        after every image
+    float_top1, hardware_mode_top1 : of all held-out images, in torch
+    """
 
     images: int
     bit_exact: bool
-    mismatches: int
-    first_mismatch: str | None
+    difference: str | None
     compared: int
+    mismatches: int
     cycles: list[int]
-    cycles_exact: bool
+    predicted: int
+    counters_exact: bool
     macs: int
     utilization: float
     sim_cycles_per_s: float
     top1: float
     float_top1: float
     hardware_mode_top1: float
-    hardware_mode_equals_golden: bool
     rows: list[LayerRow]
     area: dict[str, Resources]
 
@@ -82,38 +97,23 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
-def _row(run: LayerRun, network: QuantizedNetwork, config: HardwareConfig) -> LayerRow:
-    work = [item for program in run.programs for item in program.work]
-    images = len(run.programs)
-    macs = network.macs()[run.layer.name]
-    total = run.total_cycles
+def _row(cost: LayerCost, program: Program, run: AcceleratorRun) -> LayerRow:
     return LayerRow(
-        run.layer.name,
-        (run.layer.bias.size, *run.programs[0].size),
-        macs,
-        total,
-        engine_cycles(work, config).total,
-        images * macs / (total * config.rows * config.cols),
-        run.accumulators + run.stored,
-        run.mismatches,
-    )
+        cost.name, program.shapes[cost.name], cost.macs, cost.passes, run.stored[cost.name],
+        run.wrong[cost.name],
+    )  # fmt: skip
 
 
 def run_demo(
-    output: Path,
-    images: int = 20,
-    progress: Callable[[str], None] = lambda message: None,
-    *,
-    waves: bool = False,
+    output: Path, images: int = 60, progress: Callable[[str], None] = lambda message: None
 ) -> DemoResult:
     """Quantize the digits network, run `images` held-out images through the RTL, leave a report.
 
     Parameters
     ----------
-    output : folder for the network, hardware, images, Verilog, plots, table and result
+    output : folder for the network, hardware, program, images, Verilog, plots, table and result
     images : how many of the held-out images go through the RTL, 1 to 360
     progress : told what happens
-    waves : leave a waveform of each layer in ``output/waves``
 
     Raises ``ValueError`` for a number of images that is none, ``SimulationError`` or ``ToolError``
     if the simulator or yosys is missing.
@@ -121,7 +121,8 @@ def run_demo(
     training, held_out = data.load()
     if not 1 <= images <= len(held_out.x):
         raise ValueError(f"images must be 1 to {len(held_out.x)}, not {images}")
-    tool_version("pyosys")  # needed last, after minutes
+    tool_path("verilator")  # both are needed late, after minutes
+    tool_version("pyosys")
     output.mkdir(parents=True, exist_ok=True)
     config = hardware()
 
@@ -131,34 +132,37 @@ def run_demo(
     settings = QuantConfig(weight_bits=4, act_bits=4, block=config.rows)
     network = quantize(floating, calibration, settings)
     costs: Report = measure(floating, network, calibration)
+    network.save(output / "network.safetensors")
+    np.savez_compressed(output / "test.npz", x=held_out.x, y=held_out.y)
+    np.savez_compressed(output / "calibration.npz", x=calibration)
+    (output / "hardware.toml").write_text(
+        (files("shiftcore.examples") / "array16.toml").read_text(encoding="utf-8"), encoding="utf-8"
+    )
 
     progress(f"hardware mode in torch on {len(held_out.x)} held-out images")
     hardware_mode = HardwareNetwork(network)
     evaluation = evaluate(hardware_mode, held_out.x, held_out.y)
     chosen = held_out.x[:images]
     in_torch, golden = hardware_mode.compute(chosen), network.compute(chosen)
-    torch_equals_golden = all(_equal(in_torch[name], golden[name]) for name in golden)
 
-    progress(f"building the simulator of the {config.rows}x{config.cols} array (once)")
-    runs: list[LayerRun] = []
-    simulated = 0.0
-    clock = time.perf_counter()
+    progress(f"compiling for the {config.rows}x{config.cols} accelerator")
+    compiled = compile_with_costs(network, config)
+    program = compiled.program
+    save_build(program, output / "network.safetensors", output / BUILD)
+    prediction = predict(program)
 
-    def tell(run: LayerRun) -> None:
-        nonlocal simulated, clock
-        now = time.perf_counter()
-        # The first layer's time includes the build of the simulator.
-        simulated += now - clock if runs else 0.0
-        clock = now
-        runs.append(run)
-        progress(
-            f"RTL {run.layer.name}: {run.mismatches} mismatches in "
-            f"{run.accumulators + run.stored} numbers"
-        )
-
-    run_network(network, config, chosen, progress=tell, waves=output / "waves" if waves else None)
-    rows = [_row(run, network, config) for run in runs]
-    scores = np.concatenate([np.asarray(t).reshape(1, -1) for t in runs[-1].tensors])
+    progress("building the simulator of the accelerator (once)")
+    run = run_program(
+        program, program.encode_input(network.encode_input(chosen)),
+        progress=lambda done: None if done % 20 else progress(f"{done} images through the RTL"),
+    )  # fmt: skip
+    scores = program.decode_output(run.outputs)
+    if wrong := [name for name in golden if not _equal(in_torch[name], golden[name])]:
+        difference = f"layer {wrong[0]!r} in torch's hardware mode"
+    elif run.difference or _equal(scores, golden[program.output][: len(run.outputs)]):
+        difference = run.difference
+    else:
+        difference = "the scores of the compiled program"
 
     small = emit(Engine(HardwareConfig(rows=4, cols=4, clamp=False).engine), TOP)
     area = {}
@@ -166,35 +170,18 @@ def run_demo(
         progress(f"synthesizing a 4x4 engine for {target}")
         area[target] = synthesize(small, TOP, target)
 
-    cycles = np.array([run.cycles for run in runs]).sum(0).tolist()
-    macs = sum(network.macs().values())
-    first = next((run.first for run in runs if run.first), None)
-    mismatches = sum(run.mismatches for run in runs)
     result = DemoResult(
-        images=images,
-        bit_exact=mismatches == 0 and torch_equals_golden,
-        mismatches=mismatches,
-        first_mismatch=None if first is None else str(first),
-        compared=sum(row.compared for row in rows),
-        cycles=cycles,
-        cycles_exact=all(row.cycles == row.predicted for row in rows),
-        macs=macs,
-        utilization=images * macs / (sum(cycles) * config.rows * config.cols),
-        sim_cycles_per_s=sum(run.total_cycles for run in runs[1:]) / max(simulated, 1e-9),
-        top1=100 * float((scores.argmax(1) == held_out.y[:images]).mean()),
+        **(run.figures(program) | {"bit_exact": difference is None}),
+        difference=difference,
+        predicted=prediction.cycles,
+        counters_exact=all(each == prediction.counters() for each in run.counters),
+        top1=100 * float((scores_of(scores).argmax(1) == held_out.y[: len(run.outputs)]).mean()),
         float_top1=accuracy(floating, held_out),
         hardware_mode_top1=evaluation.top1,
-        hardware_mode_equals_golden=torch_equals_golden,
-        rows=rows,
+        rows=[_row(cost, program, run) for cost in compiled.layers],
         area=area,
     )
     progress("writing Verilog, plots and report")
-    network.save(output / "network.safetensors")
-    np.savez_compressed(output / "test.npz", x=held_out.x, y=held_out.y)
-    np.savez_compressed(output / "calibration.npz", x=calibration)
-    (output / "hardware.toml").write_text(
-        (files("shiftcore.examples") / "array16.toml").read_text(encoding="utf-8"), encoding="utf-8"
-    )
     (output / "shiftcore.v").write_text(accelerator_verilog(config), encoding="utf-8")
     write_report(output, result, as_graph(floating, calibration), network, costs)
     hashes = {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in FILES}

@@ -87,11 +87,10 @@ def write_report(
     _histograms(output / "weights.png", graph, network)
     _sqnr(output / "sqnr.png", costs)
     layers = _table(
-        ("layer", "output", "MACs", "cycles measured", "predicted", "utilization", "compared",
-         "mismatches"),
+        ("layer", "output", "MACs", "pass cycles", "compared", "mismatches"),
         [
-            (row.name, "×".join(map(str, row.shape)), row.macs, row.cycles, row.predicted,
-             f"{row.utilization:.1%}", row.compared, row.mismatches)
+            (row.name, "×".join(map(str, row.shape)), row.macs, row.pass_cycles, row.compared,
+             row.mismatches)
             for row in result.rows
         ],
     )  # fmt: skip
@@ -112,21 +111,22 @@ def write_report(
         [(name, r.lut, r.ff, r.dsp, r.bram) for name, r in result.area.items()],
     )
     (output / "report.md").write_text(
-        f"""# Handwritten digits on a 16×16 array
+        f"""# Handwritten digits on a 16×16 accelerator
 
-{result.mismatches} mismatches in {result.compared} numbers of {result.images} images.
-Hardware mode in torch {"equals" if result.hardware_mode_equals_golden else "DIFFERS FROM"} the
-golden model on the same images.
+The simulated accelerator computed {result.images} images, each from one start command:
+{result.mismatches} mismatches in {result.compared} numbers. First difference between torch's
+hardware mode, the golden model and the accelerator: {result.difference or "none"}.
+An image takes {max(result.cycles)} cycles, predicted {result.predicted}; the utilization is
+{result.utilization:.1%}.
 
-| | top-1 on the held-out images |
-| --- | --- |
-| float32 | {result.float_top1:.2f} % |
-| 4-bit weights, 4-bit activations, blocks of 16 | {result.hardware_mode_top1:.2f} % |
+| | images | top-1 |
+| --- | --- | --- |
+| float32 | all held out | {result.float_top1:.2f} % |
+| 4-bit weights and activations, in torch | all held out | {result.hardware_mode_top1:.2f} % |
+| the same on the accelerator | {result.images} of them | {result.top1:.2f} % |
 
-Cycles and compared numbers are of all {result.images} images; the array waits while a layer drains.
-A layer that stores codes runs twice on the simulated engine: as it is, for its cycles and for the
-codes and exponents that it stores, and then drained raw, for the accumulators that the requantizer
-got.
+MACs and pass cycles are of one image. Pass cycles are those of the layer's passes if nothing keeps
+them waiting. Compared are the numbers that the layer stored, of all images.
 
 {layers}
 
@@ -148,9 +148,17 @@ Memory: {costs.weight_bytes} bytes quantized, {costs.float_bytes} bytes in float
 
 `shiftcore demo -o DIR --images {result.images}` writes this folder. `network.safetensors` is the
 quantized network, `test.npz` the held-out images, `calibration.npz` those of the calibration,
-`hardware.toml` the array, and `shiftcore.v` its Verilog, which
-`shiftcore verilog --hw hardware.toml -o shiftcore.v` writes again;
-`shiftcore evaluate network.safetensors --data test.npz` repeats the accuracy.
+`hardware.toml` the accelerator, `shiftcore.v` its Verilog and `build` the compiled program. In this
+folder
+
+```sh
+shiftcore evaluate network.safetensors --data test.npz
+shiftcore compile network.safetensors --hw hardware.toml -o build
+shiftcore run build --data test.npz --on rtl --limit {result.images}
+shiftcore verilog --hw hardware.toml -o shiftcore.v
+```
+
+repeat accuracy, program, run and Verilog.
 """,
         encoding="utf-8",
     )

@@ -493,10 +493,12 @@ def test_a_mismatch_is_named():
     found = first_mismatch(program, trace, codes)
     assert found is not None
     assert (found.drain, found.what, found.row, found.column, found.channel) == (0, "code", 1, 0, 1)
-    codes[0].exponents[0, 19] += 1
+    codes[0].exponents[0, 19] += 1  # of a later pixel
+    assert first_mismatch(program, trace, codes) == found
+    codes[0].exponents[0, 4] += 1
     found = first_mismatch(program, trace, codes)
     assert found is not None
-    assert (found.what, found.row, found.column) == ("exponent", 4, 3)
+    assert (found.what, found.row, found.column) == ("exponent", 1, 0)
 
 
 # Errors.

@@ -1,0 +1,25 @@
+"""A result of the demo, for tests of what is made of it."""
+
+from shiftcore.examples.digits.demo import DemoResult, LayerRow
+from shiftcore.toolchain.yosys import Resources
+
+__all__ = ["DEMO"]
+
+DEMO = DemoResult(
+    images=2,
+    bit_exact=True,
+    difference=None,
+    compared=2177,
+    mismatches=0,
+    cycles=[700, 700],
+    predicted=700,
+    counters_exact=True,
+    macs=9216,
+    utilization=0.25,
+    sim_cycles_per_s=1e4,
+    top1=50.0,
+    float_top1=99.72,
+    hardware_mode_top1=99.44,
+    rows=[LayerRow("conv1", (16, 8, 8), 9216, 144, 2176, 0)],
+    area={"ecp5": Resources(4572, 4610, 4, 8, {"LUT4": 4000})},
+)

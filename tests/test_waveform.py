@@ -1,0 +1,126 @@
+"""The waveform of a run: a window around what went wrong."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from shiftcore.compiler.network import compile_network
+from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.isa import Error, Pass
+from shiftcore.golden.machine import Machine
+from shiftcore.golden.passes import BlockRows
+from shiftcore.golden.program import Program
+from shiftcore.host.driver import AcceleratorError
+from shiftcore.sim import accelerate
+from shiftcore.sim.accelerate import WINDOW, run_program
+from shiftcore.sim.runner import Simulator
+from shiftcore.sim.system import CYCLE
+from shiftcore.tests.compiler.random_networks import random_network
+
+CONFIG = HardwareConfig(2, 2, accumulator_depth=64, buffer_depth=256)
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return compile_network(random_network(np.random.default_rng(11), CONFIG), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def images(program: Program) -> NDArray[np.uint8]:
+    size = program.sizes[1] * CONFIG.accelerator.beat_bytes
+    return np.random.default_rng(0).integers(0, 256, (3, size)).astype(np.uint8)
+
+
+@dataclass
+class Waveform:
+    """The times in a VCD, and the changes of the testbench's signal ``trace``."""
+
+    times: list[int]
+    trace: list[tuple[int, int]]
+
+    @classmethod
+    def load(cls, path: Path) -> "Waveform":
+        header, _, body = path.read_text(encoding="utf-8").partition("$enddefinitions")
+        (code,) = set(re.findall(r"\$var \w+ +\d+ (\S+) trace(?: \[\d+:0\])? \$end", header))
+        times, trace = [], []
+        for line in body.splitlines():
+            if line.startswith("#"):
+                times.append(int(line[1:]))
+            elif line.startswith("b") and line.endswith(f" {code}"):
+                trace.append((times[-1], int(line[1:].split()[0].replace("x", "0"), 2)))
+        return cls(times, trace)
+
+    def check(self, first: int, last: int) -> None:
+        """The window begins and ends at these times, to the cycle."""
+        assert self.times == sorted(self.times)
+        assert first <= self.times[0] < first + CYCLE
+        assert last - CYCLE < self.times[-1] <= last + CYCLE
+
+
+@pytest.mark.parametrize("simulator", ["verilator", "icarus"])
+def test_around_the_first_mismatch(
+    simulator: Simulator,
+    program: Program,
+    images: NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second image of three is expected to store another code, deep in the network."""
+    waves, calls, execute = tmp_path / "new" / "mismatch.vcd", [], Machine.run
+
+    def altered(self: Machine, *arguments, **options):
+        run = execute(self, *arguments, **options)
+        calls.append(run)
+        blocks = [part for part in run.trace if isinstance(part, BlockRows)]
+        if len(calls) == 2:
+            blocks[-1].codes[0, -1, 1] ^= 1
+        return run
+
+    monkeypatch.setattr(Machine, "run", altered)
+    run = run_program(program, images, simulator=simulator, waves=waves)
+    assert (len(run.outputs), run.mismatches) == (2, 1)
+    assert run.first is not None
+    assert run.time is not None
+    assert (run.first.image, run.first.what) == (1, "code")
+    assert run.difference == f"{run.first} (stored at {run.time} ns)"
+
+    found = Waveform.load(waves)
+    before, after = (cycles * CYCLE for cycles in WINDOW)
+    found.check(run.time - before, run.time + after)
+    # Just before that clock edge the port shows the word with the wrong code.
+    word = [value for time, value in found.trace if time < run.time][-1]
+    bits = CONFIG.act_bits
+    lane = word >> (2 + 1 * bits) & (1 << bits) - 1
+    assert word & 3 == 1  # valid, not raw
+    assert lane == int(run.first.found) & (1 << bits) - 1
+
+
+def test_of_a_good_run(program: Program, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    waves = tmp_path / "good.vcd"
+    run = run_program(program, images[:1], simulator="icarus", waves=waves)
+    assert (run.mismatches, run.time, run.difference) == (0, None, None)
+    assert run.cycles[0] > sum(WINDOW)
+    found = Waveform.load(waves)
+    assert found.times[0] < 10 * CYCLE
+    assert found.times[-1] - sum(WINDOW) * CYCLE in range(2 * CYCLE)
+
+
+def test_of_a_halt(
+    program: Program, images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PASS that waits for more than there is."""
+    items, waves = program.instructions, tmp_path / "halt.vcd"
+    first = next(k for k, item in enumerate(items) if isinstance(item, Pass))
+    late = replace(items[first], after_drain=1000)
+    broken = replace(program, instructions=(*items[:first], late, *items[first + 1 :]))
+    monkeypatch.setattr(accelerate, "Machine", lambda program: None)  # it would refuse the program
+    with pytest.raises(AcceleratorError) as caught:
+        run_program(broken, images, simulator="icarus", waves=waves)
+    assert caught.value.code is Error.DEADLOCK
+    found = Waveform.load(waves)
+    # The run ends there; what the driver reads afterwards takes the last cycles.
+    assert WINDOW[0] * CYCLE < found.times[-1] - found.times[0] <= sum(WINDOW) * CYCLE
