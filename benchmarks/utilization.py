@@ -28,7 +28,7 @@ from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import predict
 from shiftcore.frontend.graph import Conv2d, Linear
 from shiftcore.golden.machine import Machine
-from shiftcore.quant.convert import QuantConfig, as_graph, quantize
+from shiftcore.quant.convert import as_graph, quantize
 from shiftcore.sim.accelerate import run_program
 from shiftcore.tests.compiler.compare import difference
 
@@ -57,7 +57,7 @@ def measure(name: str, simulated: bool = True) -> dict[str, Any]:
     """
     model, images, _ = load(name)
     began = time.perf_counter()
-    network = quantize(model, images, QuantConfig())
+    network = quantize(model, images)
     quantized = time.perf_counter()
     config = hardware(network)
     program = compile_network(network, config)
@@ -121,7 +121,7 @@ def main(names: tuple[str, ...], golden: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
     else:
-        Console(width=max(Console().width, 140)).print(table)
+        Console(width=max(Console().width, 160)).print(table)
     if any(failed(row) for row in rows):
         raise SystemExit(1)
 
