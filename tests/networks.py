@@ -9,7 +9,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shiftcore.golden.bfp import BlockTensor
+from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.network import Tensor
+
+# Of all tests that simulate whole networks, which so share one build. Few columns: half of the time
+# is the compilation of the simulator.
+CONFIG = HardwareConfig(16, 4, buffer_depth=4096)
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)

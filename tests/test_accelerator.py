@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from shiftcore.compiler.network import compile_network
 from shiftcore.examples.digits import data, model
-from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.isa import Error, Region
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.network import QuantizedNetwork
@@ -23,10 +22,7 @@ from shiftcore.sim import hostile
 from shiftcore.sim.accelerate import memory_bytes, run_program
 from shiftcore.sim.runner import Simulator
 from shiftcore.sim.system import SimulatedSystem
-from shiftcore.tests.networks import cifar10, resnet20
-
-# Few columns: half of the time is the compilation of the simulator.
-CONFIG = HardwareConfig(16, 4, buffer_depth=4096)
+from shiftcore.tests.networks import CONFIG, cifar10, resnet20
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from shiftcore.benchmarks import area, verilog
+from shiftcore.benchmarks import area, models, networks, utilization, verilog
 from shiftcore.hw.verilog import TOP
+from shiftcore.tests.networks import CONFIG
 
 RESULT = {"lut": 800, "ff": 900, "dsp": 1, "bram": 2, "lut_per_mac": 40.0, "fmax_mhz": 140.0}
 DESIGN = area.Design(
@@ -111,3 +112,69 @@ def test_a_refusal_fails_the_verilog_table(monkeypatch, tmp_path: Path):
 def test_a_bad_configuration_is_one_line(tmp_path: Path):
     with pytest.raises(click.ClickException, match=r"^\S+no\.toml: cannot be read"):
         verilog.write(tmp_path / "no.toml", tmp_path / "x.v")
+
+
+def test_the_networks_table_of_the_digits(monkeypatch):
+    monkeypatch.delenv(models.DATA, raising=False)
+    monkeypatch.setattr(networks, "hardware", lambda network: CONFIG)
+    run = CliRunner().invoke(networks.main, ["--images", "2", "--json"])
+    assert run.exit_code == 0, run.output
+    assert "SHIFTCORE_DATA is not set: only digits, without resnet8, resnet20" in run.stderr
+    (row,) = json.loads(run.stdout)
+    assert (row["images"], row["rtl_images"], row["same_class"]) == (360, 2, 2)
+    assert (row["mismatches"], row["hardware_mode"]) == (0, None)
+    assert row["cycles"] == [row["predicted"]] * 2
+    assert row["float_top1"] > 99
+    assert row["top1"] > 98
+
+
+NETWORKS_ROW = {
+    "network": "digits", "images": 360, "float_top1": 99.7, "top1": 99.4, "rtl_images": 2,
+    "rtl_top1": 100.0, "same_class": 2, "cycles": [70, 70], "predicted": 70, "compared": 9,
+    "mismatches": 0, "hardware_mode": None,
+}  # fmt: skip
+UTILIZATION_ROW = {
+    "network": "digits", "macs": 600, "predicted": 70, "cycles": 70, "utilization": 0.5,
+    "stall_tile": 1, "stall_ticket": 2, "stall_empty": 3, "stall_hazard": 4, "compared": 9,
+    "counters_exact": True, "mismatches": 0, "difference": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "row", "change"),
+    [
+        (networks, NETWORKS_ROW, {"mismatches": 1}),
+        (networks, NETWORKS_ROW, {"same_class": 1}),
+        (networks, NETWORKS_ROW, {"cycles": [70, 71]}),
+        (networks, NETWORKS_ROW, {"hardware_mode": "conv1"}),
+        (utilization, UTILIZATION_ROW, {"mismatches": 1}),
+        (utilization, UTILIZATION_ROW, {"counters_exact": False}),
+        (utilization, UTILIZATION_ROW, {"difference": "conv1"}),
+    ],
+)
+def test_a_difference_fails_the_tables_of_networks(monkeypatch, benchmark, row, change):
+    for found, code in ((row, 0), (row | change, 1)):
+        monkeypatch.setattr(benchmark, "measure", lambda *_, found=found, **__: found)
+        run = CliRunner().invoke(benchmark.main, ["digits"])
+        assert run.exit_code == code, run.output
+        (line,) = (line for line in run.stdout.splitlines() if "digits" in line)
+        assert len(line.split()) > 11
+
+
+def test_utilization_without_simulation():
+    run = CliRunner().invoke(utilization.main, ["digits", "--golden", "--json"])
+    assert run.exit_code == 0, run.output
+    (row,) = json.loads(run.stdout)
+    assert row["difference"] is None
+    assert "cycles" not in row
+    lost = sum(row[cause] for cause in utilization.CAUSES)
+    assert 0.9 * row["predicted"] < row["pixels"] + lost < row["predicted"]
+
+
+def test_networks_that_cannot_be_loaded(monkeypatch):
+    monkeypatch.delenv(models.DATA, raising=False)
+    with pytest.raises(click.ClickException, match=r"^resnet20 needs SHIFTCORE_DATA, a folder"):
+        models.load("resnet20")
+    message = r"^there is no network 'resnet34'; known are digits, resnet8, .*, shufflenetv2$"
+    with pytest.raises(click.ClickException, match=message):
+        models.load("resnet34")

@@ -1,12 +1,17 @@
 """Whole networks of every structure: the graph, the float path and the bits."""
 
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from shiftcore.compiler.network import compile_network
+from shiftcore.estimate.accelerator import predict
+from shiftcore.frontend import graph as nodes
 from shiftcore.frontend.archive import read
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.quant.calibrate import float_tensors
@@ -14,48 +19,86 @@ from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.quant.coverage import coverage
 from shiftcore.quant.hardware import HardwareNetwork, evaluate
 from shiftcore.quant.lower import lower
-from shiftcore.tests.networks import assert_same_tensors
+from shiftcore.sim.accelerate import run_program
+from shiftcore.tests.compiler.compare import assert_computes
+from shiftcore.tests.networks import CONFIG, assert_same_tensors
 from shiftcore.tests.zoo.blocks import calibrated
 from shiftcore.tests.zoo.catalogue import CATALOGUE
+from shiftcore.tests.zoo.kinds import Leftovers, kinds
 from shiftcore.tests.zoo.resnet8 import raw_cifar10, resnet8
 
+SMALL = {name: (entry.small, entry.size) for name, entry in CATALOGUE.items()}
+SMALL["leftovers"] = (Leftovers, 20)
 
-@pytest.fixture(scope="module", params=CATALOGUE)
-def case(request: pytest.FixtureRequest) -> tuple[str, nn.Module, np.ndarray]:
-    """A small network and images for it."""
-    entry = CATALOGUE[request.param]
+
+class Case(NamedTuple):
+    """A small network, its graph, and images for it."""
+
+    name: str
+    model: nn.Module
+    graph: nodes.Graph
+    images: np.ndarray
+
+
+@cache
+def small(name: str) -> Case:
+    build, size = SMALL[name]
     torch.manual_seed(0)
-    model = calibrated(entry.small(), entry.size)
-    images = np.random.default_rng(0).normal(size=(4, 3, entry.size, entry.size))
-    return request.param, model, images.astype(np.float32)
+    model = calibrated(build(), size)
+    images = np.random.default_rng(0).normal(size=(4, 3, size, size)).astype(np.float32)
+    return Case(name, model, read(model, torch.from_numpy(images[:1])), images)
 
 
-def test_the_float_path_computes_what_the_module_does(case: tuple) -> None:
-    _, model, images = case
+@pytest.fixture(params=SMALL)
+def case(request: pytest.FixtureRequest) -> Case:
+    return small(request.param)
+
+
+def test_the_float_path_computes_what_the_module_does(case: Case) -> None:
     with torch.inference_mode():
-        expected = model(torch.from_numpy(images))
-    (tensors,) = float_tensors(lower(read(model, torch.from_numpy(images[:1]))), images)
+        expected = case.model(torch.from_numpy(case.images))
+    (tensors,) = float_tensors(lower(case.graph), case.images)
     result = list(tensors.values())[-1].flatten(1)
     # Folding reorders float32 operations; this compares structure, not rounding.
     torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_hardware_mode_equals_golden(case: tuple, tmp_path: Path) -> None:
-    name, model, images = case
+def test_hardware_mode_equals_golden(case: Case, tmp_path: Path) -> None:
     batch = torch.export.Dim("batch")
     program = torch.export.export(
-        model, (torch.from_numpy(images[:2]),), dynamic_shapes=({0: batch},)
+        case.model, (torch.from_numpy(case.images[:2]),), dynamic_shapes=({0: batch},)
     )
     torch.export.save(program, tmp_path / "model.pt2")
-    network = quantize(tmp_path / "model.pt2", images, QuantConfig(block=8))
+    network = quantize(tmp_path / "model.pt2", case.images, QuantConfig(block=8))
     assert network.fold is not None
     assert sum(network.macs().values()) == coverage(tmp_path / "model.pt2").macs
     network.save(tmp_path / "net.safetensors")
     loaded = QuantizedNetwork.load(tmp_path / "net.safetensors")
-    golden = loaded.compute(images[:2])
-    assert_same_tensors(HardwareNetwork(network).compute(images[:2]), golden)
+    golden = loaded.compute(case.images[:2])
+    assert_same_tensors(HardwareNetwork(network).compute(case.images[:2]), golden)
     limited = [layer for layer in network.layers if layer.limits is not None]
-    assert bool(limited) == (name == "mobilenetv2")
+    assert bool(limited) == (case.name in ("mobilenetv2", "leftovers"))
+
+
+def test_layers_golden_machine_and_rtl_are_equal(case: Case) -> None:
+    network = quantize(case.graph, case.images, QuantConfig(block=CONFIG.rows))
+    program = compile_network(network, CONFIG)
+    assert_computes(program, network)
+    run = run_program(program, program.encode_input(network.encode_input(case.images[:1])))
+    assert (run.mismatches, run.first) == (0, None)
+    assert run.counters == (predict(program).counters(),)
+
+
+def test_no_kind_of_layer_is_left_out() -> None:
+    """Whatever the front end reads goes through the RTL, in the test above."""
+    classes = [item for item in vars(nodes).values() if isinstance(item, type)]
+    supported = {item.__name__ for item in classes if issubclass(item, nodes.Node)}
+    variants = {
+        "strided", "dilated", "grouped", "depthwise", "global AvgPool", "global MaxPool",
+        "concatenation", "slice", "shuffle", "channel pad", "pad", "crop", "subsample",
+    }  # fmt: skip
+    found = set().union(*(kinds(small(name).graph) for name in SMALL))
+    assert found == supported - {"Node", "Unknown"} | variants
 
 
 # The structures at full size: layers and multiply-accumulates as published.

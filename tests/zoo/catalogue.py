@@ -23,12 +23,12 @@ class Entry(NamedTuple):
 
 
 CATALOGUE = {
-    "resnet18": Entry(resnet18, lambda: resnet18(1 / 8, (1, 1, 1, 1), 10), 32),
-    "resnet50": Entry(resnet50, lambda: resnet50(1 / 8, (1, 2, 1, 1), 10), 32),
-    "vgg11": Entry(VGG11, lambda: VGG11(1 / 16, 10), 32),
+    "resnet18": Entry(resnet18, lambda: resnet18(1 / 8, (1, 1, 1, 1), 10), 40),
+    "resnet50": Entry(resnet50, lambda: resnet50(1 / 8, (1, 2, 1, 1), 10), 40),
+    "vgg11": Entry(VGG11, lambda: VGG11(1 / 16, 10), 40),
     "alexnet": Entry(AlexNet, lambda: AlexNet(1 / 8, 10), 48),
-    "googlenet": Entry(GoogLeNet, lambda: GoogLeNet(1 / 8, (1, 1, 1), 10), 32),
-    "densenet": Entry(DenseNet, lambda: DenseNet(3 / 8, (2, 2, 2, 2), 10), 32),
-    "mobilenetv2": Entry(MobileNetV2, lambda: MobileNetV2(1 / 4, 2, 10), 32),
-    "shufflenetv2": Entry(ShuffleNetV2, lambda: ShuffleNetV2(1 / 2, (3, 3, 2), 10), 32),
+    "googlenet": Entry(GoogLeNet, lambda: GoogLeNet(1 / 8, (1, 1, 1), 10), 40),
+    "densenet": Entry(DenseNet, lambda: DenseNet(3 / 8, (2, 2, 2, 2), 10), 40),
+    "mobilenetv2": Entry(MobileNetV2, lambda: MobileNetV2(1 / 4, 2, 10), 40),
+    "shufflenetv2": Entry(ShuffleNetV2, lambda: ShuffleNetV2(1 / 2, (3, 3, 2), 10), 40),
 }
