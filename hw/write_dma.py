@@ -6,7 +6,7 @@ from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from ..golden.accelerator import AcceleratorSpec
+from ..golden.accelerator import OUTSTANDING, AcceleratorSpec
 from .axi import CACHE, INCREMENTING, region_layout, run_layout, write_ports
 from .bursts import BurstSplitter
 
@@ -43,7 +43,7 @@ class WriteDma(wiring.Component):
     o_write_failed : memory answered with an error (pulse)
     """
 
-    def __init__(self, spec: AcceleratorSpec, outstanding: int = 4):
+    def __init__(self, spec: AcceleratorSpec, outstanding: int = OUTSTANDING):
         if outstanding < 2:
             raise ValueError(f"outstanding must be at least 2, not {outstanding!r}")
         self.spec, self.outstanding = spec, outstanding

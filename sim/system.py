@@ -14,6 +14,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from ..golden.accelerator import OUTSTANDING, AcceleratorSpec
 from ..golden.config import HardwareConfig
 from ..hw.accelerator import Accelerator
 from ..hw.verilog import TOP, emit
@@ -27,7 +28,7 @@ from .runner import (
     tool_path,
 )  # fmt: skip
 
-__all__ = ["SimulatedSystem", "build_system"]
+__all__ = ["SimulatedSystem", "answer_cycles", "build_system"]
 
 _MAKE = (
     "-- CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++20 "
@@ -44,6 +45,14 @@ def _verilog(config: HardwareConfig) -> str:
             part.write(emit(Accelerator(config, trace=True), TOP))
         Path(part.name).replace(path)
     return path.read_text(encoding="utf-8")
+
+
+def answer_cycles(spec: AcceleratorSpec, latency: int, gap: int) -> int:
+    """Cycles in which the simulated memory answers as many bursts as can be on their way, asked for
+    at once: from the first address to the last beat, or to the last response."""
+    reads = latency + OUTSTANDING * spec.burst_beats * (1 + gap)
+    writes = latency + OUTSTANDING * (spec.burst_beats + 1)
+    return max(reads, writes)
 
 
 def build_system(
@@ -197,7 +206,7 @@ class SimulatedSystem:
     def read_memory(self, address: int, size: int) -> NDArray[np.uint8]:
         """`size` bytes from byte `address` on, which begins a beat; 0 where there is no memory."""
         first, beats = address // self.beat_bytes, -(-size // self.beat_bytes)
-        if first + beats > self._beats:
+        if not beats or first + beats > self._beats:
             return np.zeros(size, np.uint8)
         file = Path(self._folder.name) / "store.hex"
         self._command("s", file.name, address // self.beat_bytes, beats)
@@ -210,7 +219,7 @@ class SimulatedSystem:
     def write_memory(self, address: int, content: NDArray[np.uint8]) -> None:
         """Write bytes from byte `address` on; whole beats, and nothing where there is no memory."""
         beats = -(-content.size // self.beat_bytes)
-        if address // self.beat_bytes + beats > self._beats:
+        if not beats or address // self.beat_bytes + beats > self._beats:
             return
         padded = np.zeros((beats, self.beat_bytes), np.uint8)
         padded.reshape(-1)[: content.size] = content
@@ -233,6 +242,11 @@ class SimulatedSystem:
     def set_timing(self, latency: int, gap: int) -> None:
         """Change the memory's timing, see the constructor."""
         self._command("m", latency, gap)
+
+    def set_failing(self, address: int, size: int, fails: bool = True) -> None:
+        """Whether beats from byte `address` on, `size` bytes, answer with an error."""
+        beats = -(-size // self.beat_bytes)
+        self._command("f", address // self.beat_bytes, beats, int(fails))
 
     def start_trace(self) -> None:
         """Keep what DRAIN writes from now on."""
