@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -26,7 +26,7 @@ from .resume import current_sources, resume
 from .runner import SimulationError, Simulator
 from .system import SimulatedSystem, answer_cycles
 
-__all__ = ["Outcome", "hostile_cases", "shortcomings"]
+__all__ = ["Outcome", "hostile_cases", "run_cases", "shortcomings"]
 
 _BEAT = CONFIG.accelerator.beat_bytes
 _BASE = 4096
@@ -54,13 +54,13 @@ class Outcome:
     seed: int
     sources: str
     kind: str
-    code: str
-    reached_pass: bool
-    cycles: int
-    bound: int
-    decided: bool
-    computed: bool
-    failure: str
+    code: str = ""
+    reached_pass: bool = False
+    cycles: int = 0
+    bound: int = 0
+    decided: bool = False
+    computed: bool = False
+    failure: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +94,12 @@ def _expected(case: HostileCase, inputs: NDArray[np.uint8], latency: int, gap: i
     codes = outcomes(case.content, CONFIG, case.sizes)
     least = _least_cycles(instructions)
     # Nobody counts the cycles up to an error; with little to do it comes long before the time-out.
-    late = frozenset([Error.TIMEOUT] if least > case.timeout // 8 else [])
+    timeout = frozenset([Error.TIMEOUT])
+    late = timeout if least > case.timeout // 8 else frozenset()
     if not codes <= {Error.NONE, Error.DEADLOCK, Error.WEIGHTS_LEFT, Error.TILE_MISMATCH}:
         return _Expectation(codes | late)
     if least > case.timeout:
-        return _Expectation(codes - {Error.NONE} | late)
+        return _Expectation(codes - {Error.NONE} | timeout)
     program = case.with_instructions(instructions)
     try:
         counters = predict(program, latency=latency, gap=gap).counters()
@@ -106,7 +107,7 @@ def _expected(case: HostileCase, inputs: NDArray[np.uint8], latency: int, gap: i
         return _Expectation(codes & {error.code} | late)
     # Two busy cycles come before the one that the time-out counts as cycle 0.
     if counters["cycles"] - 3 >= case.timeout:
-        return _Expectation(late)
+        return _Expectation(timeout)
     return _Expectation(codes & {Error.NONE}, counters, _output(program, inputs))
 
 
@@ -118,12 +119,6 @@ def _output(program: Program, inputs: NDArray[np.uint8]) -> NDArray[np.uint8] | 
         return Machine(program).run(inputs).outputs
     except MachineError:
         return None
-
-
-_NOTHING = {
-    "code": "", "reached_pass": False, "cycles": 0, "bound": 0, "decided": False, "computed": False,
-}  # fmt: skip
-"""about a case that could not be run"""
 
 
 class _Failure(Exception):
@@ -146,9 +141,13 @@ def _set_timing(system: SimulatedSystem, latency: int, gap: int, timeout: int) -
 
 
 def _run_hostile(
-    system: SimulatedSystem, accelerator: Accelerator, case: HostileCase, rng: Generator
-) -> dict[str, object]:
-    """Run a case; what it says about its outcome. Raises ``_Failure``."""
+    system: SimulatedSystem,
+    accelerator: Accelerator,
+    case: HostileCase,
+    rng: Generator,
+    outcome: Outcome,
+) -> Outcome:
+    """Run a case and complete its outcome. Raises ``_Failure``."""
     latency, gap = int(rng.integers(1, 30)), int(rng.integers(3))
     bound = _set_timing(system, latency, gap, case.timeout)
     inputs = rng.integers(0, 256, (1, case.sizes[Region.INPUT] * _BEAT)).astype(np.uint8)
@@ -182,7 +181,9 @@ def _run_hostile(
         raise _Failure(f"took {counters['cycles']} cycles, at most {bound} are allowed")
     if expected.counters is not None and counters != expected.counters:
         raise _Failure(f"counted {counters}, the model {expected.counters}")
-    if expected.output is not None and not np.array_equal(expected.output, output):
+    if expected.output is not None and (
+        output is None or not np.array_equal(expected.output, output)
+    ):
         raise _Failure("finished with another result than the model's")
 
     after = system.read_memory(0, _MEMORY)
@@ -194,14 +195,15 @@ def _run_hostile(
     wrong = np.flatnonzero(after != memory)
     if wrong.size:
         raise _Failure(f"byte {wrong[0]} was written, which is in no region for that")
-    return {
-        "code": code.name,
-        "reached_pass": counters["pixels"] > 0,
-        "cycles": counters["cycles"],
-        "bound": bound,
-        "decided": len(expected.codes) == 1,
-        "computed": expected.output is not None,
-    }
+    return replace(
+        outcome,
+        code=code.name,
+        reached_pass=counters["pixels"] > 0,
+        cycles=counters["cycles"],
+        bound=bound,
+        decided=len(expected.codes) == 1,
+        computed=expected.output is not None,
+    )
 
 
 def _run_valid(
@@ -221,8 +223,16 @@ def _run_valid(
 
 
 def hostile_cases(seeds: range, simulator: Simulator = "verilator") -> Iterator[Outcome]:
-    """Run hostile programs on one accelerator, and after each one a valid program: three times of
-    four after a soft reset, else just started.
+    """Run the hostile programs of some seeds, see :func:`run_cases`."""
+    cases = ((seed, hostile_case(np.random.default_rng([seed, 99]))) for seed in seeds)
+    return run_cases(cases, simulator)
+
+
+def run_cases(
+    cases: Iterable[tuple[int, HostileCase]], simulator: Simulator = "verilator"
+) -> Iterator[Outcome]:
+    """Run hostile programs, each with the seed of its inputs, on one accelerator; after each one a
+    valid program: three times of four after a soft reset, else just started.
 
     Checked is that a run ends within :func:`~shiftcore.golden.accelerator.longest_run`, with the
     result of the models; that no byte changes outside SCRATCH and OUTPUT; that nothing is read or
@@ -230,24 +240,22 @@ def hostile_cases(seeds: range, simulator: Simulator = "verilator") -> Iterator[
     """
     system: SimulatedSystem | None = None
     try:
-        for seed in seeds:
-            rng = np.random.default_rng([seed, 99])
-            case = hostile_case(rng)
-            found: dict[str, object] = dict(_NOTHING)
-            failure = ""
+        for seed, case in cases:
+            rng = np.random.default_rng([seed, 98])
+            found = Outcome(seed, current_sources(), str(case.kind))
             if system is None:
                 system = SimulatedSystem(CONFIG, _MEMORY, simulator=simulator)
             accelerator = Accelerator(system, _BASE)
             try:
-                found = _run_hostile(system, accelerator, case, rng)
+                found = _run_hostile(system, accelerator, case, rng, found)
                 if rng.random() < 0.75:
                     accelerator.reset()
                 _run_valid(system, accelerator, case.valid, rng)
             except _Failure as error:
-                failure = str(error)
+                found = replace(found, failure=str(error))
                 system.close()
                 system = None
-            yield Outcome(seed, current_sources(), str(case.kind), **found, failure=failure)
+            yield found
     finally:
         if system is not None:
             system.close()

@@ -206,7 +206,7 @@ def _garbled(words: NDArray[np.uint64], rng: Generator) -> NDArray[np.uint64]:
     if kind < 2:
         words[index] = rng.integers(0, 1 << 64, WORDS, dtype=np.uint64)
         if kind:  # any bits of a valid opcode
-            opcode = int(rng.choice(Opcode))
+            opcode = int(rng.choice(list(Opcode)))
             words[index, 0] = np.uint64(int(words[index, 0]) & ~0xF | opcode)
     elif kind == 2:
         words[index] = words[other]

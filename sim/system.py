@@ -6,9 +6,10 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO
 
 import numpy as np
@@ -28,7 +29,7 @@ from .runner import (
     tool_path,
 )  # fmt: skip
 
-__all__ = ["SimulatedSystem", "answer_cycles", "build_system"]
+__all__ = ["SimulatedSystem", "answer_cycles", "build_bench", "build_system"]
 
 _MAKE = (
     "-- CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++20 "
@@ -62,40 +63,52 @@ def build_system(
     *,
     waves: bool = False,
 ) -> list[str]:
-    """Compile the accelerator with a memory; the command that runs it.
+    """Compile the accelerator with a memory; the command that runs it. See :func:`build_bench`."""
+    spec = config.accelerator
+    bench = (files("shiftcore.sim") / "testbench.sv").read_text(encoding="utf-8")
+    trace = max(spec.word_bits, 32 * config.cols)
+    parameters = {"BUS": spec.bus_bits, "BEATS": memory_beats, "TRACE": trace}
+    return build_bench(bench, _verilog(config), parameters, simulator, waves=waves)
+
+
+def build_bench(
+    bench: str,
+    design: str,
+    parameters: Mapping[str, int] = MappingProxyType({}),
+    simulator: Simulator = "verilator",
+    *,
+    waves: bool = False,
+) -> list[str]:
+    """Compile a bench in Verilog, whose top is ``testbench``, with a design; the command that runs
+    it, free of Python.
 
     A build of the same content is reused. Raises ``SimulationError`` if the simulator is missing.
     """
-    spec = config.accelerator
-    text = _verilog(config)
-    bench = (files("shiftcore.sim") / "testbench.sv").read_text(encoding="utf-8")
     path = tool_path(simulator)
-    trace = max(spec.word_bits, 32 * config.cols)
-    parameters = {"BUS": spec.bus_bits, "BEATS": memory_beats, "TRACE": trace}
     key = hashlib.sha256(
-        "\0".join([text, bench, simulator, str(parameters), str(waves), _MAKE]).encode()
+        "\0".join([design, bench, simulator, str(dict(parameters)), str(waves), _MAKE]).encode()
     ).hexdigest()[:20]
     folder = CACHE / f"system-{simulator}-{key}"
 
     def compile_all() -> None:
         (folder / "testbench.sv").write_text(bench, encoding="utf-8")
-        source = text
+        source = design
         if simulator == "verilator":
             command = [
                 "verilator", "--binary", "--timing", "-Wno-fatal", "-Wno-lint",
                 "-Wno-style", "--x-assign", "fast", "--x-initial", "fast", "--top-module",
                 "testbench", *(f"-G{k}={v}" for k, v in parameters.items()),
                 *(["--trace-vcd"] if waves else []), "--Mdir", "obj", "-o", "system",
-                "testbench.sv", "accelerator.v",
+                "testbench.sv", "design.v",
             ]  # fmt: skip
         else:
-            source = initial_events(text)
+            source = initial_events(design)
             command = [
                 "iverilog", "-g2012", "-s", "testbench", "-o", "system.vvp",
                 *(f"-Ptestbench.{k}={v}" for k, v in parameters.items()),
-                "testbench.sv", "accelerator.v",
+                "testbench.sv", "design.v",
             ]  # fmt: skip
-        (folder / "accelerator.v").write_text(source, encoding="utf-8")
+        (folder / "design.v").write_text(source, encoding="utf-8")
         environment = os.environ | {"PATH": path, "MAKEFLAGS": f"-j2 {_MAKE}"}
         if shutil.which("ccache"):
             environment["OBJCACHE"] = "ccache"
@@ -104,7 +117,7 @@ def build_system(
         )
         (folder / "build.log").write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode:
-            raise SimulationError(f"{simulator} rejected the accelerator, see {folder}/build.log")
+            raise SimulationError(f"{simulator} rejected the design, see {folder}/build.log")
 
     locked_build(folder, compile_all)
     if simulator == "verilator":
