@@ -43,6 +43,10 @@ format: $(READY) ## let ruff format and fix
 campaign: $(READY) ## the long run over large and random configurations; resumable
 	$(BIN)/python -P -m shiftcore.sim.campaign $(ARGS)
 
+.PHONY: hostile
+hostile: $(READY) ## 10,000 hostile programs on the simulated accelerator; resumable
+	$(BIN)/python -P -m shiftcore.sim.hostile $(ARGS)
+
 .PHONY: mutants
 mutants: $(READY) ## plant faults in the gateware; each must be caught by its test
 	$(BIN)/python -P -m shiftcore.sim.mutants $(ARGS)

@@ -6,7 +6,21 @@ from .bfp import BlockFloat
 from .engine import EngineSpec
 from .isa import WORDS
 
-__all__ = ["AcceleratorSpec"]
+__all__ = ["HALT_CYCLES", "AcceleratorSpec", "longest_run"]
+
+HALT_CYCLES = 10
+"""cycles that a run takes at most beside its time-out and what memory owes it then"""
+
+
+def longest_run(timeout: int, memory: int) -> int:
+    """Cycles that a run takes at most, whatever the program is, as the register CYCLES counts.
+
+    Parameters
+    ----------
+    timeout : register TIMEOUT, not 0
+    memory : cycles in which memory answers ``outstanding`` of the longest bursts in each direction
+    """
+    return timeout + memory + HALT_CYCLES
 
 
 @dataclass(frozen=True)

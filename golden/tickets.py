@@ -224,7 +224,7 @@ def drain_buffer(item: Drain) -> Indices:
 def drain_memory(item: Drain, sizes: Sizes) -> Indices:
     """(rows * pixels,) offset in beats of each word or raw row that a DRAIN writes."""
     beats = sizes.raw_beats if item.form == Form.RAW else sizes.word_beats
-    return _outer(item.offset, (item.rows, item.pixels), (item.row_step, beats))
+    return _outer(item.offset, (item.rows, item.pixels), (item.row_step, beats)) & 0xFFFFFFFF
 
 
 def load_buffer(item: Load) -> Indices:
@@ -237,7 +237,7 @@ def load_memory(item: Load, sizes: Sizes) -> Indices:
     """(words,) offset in beats of each word that a LOAD reads."""
     beats = sizes.code_beats if item.fixed else sizes.word_beats
     counts = (item.blocks, item.rows, item.words)
-    return _outer(item.offset, counts, (item.block_step, item.row_step, beats))
+    return _outer(item.offset, counts, (item.block_step, item.row_step, beats)) & 0xFFFFFFFF
 
 
 def _beats(words: Indices, beats: int) -> Indices:
@@ -407,6 +407,8 @@ def schedule(
     instructions: Sequence[Instruction],
     config: HardwareConfig,
     rng: np.random.Generator | None = None,
+    *,
+    queue_depth: int | None = None,
 ) -> list[int]:
     """Indices of the LOADs, PASSes and DRAINs in an order in which the accelerator may finish them.
 
@@ -414,11 +416,14 @@ def schedule(
     a random one. Dispatch is in program order. Each engine has a queue of ``queue_depth``
     instructions, which one leaves when it is complete, and a WEIGHTS when all its tiles were taken:
     the accelerator, whose engines take an instruction from the queue when it begins, has a little
-    more room. The tickets of the END are not looked at; it waits for all.
+    more room; `queue_depth` stands for the configuration's. The tickets of the END are not looked
+    at; it waits for all.
 
-    Raises ``MachineError``: PROGRAM_RANGE without an END, DEADLOCK if no engine can go on,
-    WEIGHTS_LEFT if tiles remain at the END.
+    Raises ``MachineError``: PROGRAM_RANGE without an END, WEIGHTS_LEFT if tiles remain when
+    everything is dispatched and every PASS complete, DEADLOCK if no engine can go on.
     """
+    if queue_depth is None:
+        queue_depth = config.queue_depth
     end = next((i for i, item in enumerate(instructions) if isinstance(item, End)), None)
     if end is None:
         raise MachineError(
@@ -455,9 +460,7 @@ def schedule(
 
     while True:
         able = [op for op in _ENGINES if completable(op)]
-        room = following < end and (
-            len(queues[instructions[following].opcode]) < config.queue_depth
-        )
+        room = following < end and (len(queues[instructions[following].opcode]) < queue_depth)
         if not able and not room:
             break
         if room and (rng is None or rng.integers(len(able) + 1) == 0):
@@ -471,15 +474,15 @@ def schedule(
             order.append(queues[chosen].popleft())
             done[_ENGINES.index(chosen)] += 1
     stuck = [queues[op][0] for op in _ENGINES if queues[op]]
+    if following == end and not queues[Opcode.PASS] and weights and ready(weights[0]):
+        raise MachineError(
+            Error.WEIGHTS_LEFT,
+            f"{place(weights[0], instructions)}: every tile must be taken by a PASS; "
+            f"{sum(offered)} were not when the program ended",
+            weights[0],
+        )
     stuck += [weights[0]] if weights and not ready(weights[0]) else []
     if following == end and not stuck:
-        if weights:
-            raise MachineError(
-                Error.WEIGHTS_LEFT,
-                f"{place(weights[0], instructions)}: every tile must be taken by a PASS; "
-                f"{sum(offered)} were not when the program ended",
-                weights[0],
-            )
         return order
     reasons = []
     for index in stuck or [following]:

@@ -1,17 +1,14 @@
 """The long run: random work on many random engines, resumable."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from ..golden.config import HardwareConfig
@@ -19,11 +16,11 @@ from ..golden.passes import Drain, Engine, Pass
 from .harness import EngineRun, run_engine
 from .network import count_mismatches
 from .random_work import random_config, random_drains, random_passes
-from .runner import SimulationError, Simulator, sources_hash
+from .resume import current_sources, resume
+from .runner import Simulator
 
-__all__ = ["Case", "campaign_config", "finished", "run_work", "work_of"]
+__all__ = ["Case", "campaign_config", "run_work", "work_of"]
 
-_SOURCES = ("golden", "hw", "sim")
 _LARGE = {
     0: HardwareConfig(rows=16, cols=16),
     1: HardwareConfig(rows=32, cols=32),
@@ -80,6 +77,10 @@ def run_work(
     return run, compared, mismatches
 
 
+def _cases(seeds: range) -> list[Case]:
+    return [_case(seed) for seed in seeds]
+
+
 def _case(seed: int) -> Case:
     config = campaign_config(seed)
     # Icarus compiles a small engine faster than Verilator; both see each kind of engine.
@@ -92,7 +93,7 @@ def _case(seed: int) -> Case:
     passes = [item for item in work if isinstance(item, Pass)]
     return Case(
         seed=seed,
-        sources=sources_hash(*_SOURCES),
+        sources=current_sources(),
         simulator=simulator,
         rows=config.rows,
         cols=config.cols,
@@ -105,22 +106,6 @@ def _case(seed: int) -> Case:
         compared=compared,
         mismatches=mismatches,
     )
-
-
-def finished(path: Path) -> dict[int, Case]:
-    """Cases of this state of the sources that an earlier run has finished."""
-    if not path.exists():
-        return {}
-    sources = sources_hash(*_SOURCES)
-    cases = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            case = Case(**json.loads(line))
-        except (ValueError, TypeError):
-            continue  # cut off when a run was stopped, or of an earlier form
-        if case.sources == sources:
-            cases[case.seed] = case
-    return cases
 
 
 def _summary(cases: Iterable[Case]) -> Table:
@@ -150,22 +135,7 @@ def main(cases: int, jobs: int, output: Path) -> None:
     Finished cases are kept in a file; a further run goes on where this one stopped, unless the
     gateware, the golden model or the simulations have changed.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    done = finished(output)
-    missing = [seed for seed in range(cases) if seed not in done]
-    failed: dict[int, str] = {}
-    with ProcessPoolExecutor(jobs) as pool, output.open("a", encoding="utf-8") as file:
-        futures = {pool.submit(_case, seed): seed for seed in missing}
-        for future in track(as_completed(futures), "engines", total=len(futures)):
-            try:
-                case = future.result()
-            except (SimulationError, ValueError) as error:
-                failed[futures[future]] = " ".join(str(error).split())
-                continue
-            done[case.seed] = case
-            file.write(json.dumps(asdict(case)) + "\n")
-            file.flush()
-    chosen = [done[seed] for seed in range(cases) if seed in done]
+    chosen, failed = resume(output, Case, _cases, cases, title="engines", jobs=jobs)
     Console().print(_summary(chosen))
     for seed, reason in sorted(failed.items()):
         click.echo(f"seed {seed}: {reason}", err=True)

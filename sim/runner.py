@@ -95,9 +95,9 @@ def _key(*parts: str) -> str:
 
 
 def sources_hash(*folders: str) -> str:
-    """Hash of the Python sources in `folders` of the package."""
+    """Hash of the Python and Verilog sources in `folders` of the package."""
     root = Path(__file__).resolve().parent.parent
-    files = sorted(path for folder in folders for path in (root / folder).rglob("*.py"))
+    files = sorted(path for folder in folders for path in (root / folder).rglob("*.[ps][yv]"))
     return _key(*(f"{path.relative_to(root)}\0{path.read_text('utf-8')}" for path in files))
 
 

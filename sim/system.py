@@ -6,14 +6,16 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..golden.accelerator import AcceleratorSpec
 from ..golden.config import HardwareConfig
 from ..hw.accelerator import Accelerator
 from ..hw.verilog import TOP, emit
@@ -27,7 +29,7 @@ from .runner import (
     tool_path,
 )  # fmt: skip
 
-__all__ = ["CYCLE", "SimulatedSystem", "build_system"]
+__all__ = ["CYCLE", "SimulatedSystem", "answer_cycles", "build_bench", "build_system"]
 
 CYCLE = 10
 """ns of the simulation"""
@@ -49,6 +51,14 @@ def _verilog(config: HardwareConfig) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def answer_cycles(spec: AcceleratorSpec, latency: int, gap: int) -> int:
+    """Cycles in which the simulated memory answers as many bursts as can be on their way, asked for
+    at once: from the first address to the last beat, or to the last response."""
+    reads = latency + spec.outstanding * spec.burst_beats * (1 + gap)
+    writes = latency + spec.outstanding * (spec.burst_beats + 1)
+    return max(reads, writes)
+
+
 def build_system(
     config: HardwareConfig,
     memory_beats: int,
@@ -56,40 +66,52 @@ def build_system(
     *,
     waves: bool = False,
 ) -> list[str]:
-    """Compile the accelerator with a memory; the command that runs it.
+    """Compile the accelerator with a memory; the command that runs it. See :func:`build_bench`."""
+    spec = config.accelerator
+    bench = (files("shiftcore.sim") / "testbench.sv").read_text(encoding="utf-8")
+    trace = max(spec.word_bits, 32 * config.cols)
+    parameters = {"BUS": spec.bus_bits, "BEATS": memory_beats, "TRACE": trace}
+    return build_bench(bench, _verilog(config), parameters, simulator, waves=waves)
+
+
+def build_bench(
+    bench: str,
+    design: str,
+    parameters: Mapping[str, int] = MappingProxyType({}),
+    simulator: Simulator = "verilator",
+    *,
+    waves: bool = False,
+) -> list[str]:
+    """Compile a bench in Verilog, whose top is ``testbench``, with a design; the command that runs
+    it, free of Python.
 
     A build of the same content is reused. Raises ``SimulationError`` if the simulator is missing.
     """
-    spec = config.accelerator
-    text = _verilog(config)
-    bench = (files("shiftcore.sim") / "testbench.sv").read_text(encoding="utf-8")
     path = tool_path(simulator)
-    trace = max(spec.word_bits, 32 * config.cols)
-    parameters = {"BUS": spec.bus_bits, "BEATS": memory_beats, "TRACE": trace}
     key = hashlib.sha256(
-        "\0".join([text, bench, simulator, str(parameters), str(waves), _MAKE]).encode()
+        "\0".join([design, bench, simulator, str(dict(parameters)), str(waves), _MAKE]).encode()
     ).hexdigest()[:20]
     folder = CACHE / f"system-{simulator}-{key}"
 
     def compile_all() -> None:
         (folder / "testbench.sv").write_text(bench, encoding="utf-8")
-        source = text
+        source = design
         if simulator == "verilator":
             command = [
                 "verilator", "--binary", "--timing", "-Wno-fatal", "-Wno-lint",
                 "-Wno-style", "--x-assign", "fast", "--x-initial", "fast", "--top-module",
                 "testbench", *(f"-G{k}={v}" for k, v in parameters.items()),
                 *(["--trace-vcd"] if waves else []), "--Mdir", "obj", "-o", "system",
-                "testbench.sv", "accelerator.v",
+                "testbench.sv", "design.v",
             ]  # fmt: skip
         else:
-            source = initial_events(text)
+            source = initial_events(design)
             command = [
                 "iverilog", "-g2012", "-s", "testbench", "-o", "system.vvp",
                 *(f"-Ptestbench.{k}={v}" for k, v in parameters.items()),
-                "testbench.sv", "accelerator.v",
+                "testbench.sv", "design.v",
             ]  # fmt: skip
-        (folder / "accelerator.v").write_text(source, encoding="utf-8")
+        (folder / "design.v").write_text(source, encoding="utf-8")
         environment = os.environ | {"PATH": path, "MAKEFLAGS": f"-j2 {_MAKE}"}
         if shutil.which("ccache"):
             environment["OBJCACHE"] = "ccache"
@@ -98,7 +120,7 @@ def build_system(
         )
         (folder / "build.log").write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode:
-            raise SimulationError(f"{simulator} rejected the accelerator, see {folder}/build.log")
+            raise SimulationError(f"{simulator} rejected the design, see {folder}/build.log")
 
     locked_build(folder, compile_all)
     if simulator == "verilator":
@@ -200,7 +222,7 @@ class SimulatedSystem:
     def read_memory(self, address: int, size: int) -> NDArray[np.uint8]:
         """`size` bytes from byte `address` on, which begins a beat; 0 where there is no memory."""
         first, beats = address // self.beat_bytes, -(-size // self.beat_bytes)
-        if first + beats > self._beats:
+        if not beats or first + beats > self._beats:
             return np.zeros(size, np.uint8)
         file = Path(self._folder.name) / "store.hex"
         self._command("s", file.name, address // self.beat_bytes, beats)
@@ -213,7 +235,7 @@ class SimulatedSystem:
     def write_memory(self, address: int, content: NDArray[np.uint8]) -> None:
         """Write bytes from byte `address` on; whole beats, and nothing where there is no memory."""
         beats = -(-content.size // self.beat_bytes)
-        if address // self.beat_bytes + beats > self._beats:
+        if not beats or address // self.beat_bytes + beats > self._beats:
             return
         padded = np.zeros((beats, self.beat_bytes), np.uint8)
         padded.reshape(-1)[: content.size] = content
@@ -245,6 +267,11 @@ class SimulatedSystem:
     def set_timing(self, latency: int, gap: int) -> None:
         """Change the memory's timing, see the constructor."""
         self._command("m", latency, gap)
+
+    def set_failing(self, address: int, size: int, fails: bool = True) -> None:
+        """Whether beats from byte `address` on, `size` bytes, answer with an error."""
+        beats = -(-size // self.beat_bytes)
+        self._command("f", address // self.beat_bytes, beats, int(fails))
 
     def start_trace(self) -> None:
         """Keep what DRAIN writes from now on."""

@@ -1,8 +1,9 @@
 // The accelerator with its memory, driven by commands on standard input; see shiftcore.sim.system.
-// Where there is no memory, transactions are answered with SLVERR.
+// Where there is no memory, and at beats that fail, transactions are answered with SLVERR.
 //
 //   w ADDRESS DATA   write a register            r ADDRESS   read one; answers "r DATA"
 //   l FILE FIRST N   beats from a binary file    s FILE FIRST N   beats to a hexadecimal file
+//   f FIRST N FAIL   beats that fail, or no longer do if FAIL is 0
 //   m LATENCY GAP    cycles before the first beat of a burst, and between beats
 //   t FILE           write what DRAIN writes to a file, a line each: bits, time, whether it is raw
 //   d FILE FIRST LAST   dump a waveform from time FIRST to LAST, at which the simulation ends
@@ -23,6 +24,12 @@ module testbench;
   always #5 clk = ~clk;
 
   reg [BUS-1:0] mem [0:BEATS-1];
+  reg failing [0:BEATS-1];
+  integer each;
+  initial for (each = 0; each < BEATS; each = each + 1) failing[each] = 0;
+  function fails(input [39:0] at);
+    fails = at >= BEATS || failing[at];
+  endfunction
   reg [31:0] latency = 20, gap = 0;
   reg [63:0] now = 0;
 
@@ -51,6 +58,7 @@ module testbench;
   wire m_arready = (read_tail - read_head) < FLYING;
   wire read_ready = read_head != read_tail && now >= read_time[read_head % FLYING]
                     && now >= read_next && (!m_rvalid || m_rready);
+  wire [39:0] read_at = (read_address[read_head % FLYING] >> SHIFT) + beat;
   always @(posedge clk) begin
     now <= now + 1;
     if (m_arvalid && m_arready && !rst) begin
@@ -62,8 +70,8 @@ module testbench;
     if (m_rvalid && m_rready) m_rvalid <= 0;
     if (read_ready) begin
       m_rvalid <= 1;
-      m_rfail <= (read_address[read_head % FLYING] >> SHIFT) >= BEATS;
-      m_rdata <= mem[(read_address[read_head % FLYING] >> SHIFT) + beat];
+      m_rfail <= fails(read_at);
+      m_rdata <= mem[read_at];
       m_rlast <= beat == read_length[read_head % FLYING];
       read_next <= now + 1 + gap;
       if (beat == read_length[read_head % FLYING]) begin
@@ -75,7 +83,7 @@ module testbench;
 
   // Write side: a burst's beats come after its address.
   reg [39:0] write_address = 0;
-  reg writing = 0;
+  reg writing = 0, burst_fails = 0;
   reg [FLYING-1:0] response_fails = 0;
   reg [63:0] response_time [0:FLYING-1];
   integer response_head = 0, response_tail = 0, lane;
@@ -85,16 +93,18 @@ module testbench;
   always @(posedge clk) begin
     if (m_awvalid && m_awready && !rst) begin
       writing <= 1;
+      burst_fails <= 0;
       write_address <= m_awaddr >> SHIFT;
     end
     if (m_wvalid && m_wready) begin
       for (lane = 0; lane < BUS / 8; lane = lane + 1)
-        if (m_wstrb[lane] && write_address < BEATS) mem[write_address][8*lane +: 8] <= m_wdata[8*lane +: 8];
+        if (m_wstrb[lane] && !fails(write_address)) mem[write_address][8*lane +: 8] <= m_wdata[8*lane +: 8];
       write_address <= write_address + 1;
+      burst_fails <= burst_fails || fails(write_address);
       if (m_wlast) begin
         writing <= 0;
         response_time[response_tail % FLYING] <= now + latency;
-        response_fails[response_tail % FLYING] <= write_address >= BEATS;
+        response_fails[response_tail % FLYING] <= burst_fails || fails(write_address);
         response_tail <= response_tail + 1;
       end
     end
@@ -146,7 +156,7 @@ module testbench;
 
   // Inputs change at the falling edge, so that no simulator sees them move at the rising one.
   integer commands, file, got;
-  reg [31:0] a, b;
+  reg [31:0] a, b, c;
   reg [8*1024-1:0] name;
   reg [7:0] command;
   reg going = 1, answered = 0;
@@ -196,6 +206,11 @@ module testbench;
         "s": begin
           got = $fscanf(commands, "%s %h %h", name, a, b);
           $writememh(name, mem, a, a + b - 1);
+          $display("ok");
+        end
+        "f": begin
+          got = $fscanf(commands, "%h %h %h", a, b, c);
+          for (each = 0; each < b; each = each + 1) failing[a + each] = c[0];
           $display("ok");
         end
         "m": begin

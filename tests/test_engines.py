@@ -10,10 +10,11 @@ import pytest
 
 from shiftcore.estimate.cycles import closed_form, engine_cycles
 from shiftcore.golden.passes import Drain
-from shiftcore.sim.campaign import Case, campaign_config, finished, run_work, work_of
+from shiftcore.sim.campaign import Case, campaign_config, run_work, work_of
 from shiftcore.sim.harness import engine_job
 from shiftcore.sim.random_work import random_passes
-from shiftcore.sim.runner import Simulator, sources_hash
+from shiftcore.sim.resume import current_sources, finished
+from shiftcore.sim.runner import Simulator
 
 SEEDS = range(115, 139)
 
@@ -87,11 +88,11 @@ def test_operands_cover_the_corners() -> None:
 
 def test_a_campaign_goes_on_after_a_cut_off_line(tmp_path: Path) -> None:
     kept = tmp_path / "campaign.jsonl"
-    case = Case(7, sources_hash("golden", "hw", "sim"), "icarus", 1, 1, 2, 2, "bf16", 1, 1, 1, 1, 0)
+    case = Case(7, current_sources(), "icarus", 1, 1, 2, 2, "bf16", 1, 1, 1, 1, 0)
     lines = [asdict(case), asdict(replace(case, seed=8, sources="older"))]
     kept.write_text("\n".join(map(json.dumps, lines)) + '\n{"seed": 9, "sour')
-    assert finished(kept) == {7: case}
-    assert finished(tmp_path / "none.jsonl") == {}
+    assert finished(kept, Case) == {7: case}
+    assert finished(tmp_path / "none.jsonl", Case) == {}
 
 
 def test_work_of_every_seed_fits_its_engine() -> None:

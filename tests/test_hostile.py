@@ -1,0 +1,127 @@
+"""Hostile programs end as the models say, in time, and leave nothing behind."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shiftcore.golden.accelerator import HALT_CYCLES, longest_run
+from shiftcore.golden.isa import Drain, End, Error, Load, encode
+from shiftcore.golden.machine import Machine
+from shiftcore.golden.program import Program
+from shiftcore.golden.validity import validate
+from shiftcore.sim import hostile
+from shiftcore.sim.hostile import Outcome, hostile_cases, run_cases, shortcomings
+from shiftcore.sim.hostile_programs import CONFIG, HostileCase, Kind, hostile_case, valid_program
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_hostile_programs():
+    outcomes = list(hostile_cases(range(700)))
+    assert shortcomings(outcomes) == []
+    assert sum(outcome.decided for outcome in outcomes) >= 600
+    assert sum(outcome.computed for outcome in outcomes) >= 150
+
+
+def test_the_documents_state_the_bound():
+    text = " ".join((ROOT / "docs/machine.md").read_text(encoding="utf-8").split())
+    assert f"at most `TIMEOUT + M + {HALT_CYCLES}` cycles" in text
+    assert "to answer `outstanding` bursts of `burst_beats` beats" in text
+    assert longest_run(1000, 77) == 1000 + 77 + HALT_CYCLES
+
+
+def cases_of(*kinds: Kind, count: int = 3) -> list[tuple[int, HostileCase]]:
+    seeds = enumerate(hostile_case(np.random.default_rng([seed, 99])) for seed in range(400))
+    return [(seed, case) for seed, case in seeds if case.kind in kinds][:count]
+
+
+def test_one_field_is_one_field():
+    for _, case in cases_of(Kind.FIELD, count=100):
+        before, after = encode(case.valid.instructions), case.content.view(np.uint64)
+        assert case.sizes == case.valid.sizes
+        assert (after[: before.size] != before.ravel()).sum() == 1
+        assert np.array_equal(after[before.size :], case.valid.weights.view(np.uint64))
+
+
+def test_valid_programs_are_valid():
+    for seed in range(20):
+        program = valid_program(np.random.default_rng(seed))
+        validate(program.instructions, CONFIG, program.sizes)
+
+
+def directed(valid: Program, *instructions: object) -> HostileCase:
+    assert len(instructions) == len(valid.instructions)
+    program = replace(valid, instructions=instructions)
+    return HostileCase(Kind.WORDS, valid, program.model, valid.sizes)
+
+
+def two_blocks() -> Program:
+    programs = (valid_program(np.random.default_rng(seed)) for seed in range(100))
+    return next(program for program in programs if program.input_shape[1] == 2)
+
+
+def test_steps_in_memory_may_be_negative():
+    valid = two_blocks()
+    first, *others = valid.instructions
+    assert isinstance(first, Load)
+    backwards = replace(
+        first,
+        offset=first.block_step,
+        block_step=2**32 - first.block_step,
+        buffer=first.buffer_block_step,
+        buffer_block_step=2**20 - first.buffer_block_step,
+    )
+    case = directed(valid, backwards, *others)
+    (outcome,) = run_cases([(0, case)])
+    assert (outcome.failure, outcome.code, outcome.computed) == ("", "NONE", True)
+    inputs = np.arange(case.sizes[1] * 8, dtype=np.uint8)[None]
+    expected = Machine(valid).run(inputs).outputs
+    assert np.array_equal(
+        Machine(replace(valid, instructions=(backwards, *others))).run(inputs).outputs, expected
+    )
+
+
+def test_tiles_that_are_left_beside_a_drain_that_waits():
+    valid = two_blocks()
+    items = list(valid.instructions)
+    assert isinstance(items[3], Drain)
+    items[3] = replace(items[3], after_pass=2)
+    items[7] = End()
+    (outcome,) = run_cases([(0, directed(valid, *items))])
+    assert (outcome.failure, outcome.code, outcome.decided) == ("", "WEIGHTS_LEFT", True)
+
+
+def test_failures_are_reported_and_the_next_case_runs(monkeypatch: pytest.MonkeyPatch):
+    cases = cases_of(Kind.HASTE, Kind.FIELD)
+    for name, wrong, message in (
+        (
+            "outcomes",
+            lambda *_: frozenset([Error.TIMEOUT]),
+            r"ended with \w+, the model says TIMEOUT",
+        ),
+        ("longest_run", lambda *_: 20, r"neither done nor error: no interrupt within 20 cycles"),
+        ("_output", lambda *_: np.zeros(0), r"finished with another result than the model's"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(hostile, name, wrong)
+            found = list(run_cases(cases))
+        assert len(found) == len(cases)
+        assert any(re.fullmatch(message, each.failure) for each in found), message
+
+
+def test_shortcomings():
+    good = [
+        Outcome(seed, "", str(Kind.FIELD), code.name, True, 1, 2) for seed, code in enumerate(Error)
+    ]
+    assert shortcomings(good) == []
+    assert shortcomings([]) == ["no case was run"]
+    few = [replace(each, kind=str(Kind.CUT), reached_pass=False) for each in good[:-1]]
+    assert shortcomings([*few[:-1], replace(few[-1], failure="wrong")]) == [
+        "seed 11: wrong",
+        "at least half must be one-field mutations, not 0 of 12",
+        "at least 30 % must reach a PASS, not 0 of 12",
+        "every code must come up; TIMEOUT did not",
+    ]
