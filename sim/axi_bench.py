@@ -9,6 +9,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
 from .exchange import answer, job
+from .handshake import Handshake
 
 __all__ = ["AxiAnswer", "AxiJob", "AxiMemory", "MemoryModel"]
 
@@ -82,7 +83,7 @@ class AxiMemory:
         self.responses: deque[list[int]] = deque()
         self.unconfirmed = 0
         self.offered = {"r": False, "b": False}
-        self.waiting: dict[str, tuple[int, ...]] = {}
+        self.handshakes = {name: Handshake(name, self.violations) for name in ("ar", "aw", "w")}
         for name in ("arready", "rvalid", "awready", "wready", "bvalid", "rid", "bid"):
             if name in self.ports:
                 self.ports[name].value = 0
@@ -121,16 +122,6 @@ class AxiMemory:
             ports["bresp"].value = self.responses[0][1] if ready else self.rng.getrandbits(2)
             self.offered["b"] = bool(ready)
 
-    def _stable(self, channel: str, parts: tuple[str, ...], taken: bool) -> None:
-        """Once valid, a channel stays valid and the same until it is taken."""
-        valid = self.ports[f"{channel}valid"].value == 1
-        now = tuple(int(self.ports[channel + part].value) for part in parts) if valid else None
-        before = self.waiting.pop(channel, None)
-        if before is not None and before != now:
-            self.violations.append(f"{channel} changed while it waited")
-        if now is not None and not taken:
-            self.waiting[channel] = now
-
     def _burst(self, channel: str, cycle: int, allowed) -> tuple[int, int]:
         parts = ("addr", "len", "size", "burst", "id")
         address, length, size, kind, id_ = (int(self.ports[channel + part].value) for part in parts)
@@ -150,6 +141,13 @@ class AxiMemory:
     def _taken(self, channel: str) -> bool:
         return self.ports[f"{channel}valid"].value == 1 and self.ports[f"{channel}ready"].value == 1
 
+    def _sent(self, channel: str, *parts: str) -> dict[str, int] | None:
+        """What the manager's channel transferred, held as it must be until then."""
+        now = None
+        if self.ports[f"{channel}valid"].value == 1:
+            now = {part: int(self.ports[channel + part].value) for part in parts}
+        return self.handshakes[channel].sample(now, self.ports[f"{channel}ready"].value == 1)
+
     def sample(self, cycle: int) -> None:
         """Look at what clock edge number `cycle` transferred."""
         if self.has_reads:
@@ -160,9 +158,7 @@ class AxiMemory:
                 head[2] -= 1
                 if not head[2]:
                     self.read_queue.popleft()
-            taken = self._taken("ar")
-            self._stable("ar", ("addr", "len", "size", "burst"), taken)
-            if taken:
+            if self._sent("ar", "addr", "len", "size", "burst"):
                 address, beats = self._burst("ar", cycle, self.model.readable)
                 self.reads.append((cycle, address, beats))
                 self.read_queue.append([self._due(cycle), address, beats])
@@ -172,19 +168,14 @@ class AxiMemory:
                 self.offered["b"] = False
                 self.responses.popleft()
                 self.unconfirmed -= 1
-            taken = self._taken("aw")
-            self._stable("aw", ("addr", "len", "size", "burst"), taken)
-            if taken:
+            if self._sent("aw", "addr", "len", "size", "burst"):
                 address, beats = self._burst("aw", cycle, self.model.writable)
                 self.writes.append((cycle, address, beats))
                 self.write_queue.append([address, beats, 0])
                 self.unconfirmed += 1
                 self.pending[1] = max(self.pending[1], self.unconfirmed)
-            taken, parts = self._taken("w"), ("data", "strb", "last")
-            self._stable("w", parts, taken)
-            if taken:
-                data, strobe, last = (int(self.ports[f"w{part}"].value) for part in parts)
-                self.write_data.append((data, strobe, last))
+            if sent := self._sent("w", "data", "strb", "last"):
+                self.write_data.append((sent["data"], sent["strb"], sent["last"]))
             self._store(cycle)
 
     def _store(self, cycle: int) -> None:

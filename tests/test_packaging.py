@@ -38,6 +38,7 @@ FRAMEWORKS = {
     "amaranth": {"hw", "sim", "toolchain"},
     "cocotb": {"sim"},
     "cocotb_tools": {"sim"},
+    "cocotbext": {"sim"},
 }
 
 
