@@ -415,8 +415,7 @@ def demo(output: Path, images: int, as_json: bool) -> None:
 
         result = run_demo(output, images, progress)
     table = Table(
-        title=f"{result.images} handwritten digits on a 16x16 accelerator, "
-        "4-bit weights and activations"
+        title=f"{result.images} handwritten digits, 16x16 accelerator, 4-bit weights and activations"
     )
     for name in ("layer", "output", "MACs", "pass cycles", "compared", "mismatches"):
         table.add_column(name, justify="left" if name in ("layer", "output") else "right")

@@ -38,7 +38,8 @@ class AcceleratorRun:
     wrong : how many of them differ from golden
     wrong_bytes : of OUTPUT
     first : the first number that differs; no image after it was run
-    time : when its word was stored, in ns of the simulation and of its waveform
+    time : when its word was stored, in ns of the simulation and of its waveform; if only OUTPUT is
+        wrong, the end of the run
     counters : of each image, by name
     seconds : of simulation
     """

@@ -1,4 +1,4 @@
-"""The waveform of a run: a window around what went wrong."""
+"""What a run of the accelerator leaves when something is wrong, and its waveform."""
 
 import re
 from dataclasses import dataclass, replace
@@ -97,6 +97,23 @@ def test_around_the_first_mismatch(
     lane = word >> (2 + 1 * bits) & (1 << bits) - 1
     assert word & 3 == 1  # valid, not raw
     assert lane == int(run.first.found) & (1 << bits) - 1
+
+
+def test_right_words_in_the_wrong_place(
+    program: Program, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is compared too, after what DRAIN wrote."""
+    execute = Machine.run
+
+    def altered(self: Machine, *arguments, **options):
+        run = execute(self, *arguments, **options)
+        run.outputs[0, 3] ^= 1
+        return run
+
+    monkeypatch.setattr(Machine, "run", altered)
+    run = run_program(program, images, simulator="icarus")
+    assert (len(run.outputs), run.mismatches, run.wrong_bytes, run.first) == (1, 1, 1, None)
+    assert run.difference == ("image 0: 1 bytes of OUTPUT; every word that DRAIN wrote is right")
 
 
 def test_of_a_good_run(program: Program, images: NDArray[np.uint8], tmp_path: Path) -> None:
