@@ -153,8 +153,8 @@ def main(names: tuple[str, ...], images: int, as_json: bool) -> None:
             names = names[:1]
     table = Table(
         title="Trained networks, 16×16, 4-bit weights and activations",
-        caption="top-1 in 4 bits: of the golden machine; cycles: of one image; hardware mode: in "
-        "torch, against the golden machine in every tensor of the RTL's images",
+        caption="4 bits: golden machine, all test images. hardware mode: torch against the golden "
+        "machine, every tensor of the RTL's images. cycles: of each image",
         box=box.SIMPLE,
     )
     for heading in HEADINGS:
@@ -168,7 +168,7 @@ def main(names: tuple[str, ...], images: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
     else:
-        Console(width=max(Console().width, 140)).print(table)
+        Console(width=max(Console().width, 160)).print(table)
     if any(failed(row) for row in rows):
         raise SystemExit(1)
 
