@@ -415,14 +415,15 @@ def demo(output: Path, images: int, as_json: bool) -> None:
 
         result = run_demo(output, images, progress)
     table = Table(
-        title=f"{result.images} handwritten digits, 16x16 accelerator, 4-bit weights and activations"
+        title=f"{result.images} handwritten digits on a 16x16 accelerator, 4-bit weights and "
+        "activations"
     )
-    for name in ("layer", "output", "MACs", "pass cycles", "compared", "mismatches"):
+    for name in ("layer", "output", "MACs", "cycles", "utilization", "compared", "mismatches"):
         table.add_column(name, justify="left" if name in ("layer", "output") else "right")
     for row in result.rows:
         table.add_row(
-            row.name, "x".join(map(str, row.shape)), str(row.macs), str(row.pass_cycles),
-            str(row.compared), str(row.mismatches),
+            row.name, "x".join(map(str, row.shape)), str(row.macs), str(row.cycles),
+            f"{row.utilization:.1%}", str(row.compared), str(row.mismatches),
         )  # fmt: skip
     _print(as_json, asdict(result), table)
     if not as_json:

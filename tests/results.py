@@ -20,6 +20,6 @@ DEMO = DemoResult(
     top1=50.0,
     float_top1=99.72,
     hardware_mode_top1=99.44,
-    rows=[LayerRow("conv1", (16, 8, 8), 9216, 144, 2176, 0)],
+    rows=[LayerRow("conv1", (16, 8, 8), 9216, 144, 0.25, 2176, 0)],
     area={"ecp5": Resources(4572, 4610, 4, 8, {"LUT4": 4000})},
 )

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ...compiler.build import save_build
-from ...compiler.network import LayerCost, compile_with_costs
+from ...compiler.network import compile_network
 from ...estimate.accelerator import predict
+from ...estimate.network import Cycles, estimate
 from ...golden.bfp import BlockTensor
 from ...golden.config import HardwareConfig
 from ...golden.network import Tensor
@@ -38,13 +39,14 @@ FILES = ("network.safetensors", "hardware.toml", "shiftcore.v", "test.npz", "cal
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer in the demo's table: MACs and pass cycles of one image, see
-    :class:`~shiftcore.compiler.network.LayerCost`; numbers compared of all images together."""
+    """One layer in the demo's table: MACs and its share of the predicted cycles of one image, see
+    :class:`~shiftcore.estimate.network.Cycles`; numbers compared of all images together."""
 
     name: str
     shape: tuple[int, ...]
     macs: int
-    pass_cycles: int
+    cycles: int
+    utilization: float
     compared: int
     mismatches: int
 
@@ -97,10 +99,10 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
-def _row(cost: LayerCost, program: Program, run: AcceleratorRun) -> LayerRow:
+def _row(name: str, share: Cycles, program: Program, run: AcceleratorRun) -> LayerRow:
     return LayerRow(
-        cost.name, program.shapes[cost.name], cost.macs, cost.passes, run.stored[cost.name],
-        run.wrong[cost.name],
+        name, program.shapes[name], share.macs, share.cycles, share.utilization, run.stored[name],
+        run.wrong[name],
     )  # fmt: skip
 
 
@@ -146,10 +148,9 @@ def run_demo(
     in_torch, golden = hardware_mode.compute(chosen), network.compute(chosen)
 
     progress(f"compiling for the {config.rows}x{config.cols} accelerator")
-    compiled = compile_with_costs(network, config)
-    program = compiled.program
+    program = compile_network(network, config)
     save_build(program, output / "network.safetensors", output / BUILD)
-    prediction = predict(program)
+    prediction, shares = predict(program), estimate(program, network.macs()).layers
 
     progress("building the simulator of the accelerator (once)")
     run = run_program(
@@ -178,7 +179,7 @@ def run_demo(
         top1=100 * float((scores_of(scores).argmax(1) == held_out.y[: len(run.outputs)]).mean()),
         float_top1=accuracy(floating, held_out),
         hardware_mode_top1=evaluation.top1,
-        rows=[_row(cost, program, run) for cost in compiled.layers],
+        rows=[_row(name, share, program, run) for name, share in shares.items()],
         area=area,
     )
     progress("writing Verilog, plots and report")

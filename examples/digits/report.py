@@ -87,10 +87,10 @@ def write_report(
     _histograms(output / "weights.png", graph, network)
     _sqnr(output / "sqnr.png", costs)
     layers = _table(
-        ("layer", "output", "MACs", "pass cycles", "compared", "mismatches"),
+        ("layer", "output", "MACs", "cycles", "utilization", "compared", "mismatches"),
         [
-            (row.name, "×".join(map(str, row.shape)), row.macs, row.pass_cycles, row.compared,
-             row.mismatches)
+            (row.name, "×".join(map(str, row.shape)), row.macs, row.cycles,
+             f"{row.utilization:.1%}", row.compared, row.mismatches)
             for row in result.rows
         ],
     )  # fmt: skip
@@ -125,8 +125,8 @@ An image takes {max(result.cycles)} cycles, predicted {result.predicted}; the ut
 | 4-bit weights and activations, in torch | all held out | {result.hardware_mode_top1:.2f} % |
 | the same on the accelerator | {result.images} of them | {result.top1:.2f} % |
 
-MACs and pass cycles are of one image. Pass cycles are those of the layer's passes if nothing keeps
-them waiting. Compared are the numbers that the layer stored, of all images.
+MACs and cycles are of one image. A layer's cycles end when its last pixel enters the array; they
+add up to the image's. Compared are the numbers that the layer stored, of all images.
 
 {layers}
 
