@@ -92,6 +92,12 @@ endmodule
 """
 
 
+def hardware() -> HardwareConfig:
+    """``examples/array16.toml``."""
+    with as_file(files("shiftcore.examples") / "array16.toml") as path:
+        return HardwareConfig.load(path)
+
+
 class BareArray:
     """A simulated array that waits for a number of cycles, and runs."""
 
@@ -155,8 +161,7 @@ def program_of(name: str, config: HardwareConfig) -> tuple[Program, np.ndarray]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(name: str, repetitions: int, as_json: bool) -> None:
     """Measure and print; fail below the least ratio."""
-    with as_file(files("shiftcore.examples") / "array16.toml") as path:
-        config = HardwareConfig.load(path)
+    config = hardware()
     progress = Console(stderr=True)
     with progress.status("building both simulators (minutes, the first time)"):
         program, image = program_of(name, config)
@@ -190,7 +195,9 @@ def main(name: str, repetitions: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
     else:
-        table = Table(title="Simulation in Verilator, 16x16, 4-bit", show_header=False)
+        table = Table(
+            title=f"Simulation in Verilator, {config.rows}x{config.cols}", show_header=False
+        )
         table.add_row("bare array", f"{middle['array']:,.0f} cycles/s")
         table.add_row(f"accelerator, {name}", f"{middle['accelerator']:,.0f} cycles/s")
         table.add_row("ratio", f"{ratio:.2f}, at least {LEAST}")

@@ -8,7 +8,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from shiftcore.benchmarks import area, verilog
+from shiftcore.benchmarks import area, simulation, verilog
+from shiftcore.golden.config import HardwareConfig
 from shiftcore.hw.verilog import TOP
 
 RESULT = {"lut": 800, "ff": 900, "dsp": 1, "bram": 2, "lut_per_mac": 40.0, "fmax_mhz": 140.0}
@@ -111,3 +112,16 @@ def test_a_refusal_fails_the_verilog_table(monkeypatch, tmp_path: Path):
 def test_a_bad_configuration_is_one_line(tmp_path: Path):
     with pytest.raises(click.ClickException, match=r"^\S+no\.toml: cannot be read"):
         verilog.write(tmp_path / "no.toml", tmp_path / "x.v")
+
+
+def test_simulation_speeds_are_compared(monkeypatch):
+    monkeypatch.setattr(simulation, "hardware", lambda: HardwareConfig(16, 4, buffer_depth=4096))
+    monkeypatch.setattr(simulation, "CYCLES", 20_000)
+    for least, status in ((0.01, 0), (100.0, 1)):
+        monkeypatch.setattr(simulation, "LEAST", least)
+        run = CliRunner().invoke(simulation.main, ["--json", "--repetitions", "1"])
+        assert run.exit_code == status, run.output
+        found = json.loads(run.stdout)
+        assert found["ratio"] == found["accelerator_cycles_per_s"] / found["array_cycles_per_s"]
+        assert found["cycles_per_image"] > 10_000
+    assert run.stderr.endswith(f"the ratio must be at least 100.0, not {found['ratio']:.2f}\n")
