@@ -2,17 +2,14 @@
 
 ``python benchmarks/simulation.py`` builds both with Verilator in the same way and lets them run by
 turns: the array of ``examples/array16.toml`` on random pixels with a new tile every 64 cycles, and
-the accelerator around it with its memory on the digits network (``resnet20``: on ResNet-20, which
-needs SHIFTCORE_DATA). Both run freely; their test benches are compiled with them. The outputs of
+the accelerator around it with its memory on the digits network (or ``resnet8`` or ``resnet20``, which
+need SHIFTCORE_DATA). Both run freely; their test benches are compiled with them. The outputs of
 the accelerator must be the golden machine's. Fails if the ratio of the medians is below 0.4.
 """
 
 import json
-import os
 import subprocess
 import time
-from importlib.resources import as_file, files
-from pathlib import Path
 from statistics import median
 
 import click
@@ -21,11 +18,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from shiftcore.benchmarks.models import TRAINED, hardware, load
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import predict
-from shiftcore.examples.digits import data, model
 from shiftcore.golden.array import ArraySpec
-from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.program import Program
 from shiftcore.host.driver import Accelerator
@@ -34,7 +30,6 @@ from shiftcore.hw.verilog import emit
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.sim.accelerate import memory_bytes
 from shiftcore.sim.system import SimulatedSystem, build_bench
-from shiftcore.tests.networks import cifar10, resnet20
 
 LEAST = 0.4
 """of the bare array's speed"""
@@ -135,31 +130,24 @@ class TimedSystem(SimulatedSystem):
         self.seconds = time.perf_counter() - begin
 
 
-def program_of(name: str, config: HardwareConfig) -> tuple[Program, np.ndarray]:
+def program_of(name: str) -> tuple[Program, np.ndarray]:
     """A compiled network and one image for it, (1, bytes)."""
-    if name == "resnet20":
-        if "SHIFTCORE_DATA" not in os.environ:
-            raise click.ClickException("resnet20 needs SHIFTCORE_DATA")
-        folder = Path(os.environ["SHIFTCORE_DATA"])
-        module, images = resnet20(folder), cifar10(folder, 64, "train-20k")[0]
-    else:
-        module, images = model.load(), data.load()[0].x[:256]
-    network = quantize(module, images, QuantConfig(block=config.rows))
-    program = compile_network(network, config)
+    module, images, _ = load(name)
+    network = quantize(module, images, QuantConfig(block=16))
+    program = compile_network(network, hardware(network))
     return program, program.encode_input(network.encode_input(images[:1]))
 
 
 @click.command(help=__doc__)
-@click.argument("name", default="digits", type=click.Choice(["digits", "resnet20"]))
+@click.argument("name", default="digits", type=click.Choice(list(TRAINED)))
 @click.option("--repetitions", default=7, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(name: str, repetitions: int, as_json: bool) -> None:
     """Measure and print; fail below the least ratio."""
-    with as_file(files("shiftcore.examples") / "array16.toml") as path:
-        config = HardwareConfig.load(path)
     progress = Console(stderr=True)
     with progress.status("building both simulators (minutes, the first time)"):
-        program, image = program_of(name, config)
+        program, image = program_of(name)
+        config = program.config
         once = predict(program).cycles
         images = max(1, round(CYCLES / once))
         array = BareArray(config.engine.array)
@@ -190,7 +178,9 @@ def main(name: str, repetitions: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
     else:
-        table = Table(title="Simulation in Verilator, 16x16, 4-bit", show_header=False)
+        table = Table(
+            title=f"Simulation in Verilator, {config.rows}x{config.cols}", show_header=False
+        )
         table.add_row("bare array", f"{middle['array']:,.0f} cycles/s")
         table.add_row(f"accelerator, {name}", f"{middle['accelerator']:,.0f} cycles/s")
         table.add_row("ratio", f"{ratio:.2f}, at least {LEAST}")

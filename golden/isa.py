@@ -291,7 +291,9 @@ class Drain(_Ticketed):
     Parameters
     ----------
     form : :class:`Form`; raw rows only go to memory
-    limited, low, high : clamp the accumulators between two float32 numbers, given as bit patterns
+    limited, low, high : clamp the accumulators, ``min(max(number, low), high)``, with two float32
+        numbers, given as bit patterns; an exponent field of 0 reads as +0, and one of all ones is
+        no number
     to_buffer, buffer, buffer_row_step : where words go in the buffer
     to_memory, region, offset, row_step : where words or raw rows go in memory, in beats
     select : which block, where a row of accumulators holds several

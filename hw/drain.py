@@ -10,7 +10,7 @@ from ..golden.isa import LAYOUTS, Form, Opcode
 from .axi import run_layout, times
 from .buffer import write_layout
 from .engine import drain_layout, limits_layout
-from .floats import float_layout
+from .floats import float_layout, ordered
 from .instruction import instruction_layout
 from .requantizer import block_layout
 
@@ -91,6 +91,14 @@ class DrainEngine(wiring.Component):
         ]
         with m.If(accept):
             m.d.sync += [active.eq(1), current.eq(self.i.payload)]
+            if self.spec.engine.clamp:
+                # The engine takes no zero but +0, and no lower limit above the upper one.
+                low, high = (
+                    Mux(limit[FLOAT32.fraction_bits : -1].any(), limit, 0)
+                    for limit in (self.i.payload.low, self.i.payload.high)
+                )
+                m.d.sync += current.low.eq(Mux(ordered(low) > ordered(high), high, low))
+                m.d.sync += current.high.eq(high)
         self._read(m, accept, current)
         written = self._write(m, accept, current)
         stored = self._announce(m, accept, current, active)

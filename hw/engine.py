@@ -10,7 +10,7 @@ from ..golden.engine import EngineSpec
 from ..golden.floats import FLOAT32
 from .array import SystolicArray
 from .delay import delayed
-from .floats import float_layout
+from .floats import float_layout, ordered
 from .issue import PixelIssue, pixel_layout
 from .library import place
 from .loader import TileLoader
@@ -59,24 +59,18 @@ def engine_signature(spec: EngineSpec) -> wiring.Signature:
 
 
 def limits_layout() -> data.StructLayout:
-    """Two float32 bounds between which accumulators are clamped where ``enable`` is set."""
+    """Two float32 bounds between which accumulators are clamped where ``enable`` is set; ``low`` is
+    not above ``high``, and zero is +0."""
     number = float_layout(FLOAT32)
     return data.StructLayout({"enable": 1, "low": number, "high": number})
 
 
 def _clamped(number, limits):
-    """``min(max(number, low), high)`` where limits are enabled."""
-
-    def ordered(value):
-        # Unsigned integers in the order of the numbers.
-        bits = value.as_value()
-        return Cat(bits[:31] ^ bits[31].replicate(31), ~bits[31])
-
-    under = ordered(number) < ordered(limits.low)
-    over = ordered(number) > ordered(limits.high)
-    inside = Mux(under, limits.low.as_value(), number.as_value())
-    bounded = Mux(over, limits.high.as_value(), inside)
-    return Mux(limits.enable, bounded, number.as_value())
+    """``min(max(number, low), high)`` where limits are enabled; ``low`` is not above ``high``."""
+    bits, low, high = (each.as_value() for each in (number, limits.low, limits.high))
+    inside = Mux(ordered(bits) < ordered(low), low, bits)
+    bounded = Mux(ordered(bits) > ordered(high), high, inside)
+    return Mux(limits.enable, bounded, bits)
 
 
 class Engine(wiring.Component):

@@ -7,7 +7,7 @@ from amaranth.lib import data
 
 from ..golden.floats import FloatFormat
 
-__all__ = ["float_layout", "left_justify", "scale_layout", "shift_distances"]
+__all__ = ["float_layout", "left_justify", "ordered", "scale_layout", "shift_distances"]
 
 
 def float_layout(form: FloatFormat) -> data.StructLayout:
@@ -15,6 +15,11 @@ def float_layout(form: FloatFormat) -> data.StructLayout:
     return data.StructLayout(
         {"fraction": form.fraction_bits, "exponent": form.exponent_bits, "sign": 1}
     )
+
+
+def ordered(bits: Value) -> Value:
+    """A float's bits as an unsigned integer; these are in the order of the numbers."""
+    return Cat(bits[:-1] ^ bits[-1].replicate(len(bits) - 1), ~bits[-1])
 
 
 def scale_layout(significand_bits: int) -> data.StructLayout:

@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from shiftcore.benchmarks import area, models, networks, utilization, verilog
+from shiftcore.benchmarks import area, models, networks, simulation, utilization, verilog
 from shiftcore.hw.verilog import TOP
 from shiftcore.tests.networks import CONFIG
 
@@ -178,3 +178,16 @@ def test_networks_that_cannot_be_loaded(monkeypatch):
     message = r"^there is no network 'resnet34'; known are digits, resnet8, .*, shufflenetv2$"
     with pytest.raises(click.ClickException, match=message):
         models.load("resnet34")
+
+
+def test_simulation_speeds_are_compared(monkeypatch):
+    monkeypatch.setattr(simulation, "hardware", lambda network: CONFIG)
+    monkeypatch.setattr(simulation, "CYCLES", 20_000)
+    for least, status in ((0.01, 0), (100.0, 1)):
+        monkeypatch.setattr(simulation, "LEAST", least)
+        run = CliRunner().invoke(simulation.main, ["--json", "--repetitions", "1"])
+        assert run.exit_code == status, run.output
+        found = json.loads(run.stdout)
+        assert found["ratio"] == found["accelerator_cycles_per_s"] / found["array_cycles_per_s"]
+        assert found["cycles_per_image"] > 10_000
+    assert run.stderr.endswith(f"the ratio must be at least 100.0, not {found['ratio']:.2f}\n")

@@ -78,10 +78,8 @@ def test_steps_in_memory_may_be_negative():
     (outcome,) = run_cases([(0, case)])
     assert (outcome.failure, outcome.code, outcome.computed) == ("", "NONE", True)
     inputs = np.arange(case.sizes[1] * 8, dtype=np.uint8)[None]
-    expected = Machine(valid).run(inputs).outputs
-    assert np.array_equal(
-        Machine(replace(valid, instructions=(backwards, *others))).run(inputs).outputs, expected
-    )
+    same = Machine(replace(valid, instructions=(backwards, *others))).run(inputs).outputs
+    assert np.array_equal(same, Machine(valid).run(inputs).outputs)
 
 
 def test_tiles_that_are_left_beside_a_drain_that_waits():
@@ -92,6 +90,29 @@ def test_tiles_that_are_left_beside_a_drain_that_waits():
     items[7] = End()
     (outcome,) = run_cases([(0, directed(valid, *items))])
     assert (outcome.failure, outcome.code, outcome.decided) == ("", "WEIGHTS_LEFT", True)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "numbers"),
+    [
+        (0x40000000, 0x3F800000, {0x3F800000}),  # 2 to 1
+        (0xBF800000, 0x80000000, None),  # -1 to -0
+        (0x80000001, 0x00000001, {0}),  # not even subnormal
+    ],
+)
+def test_limits_that_no_compiler_writes(low: int, high: int, numbers: set[int] | None):
+    valid = two_blocks()
+    items = list(valid.instructions)
+    assert isinstance(items[8], Drain)
+    items[8] = replace(items[8], limited=1, low=low, high=high)
+    case = directed(valid, *items)
+    (outcome,) = run_cases([(0, case)])
+    assert (outcome.failure, outcome.code, outcome.computed) == ("", "NONE", True)
+    inputs = np.arange(case.sizes[1] * 8, dtype=np.uint8)[None]
+    found = Machine(replace(valid, instructions=tuple(items))).run(inputs).outputs.view(np.uint32)
+    assert 0x80000000 not in found
+    if numbers is not None:
+        assert set(found.ravel().tolist()) <= numbers
 
 
 def test_failures_are_reported_and_the_next_case_runs(monkeypatch: pytest.MonkeyPatch):

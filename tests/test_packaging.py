@@ -29,7 +29,7 @@ ARROWS = {
     "estimate": {"golden", "compiler"},
     "hw": {"golden"},
     "host": {"golden"},
-    "sim": {"hw", "golden", "compiler", "host"},
+    "sim": {"hw", "golden", "compiler", "estimate", "host"},
     "toolchain": {"hw", "golden"},
 }
 # One framework per folder: framework -> the folders of ARROWS that may import it.

@@ -29,10 +29,10 @@ from shiftcore.golden.machine import (
     check_written,
     decode_program,
     first_mismatch,
-    validate,
 )
 from shiftcore.golden.passes import BlockRows
 from shiftcore.golden.program import Place, Program, pack_words
+from shiftcore.golden.validity import fetched, outcomes, validate
 from shiftcore.golden.vqk import VariableQuantizedKernel
 from shiftcore.tests.golden.machine_cases import (
     ONCE,
@@ -673,6 +673,77 @@ def test_errors(items: list, message: str, code: Error):
         validate(items, CONFIG, SIZES)
     assert caught.value.code == code
     assert str(caught.value) == message
+    assert code in outcomes(model_of(items), CONFIG, SIZES)
+
+
+def model_of(items: list, spoiled: int | None = None) -> np.ndarray:
+    """The encoded program, an instruction of it without an opcode."""
+    words = encode(items)
+    if spoiled is not None:
+        words[spoiled, 0] &= ~np.uint64(0xF)
+    return words.view(np.uint8).ravel()
+
+
+LATE, FAR, HIGH = changed(3, offset=39)[3], changed(0, buffer=15)[0], changed(2, accumulator=7)[2]
+
+
+@pytest.mark.parametrize(
+    ("items", "spoiled", "codes"),
+    [
+        (GOOD, None, {Error.NONE}),
+        # Errors of different engines race; memory decides.
+        ([FAR, *GOOD[1:3], LATE, End()], None, {Error.BUFFER_RANGE, Error.MEMORY_RANGE}),
+        (
+            [LOAD, WEIGHTS, replace(HIGH, buffer=15), DRAIN, End()],
+            None,
+            {Error.BUFFER_RANGE, Error.ACCUMULATOR_RANGE},
+        ),
+        (
+            [LOAD, replace(WEIGHTS, biased=0), HIGH, DRAIN, End()],
+            None,
+            {Error.TILE_MISMATCH, Error.ACCUMULATOR_RANGE},
+        ),
+        # What comes after an instruction that is none does not count, nor does what follows END.
+        ([*GOOD[:3], LATE, End()], 2, {Error.BAD_OPCODE}),
+        ([FAR, *GOOD[1:]], 2, {Error.BUFFER_RANGE, Error.BAD_OPCODE}),
+        ([*GOOD, FAR], 5, {Error.NONE}),
+        (changed(1, tiles=0), 3, {Error.BAD_FIELD}),
+        # An END must come, but nothing need have waited for it.
+        (changed(3, after_pass=2)[:-1], None, {Error.PROGRAM_RANGE, Error.DEADLOCK}),
+        (GOOD[:2], None, {Error.PROGRAM_RANGE}),
+        # Tiles are left when every PASS is complete, whatever still waits for something.
+        (
+            [LOAD, replace(WEIGHTS, tiles=2, offset=0), PASS, replace(DRAIN, after_load=2), End()],
+            None,
+            {Error.WEIGHTS_LEFT},
+        ),
+        # Nobody walks through so many pixels.
+        (
+            changed(2, loops=(Loop(4095),) * 5),
+            None,
+            {Error.TIMEOUT, Error.BUFFER_RANGE, Error.ACCUMULATOR_RANGE},
+        ),
+    ],
+)
+def test_outcomes(items: list, spoiled: int | None, codes: set[Error]):
+    assert outcomes(model_of(items, spoiled), CONFIG, SIZES) == codes
+
+
+def test_the_model_region_ends_the_program():
+    beats = CONFIG.accelerator.instruction_beats
+    for instructions, reason in ((4, Error.PROGRAM_RANGE), (5, Error.NONE), (6, Error.NONE)):
+        found = fetched(model_of([*GOOD, LOAD]), CONFIG, instructions * beats)
+        assert found == (tuple(GOOD[:instructions]), reason)
+
+
+def test_offsets_in_memory_wrap():
+    # The second block lies before the first one, the second row after the last beat of 2**32.
+    validate(changed(0, offset=10, blocks=2, block_step=2**32 - 10), CONFIG, SIZES)
+    validate(
+        changed(3, offset=2**32 - 2**23, rows=2, row_step=2**23), CONFIG, (*SIZES[:3], 2**32 - 1)
+    )
+    with pytest.raises(MachineError, match=r"beats of INPUT must be 0 to 19, not 21$"):
+        validate(changed(0, offset=20, blocks=2, block_step=2**32 - 10), CONFIG, SIZES)
 
 
 def test_words_that_are_no_program():
@@ -731,6 +802,9 @@ def test_queues_may_be_too_short():
     with pytest.raises(MachineError, match=r"no engine can go on: .*waits for room") as caught:
         Machine(builder.program())
     assert caught.value.code == Error.DEADLOCK
+    # The accelerator holds more than its queues do, how much more is not the model's business.
+    program = builder.program()
+    assert outcomes(program.model, CONFIG, program.sizes) == {Error.NONE, Error.DEADLOCK}
     builder.items = [builder.items[k] for k in (0, 1, 3, 2)]
     Machine(builder.program())
 
