@@ -2,7 +2,7 @@
 
 ``python benchmarks/simulation.py`` builds both with Verilator in the same way and lets them run by
 turns: the array of ``examples/array16.toml`` on random pixels with a new tile every 64 cycles, and
-the accelerator around it with its memory on the digits network (or ``resnet8`` or ``resnet20``, which
+the accelerator around it with its memory on the digits network (``resnet8`` and ``resnet20``
 need SHIFTCORE_DATA). Both run freely; their test benches are compiled with them. The outputs of
 the accelerator must be the golden machine's. Fails if the ratio of the medians is below 0.4.
 """
