@@ -105,6 +105,7 @@ class BusResult:
     bursts : every address of the channels ``"m_axi_ar"`` and ``"m_axi_aw"``, by the names of its
         parts
     interrupt : its level before the start, after the end, and after it was cleared
+    pending : when it rose, beats and responses that memory owed, and what was still offered to it
     cycles : CYCLES
     longest : the most cycles that a beat waited for the memory
     """
@@ -114,6 +115,7 @@ class BusResult:
     violations: list[str]
     bursts: list[tuple[str, dict[str, int]]] = field(repr=False)
     interrupt: tuple[int, int, int]
+    pending: int
     cycles: int
     longest: int
 
@@ -180,8 +182,10 @@ class _Bus:
 
     def __init__(self, dut, rng: random.Random, pause: float):
         self.dut, self.rng, self.pause = dut, rng, pause
-        self.limit = 0
-        self.polled = 0
+        self.limit = self.polled = self.pending = 0
+        self.handshakes = {channel: Handshake(channel) for channel in _CHANNELS}
+        self.bursts: list[tuple[str, dict[str, int]]] = []
+        self.owed = {"m_axi_r": 0, "m_axi_b": 0}
         self.memory = _Memory(dut.clk, rng)
         self.control = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axi"), dut.clk, dut.rst)
         memory = AxiBus.from_prefix(dut, "m_axi")
@@ -245,6 +249,9 @@ class _Bus:
         if port.value != 1:
             await First(RisingEdge(port), ClockCycles(self.dut.clk, self.limit))
         assert port.value == 1, f"no interrupt within {self.limit} cycles"
+        owed = sum(count - self.handshakes[name].transfers for name, count in self.owed.items())
+        offers = (self.dut.m_axi_arvalid, self.dut.m_axi_awvalid, self.dut.m_axi_wvalid)
+        self.pending = owed + sum(offer.value == 1 for offer in offers)
 
     async def poll(self) -> None:
         """Read what is always the same, and what is not there, over and over."""
@@ -252,6 +259,34 @@ class _Bus:
             assert await self.access(register("ID").offset, 4) == (0, ID.to_bytes(4, "little"))
             assert await self.access(_UNMAPPED, 4) == (AxiResp.SLVERR, bytes(4))
             self.polled += 2
+
+    async def monitor(self) -> None:
+        """Look at every channel in every cycle."""
+        dut, names = self.dut, [*read_ports(32), *write_ports(32), *control_ports()]
+        ports = []
+        for channel, handshake in self.handshakes.items():
+            found = [name for name in names if name.startswith(channel) and channel in OUTPUTS]
+            payload = {
+                name.removeprefix(channel): getattr(dut, name)
+                for name in found
+                if not name.endswith(("valid", "ready"))
+            }
+            valid, ready = (getattr(dut, f"{channel}{part}") for part in ("valid", "ready"))
+            ports.append((handshake, valid, ready, payload))
+        edge = RisingEdge(dut.clk)
+        while True:
+            await edge
+            for handshake, valid, ready, payload in ports:
+                now = None
+                if valid.value == 1:
+                    now = {part: int(handle.value) for part, handle in payload.items()}
+                taken = handshake.sample(now, ready.value == 1)
+                if taken is not None and "len" in taken:
+                    self.bursts.append((handshake.name, taken))
+                    if handshake.name == "m_axi_ar":
+                        self.owed["m_axi_r"] += taken["len"] + 1
+                    else:
+                        self.owed["m_axi_b"] += 1
 
 
 class _Placed(Accelerator):
@@ -285,33 +320,6 @@ class _Placed(Accelerator):
         return code, (before, raised, cleared), cycles
 
 
-async def _monitor(
-    dut, handshakes: dict[str, Handshake], bursts: list[tuple[str, dict[str, int]]]
-) -> None:
-    """Look at every channel in every cycle."""
-    names = [*read_ports(32), *write_ports(32), *control_ports()]
-    ports = []
-    for channel, handshake in handshakes.items():
-        found = [name for name in names if name.startswith(channel) and channel in OUTPUTS]
-        payload = {
-            name.removeprefix(channel): getattr(dut, name)
-            for name in found
-            if not name.endswith(("valid", "ready"))
-        }
-        valid, ready = (getattr(dut, f"{channel}{part}") for part in ("valid", "ready"))
-        ports.append((handshake, valid, ready, payload))
-    edge = RisingEdge(dut.clk)
-    while True:
-        await edge
-        for handshake, valid, ready, payload in ports:
-            now = None
-            if valid.value == 1:
-                now = {part: int(handle.value) for part, handle in payload.items()}
-            taken = handshake.sample(now, ready.value == 1)
-            if taken is not None and "len" in taken:
-                bursts.append((handshake.name, taken))
-
-
 @cocotb.test(timeout_time=10, timeout_unit="ms")
 async def run(dut):
     """Do the job; answer with a :class:`BusAnswer`."""
@@ -325,9 +333,7 @@ async def run(dut):
     await ClockCycles(dut.clk, 3)
     dut.rst.value = 0
     await ClockCycles(dut.clk, 1)
-    handshakes = {channel: Handshake(channel) for channel in _CHANNELS}
-    bursts: list[tuple[str, dict[str, int]]] = []
-    cocotb.start_soon(_monitor(dut, handshakes, bursts))
+    cocotb.start_soon(bus.monitor())
     accesses = [await bus.access(*each) for each in work.accesses]
     results = []
     if work.runs:
@@ -336,7 +342,7 @@ async def run(dut):
     for each in work.runs:
         bus.pause, bus.limit = each.pause, each.limit
         bus.memory.begin(each)
-        bursts.clear()
+        bus.bursts.clear()
         code, interrupt, cycles = await bridge(driver.do)(each)
         memory = bus.memory
         results.append(
@@ -344,10 +350,11 @@ async def run(dut):
                 code,
                 bytes(memory.content),
                 memory.violations,
-                list(bursts),
+                list(bus.bursts),
                 interrupt,
+                bus.pending,
                 cycles,
                 memory.longest,
             )
         )
-    answer(BusAnswer(accesses, results, handshakes, bus.polled))
+    answer(BusAnswer(accesses, results, bus.handshakes, bus.polled))

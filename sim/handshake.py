@@ -16,6 +16,7 @@ class Handshake:
     name : of the channel
     violations : a sentence for each time it did not
     cycles, idle, stalled : in all, without valid, and with valid but not ready
+    transfers : the other cycles
     """
 
     name: str
@@ -24,6 +25,10 @@ class Handshake:
     idle: int = 0
     stalled: int = 0
     _waiting: dict[str, int] | None = None
+
+    @property
+    def transfers(self) -> int:
+        return self.cycles - self.idle - self.stalled
 
     def sample(self, payload: dict[str, int] | None, ready: bool) -> dict[str, int] | None:
         """One cycle, `payload` None if it is not valid; what was transferred."""
