@@ -171,8 +171,10 @@ def run_demo(
         progress(f"synthesizing a 4x4 engine for {target}")
         area[target] = synthesize(small, TOP, target)
 
+    figures = run.figures(program)
+    figures["bit_exact"] = difference is None
     result = DemoResult(
-        **(run.figures(program) | {"bit_exact": difference is None}),
+        **figures,
         difference=difference,
         predicted=prediction.cycles,
         counters_exact=all(each == prediction.counters() for each in run.counters),
