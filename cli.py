@@ -317,16 +317,14 @@ def run(
     as_json: bool,
 ) -> None:
     """Execute the build folder FOLDER on images; the RTL is compared with the golden model."""
-    from .compiler.build import NETWORK
+    from .compiler.build import load_build
     from .golden.machine import Machine
-    from .golden.network import QuantizedNetwork
-    from .golden.program import Program, scores_of
+    from .golden.program import scores_of
     from .quant.data import load_images
 
     if waves is not None:
         _check_folder(waves)
-    program = Program.load(folder)
-    network = QuantizedNetwork.load(folder / NETWORK)
+    program, network = load_build(folder)
     images, labels = load_images(data)
     images = images[:limit]
     if not len(images):

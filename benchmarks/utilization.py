@@ -16,19 +16,15 @@ import time
 from typing import Any
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from shiftcore.benchmarks.models import GAP, LATENCY, hardware, load
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import predict
-from shiftcore.frontend.graph import Conv2d, Linear
 from shiftcore.golden.machine import Machine
-from shiftcore.quant.convert import as_graph, quantize
+from shiftcore.quant.convert import quantize
 from shiftcore.sim.accelerate import run_program
 from shiftcore.tests.compiler.compare import difference
 
@@ -37,17 +33,6 @@ HEADINGS = (
     "network", "MACs", "cycles", "predicted", "utilization", "no tile", "no ticket", "no pass",
     "hazard", "compared", "mismatches", "golden layers",
 )  # fmt: skip
-
-
-def macs_of(model: nn.Module, images: NDArray[np.float32]) -> int:
-    """MACs of the convolutions and linear layers for one image."""
-    graph = as_graph(model, images)
-    shapes = graph.shapes
-    return sum(
-        node.weight.size * int(np.prod(shapes[node.name][1:]))
-        for node in graph.nodes
-        if isinstance(node, Conv2d | Linear)
-    )
 
 
 def measure(name: str, simulated: bool = True) -> dict[str, Any]:
@@ -67,7 +52,7 @@ def measure(name: str, simulated: bool = True) -> dict[str, Any]:
     predicted = predict(program, latency=LATENCY, gap=GAP).counters()
     row: dict[str, Any] = {
         "network": name,
-        "macs": macs_of(model, images),
+        "macs": program.macs,
         "predicted": predicted["cycles"],
         "difference": difference(program, trace, network.compute(images[:1])),
         "quantize_s": quantized - began,
