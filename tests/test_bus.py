@@ -22,7 +22,7 @@ from shiftcore.golden.tickets import drain_memory, sizes_of
 from shiftcore.hw.accelerator import QUIET_CYCLES, Accelerator
 from shiftcore.sim.bus_bench import OUTPUTS, BusAnswer, BusJob, BusResult, BusRun
 from shiftcore.sim.handshake import Handshake
-from shiftcore.sim.hostile import CONFIG, valid_program
+from shiftcore.sim.hostile_programs import CONFIG, valid_program
 from shiftcore.sim.runner import simulate
 from shiftcore.tests.compiler.random_networks import random_network
 
