@@ -50,7 +50,7 @@ def check(runs: list[LayerRun], network: QuantizedNetwork, images: np.ndarray) -
     assert np.array_equal(found.view(np.uint32), np.asarray(scores).view(np.uint32))
 
 
-@pytest.mark.parametrize(("simulator", "images"), [("verilator", 3), ("icarus", 1)])
+@pytest.mark.parametrize(("simulator", "images"), [("verilator", 20), ("icarus", 1)])
 def test_every_layer(network: QuantizedNetwork, simulator: Simulator, images: int) -> None:
     _, held_out = data.load()
     chosen = held_out.x[:images]
