@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..golden.accelerator import PAGE_BYTES
 from ..golden.config import HardwareConfig
 from ..golden.isa import LEVELS, Drain, Error, Form, Instruction, Load, Pass, Weights
 from ..golden.program import Program
@@ -13,8 +14,6 @@ from ..golden.tickets import MachineError
 from .accelerator_kernels import COUNTS, INSTRUCTION, MACHINE, SPEC, run
 
 __all__ = ["Prediction", "predict", "predict_layers"]
-
-_PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def predict(program: Program, *, latency: int = 20, gap: int = 0, images: int = 
     images : computed after one start, adjacent in memory, as the driver places them
 
     Raises :class:`~shiftcore.golden.tickets.MachineError` if the run does not come to its end. What
-    :func:`~shiftcore.golden.machine.validate` refuses is not looked for.
+    :func:`~shiftcore.golden.validity.validate` refuses is not looked for.
     """
     (counters,) = _counters(program, latency, gap, images, np.zeros(0, np.int64)).tolist()
     return Prediction(*counters)
@@ -106,7 +105,7 @@ def _spec(config: HardwareConfig) -> np.ndarray:
         "instruction_beats": spec.instruction_beats,
         "burst_beats": spec.burst_beats,
         "outstanding": spec.outstanding,
-        "page_beats": _PAGE // spec.beat_bytes,
+        "page_beats": PAGE_BYTES // spec.beat_bytes,
         "code_rows_beats": config.rows * tile.row_beats,
         "scale_beats": tile.scale_beats,
         "bias_beats": tile.bias_beats,

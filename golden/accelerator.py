@@ -6,8 +6,10 @@ from .bfp import BlockFloat
 from .engine import EngineSpec
 from .isa import WORDS
 
-__all__ = ["HALT_CYCLES", "AcceleratorSpec", "longest_run"]
+__all__ = ["HALT_CYCLES", "PAGE_BYTES", "AcceleratorSpec", "longest_run"]
 
+PAGE_BYTES = 4096
+"""no burst crosses a multiple of it, a rule of AXI; regions begin at one"""
 HALT_CYCLES = 10
 """cycles that a run takes at most beside its time-out and what memory owes it then"""
 

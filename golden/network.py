@@ -104,7 +104,8 @@ class QuantizedNetwork:
 
     def macs(self) -> dict[str, int]:
         """Multiply-accumulates of every layer for one image: those of convolutions and linear
-        layers. Identities and pools have none; planes and padding lanes are not counted."""
+        layers. Identities and pools of a converted network have none; planes and padding lanes
+        are not counted."""
         sizes = self.sizes()
         return {layer.name: layer.macs(*sizes[layer.name]) for layer in self.layers}
 

@@ -118,7 +118,7 @@ class Program:
         passes are drained before the passes of the next group begin in program order, and layers
         follow each other.
         """
-        layers = iter(place.layer for place in self.places)
+        layers = iter(place.layer for _, place in self.drains)
         found: dict[str, int] = {}
         pixels = 0
         for item in self.instructions:

@@ -5,13 +5,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..golden.accelerator import PAGE_BYTES
 from ..golden.isa import ISA_VERSION, Error, Region
 from ..golden.program import Program
 from ..golden.registers import COUNTERS, ID, configuration_hash, register
 
 __all__ = ["Accelerator", "AcceleratorError", "Transport"]
-
-_PAGE = 4096
 
 
 class AcceleratorError(RuntimeError):
@@ -63,8 +62,8 @@ class Accelerator:
     """
 
     def __init__(self, transport: Transport, base: int = 0):
-        if base % _PAGE:
-            raise ValueError(f"base must be a multiple of {_PAGE}, not {base}")
+        if base % PAGE_BYTES:
+            raise ValueError(f"base must be a multiple of {PAGE_BYTES}, not {base}")
         self.transport, self.base = transport, base
         self.program: Program | None = None
         found = self.read("ID")
@@ -107,7 +106,9 @@ class Accelerator:
             size = self.program.sizes[region]
             own = region in (Region.INPUT, Region.OUTPUT)
             places[region] = (address, size if own else 0)
-            address += -(-size * spec.beat_bytes * (images if own else 1) // _PAGE) * _PAGE
+            address += (
+                -(-size * spec.beat_bytes * (images if own else 1) // PAGE_BYTES) * PAGE_BYTES
+            )
         return places
 
     def run(self, inputs: NDArray[np.uint8], *, timeout: int = 0) -> NDArray[np.uint8]:

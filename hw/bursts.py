@@ -5,14 +5,11 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from ..golden.accelerator import AcceleratorSpec
+from ..golden.accelerator import PAGE_BYTES, AcceleratorSpec
 from ..golden.registers import ADDRESS_BITS
 from .axi import BEATS_BITS, region_layout, run_layout
 
 __all__ = ["BurstSplitter", "burst_layout"]
-
-PAGE_BYTES = 4096
-"""No burst crosses a multiple of this."""
 
 
 def burst_layout(spec: AcceleratorSpec) -> data.StructLayout:

@@ -8,12 +8,11 @@ import cocotb
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
+from ..golden.accelerator import PAGE_BYTES
 from .exchange import answer, job
 from .handshake import Handshake
 
 __all__ = ["AxiAnswer", "AxiJob", "AxiMemory", "MemoryModel"]
-
-_PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class AxiMemory:
             self.violations.append(f"{what}: size {size}, burst {kind}, id {id_}")
         if address % self.beat_bytes or beats > self.model.longest:
             self.violations.append(f"{what}: not aligned, or too long")
-        if address // _PAGE != (end - 1) // _PAGE:
+        if address // PAGE_BYTES != (end - 1) // PAGE_BYTES:
             self.violations.append(f"{what}: crosses a page")
         if not any(low <= address and end <= high for low, high in allowed):
             self.violations.append(f"{what}: out of range")

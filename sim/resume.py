@@ -33,7 +33,7 @@ CaseT = TypeVar("CaseT", bound=_Case)
 @cache
 def current_sources() -> str:
     """What a case says about the state of gateware, models and simulations that it was run in."""
-    return sources_hash("golden", "estimate", "hw", "sim")
+    return sources_hash("golden", "estimate", "hw", "host", "sim")
 
 
 def finished(path: Path, form: type[CaseT]) -> dict[int, CaseT]:

@@ -26,6 +26,12 @@ def test_hostile_programs():
     assert sum(outcome.computed for outcome in outcomes) >= 150
 
 
+def test_hostile_programs_in_icarus():
+    outcomes = list(hostile_cases(range(12), "icarus"))
+    assert [outcome.failure for outcome in outcomes if outcome.failure] == []
+    assert outcomes == list(hostile_cases(range(12)))
+
+
 def test_the_documents_state_the_bound():
     text = " ".join((ROOT / "docs/machine.md").read_text(encoding="utf-8").split())
     assert f"at most `TIMEOUT + M + {HALT_CYCLES}` cycles" in text

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shiftcore.golden.accelerator import AcceleratorSpec
-
-PAGE = 4096
+from shiftcore.golden.accelerator import PAGE_BYTES, AcceleratorSpec
 
 
 @dataclass(frozen=True)
@@ -34,15 +32,15 @@ class Regions:
 
     @classmethod
     def random(cls, spec: AcceleratorSpec, rng: np.random.Generator, pages: int = 12) -> "Regions":
-        step, part = spec.beat_bytes, pages // 4 * PAGE
-        origin = int(rng.integers(1, 1 << 27)) * PAGE
-        half = PAGE // 2 // step
+        step, part = spec.beat_bytes, pages // 4 * PAGE_BYTES
+        origin = int(rng.integers(1, 1 << 27)) * PAGE_BYTES
+        half = PAGE_BYTES // 2 // step
         begin = [int(rng.integers(0, half)) for _ in range(4)]
         end = [part // step - int(rng.integers(0, half)) for _ in range(4)]
         order = rng.permutation(4).tolist()
         bases = [origin + order[k] * part + begin[k] * step for k in range(4)]
         sizes = [end[k] - begin[k] for k in range(4)]
-        return cls(spec, origin, rng.bytes(pages * PAGE), tuple(bases), tuple(sizes))
+        return cls(spec, origin, rng.bytes(pages * PAGE_BYTES), tuple(bases), tuple(sizes))
 
     @property
     def port(self) -> int:
@@ -60,7 +58,7 @@ class Regions:
         region = int(rng.choice(list(regions)))
         size = self.sizes[region]
         beats = int(rng.integers(1, min(size, longest) + 1))
-        page = PAGE // self.spec.beat_bytes
+        page = PAGE_BYTES // self.spec.beat_bytes
         first = -(self.bases[region] // self.spec.beat_bytes) % page
         crossing = first + page * int(rng.integers(0, 2)) - int(rng.integers(0, beats + 1))
         choices = [0, size - beats, crossing, crossing, int(rng.integers(0, size - beats + 1))]
@@ -89,7 +87,7 @@ class Regions:
         step = self.spec.beat_bytes
         address, left, found = self.bases[run.region] + run.offset * step, run.beats, []
         while left:
-            beats = min(self.spec.burst_beats, left, (PAGE - address % PAGE) // step)
+            beats = min(self.spec.burst_beats, left, (PAGE_BYTES - address % PAGE_BYTES) // step)
             found.append((address, beats))
             address, left = address + beats * step, left - beats
         return found
