@@ -208,14 +208,14 @@ def compile_(network: Path, hw: Path, output: Path, as_json: bool) -> None:
     Cycles are those of `shiftcore estimate` with the default memory.
     """
     from .compiler.build import save_build
-    from .compiler.network import compile_with_costs
+    from .compiler.network import compile_with_plan
     from .estimate.network import estimate
     from .golden.network import QuantizedNetwork
 
     config = HardwareConfig.load(hw)
     quantized = QuantizedNetwork.load(network)
     with _busy("compiling"):
-        compiled = compile_with_costs(quantized, config)
+        compiled = compile_with_plan(quantized, config)
         save_build(compiled.program, network, output)
         found = estimate(compiled.program, quantized.macs())
     values = {
@@ -228,8 +228,10 @@ def compile_(network: Path, hw: Path, output: Path, as_json: bool) -> None:
     }
     if as_json:
         figures = _figures(found)
-        plans = [{"chunks": each.chunks, "on_chip": each.kept} for each in compiled.layers]
-        figures["layers"] = [a | b for a, b in zip(figures["layers"], plans, strict=True)]
+        plans = {each.name: each for each in compiled.layers}
+        for layer in figures["layers"]:
+            plan = plans[layer["name"]]
+            layer |= {"chunks": plan.chunks, "on_chip": plan.kept}
         _print(True, values | figures)
         return
     _print(False, {}, _layer_table(found, config))

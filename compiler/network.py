@@ -17,7 +17,7 @@ from .schedule import Listing, schedule
 from .tensors import Tensors, input_tensor, stored_tensors
 from .tile import column_tiles
 
-__all__ = ["Compiled", "LayerPlan", "compile_network", "compile_with_costs"]
+__all__ = ["Compiled", "LayerPlan", "compile_network", "compile_with_plan"]
 
 _LARGEST = (1 << 11) - 1
 """coordinate of a PASS"""
@@ -61,10 +61,10 @@ def compile_network(network: QuantizedNetwork, config: HardwareConfig) -> Progra
 
     Raises ``ValueError`` if they do not go together, with what to change.
     """
-    return compile_with_costs(network, config).program
+    return compile_with_plan(network, config).program
 
 
-def compile_with_costs(network: QuantizedNetwork, config: HardwareConfig) -> Compiled:
+def compile_with_plan(network: QuantizedNetwork, config: HardwareConfig) -> Compiled:
     """As :func:`compile_network`, and what it costs."""
     check(network, config)
     _check_sizes(network, config)

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from shiftcore.cli import main
 from shiftcore.compiler.build import load_build
-from shiftcore.compiler.network import compile_with_costs
+from shiftcore.compiler.network import compile_with_plan
 from shiftcore.estimate.accelerator import predict
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.network import QuantizedNetwork
@@ -44,7 +44,7 @@ def test_compile(files: tuple[Path, Path], tmp_path: Path):
     result = run("compile", network, "--hw", hardware, "-o", folder, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    compiled = compile_with_costs(QuantizedNetwork.load(network), CONFIG)
+    compiled = compile_with_plan(QuantizedNetwork.load(network), CONFIG)
     program = compiled.program
     assert found["instructions"] == len(program.instructions)
     assert found["weight_bytes"] == len(program.weights)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shiftcore.compiler.network import Compiled, compile_network, compile_with_costs
+from shiftcore.compiler.network import Compiled, compile_network, compile_with_plan
 from shiftcore.estimate.network import estimate
 from shiftcore.examples.digits import data, model
 from shiftcore.golden.config import HardwareConfig
@@ -45,13 +45,13 @@ def case(seed: int) -> tuple[QuantizedNetwork, Compiled, bool]:
     config = random_config(rng)
     network = random_network(rng, config)
     try:
-        return network, compile_with_costs(network, config), False
+        return network, compile_with_plan(network, config), False
     except ValueError as error:
         found = re.search(r"set buffer_depth = (\d+) or more$", str(error))
         if found is None:
             raise
         enough = replace(config, buffer_depth=int(found[1]))
-        return network, compile_with_costs(network, enough), True
+        return network, compile_with_plan(network, enough), True
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -132,7 +132,7 @@ def test_a_smaller_buffer_moves_more():
     moved = []
     for depth in (16, 64, 256, 4096):
         config = HardwareConfig(4, 4, buffer_depth=depth)
-        compiled = compile_with_costs(bottleneck(config), config)
+        compiled = compile_with_plan(bottleneck(config), config)
         moved.append(sum(i.words * i.rows * i.blocks for i in loads(compiled.program, Region(2))))
     assert moved == sorted(moved, reverse=True)
     assert moved[-1] == 0 < moved[-3]
@@ -150,7 +150,7 @@ def test_the_digits_network():
 
     network = quantize(model.load(), data.load()[0].x[:256])
     config = HardwareConfig.load(ARRAY16)
-    compiled = compile_with_costs(network, config)
+    compiled = compile_with_plan(network, config)
     assert_computes(compiled.program, network, images=20)
     assert all(layer.kept for layer in compiled.layers[:-1])
     for depth in (64, 200):
@@ -185,7 +185,7 @@ def resnet20(config: HardwareConfig) -> QuantizedNetwork:
 def test_resnet20_keeps_the_array_busy():
     config = HardwareConfig.load(ARRAY16)
     network = resnet20(config)
-    compiled = compile_with_costs(network, config)
+    compiled = compile_with_plan(network, config)
     assert_computes(compiled.program, network, images=1)
     assert not loads(compiled.program, Region.SCRATCH)
     assert all(layer.kept for layer in compiled.layers[:-1])
