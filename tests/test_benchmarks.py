@@ -161,6 +161,13 @@ def test_a_difference_fails_the_tables_of_networks(monkeypatch, benchmark, row, 
         assert len(line.split()) > 11
 
 
+@pytest.mark.parametrize(("name", "least"), utilization.LEAST.items())
+def test_low_utilization_fails(name, least):
+    row = UTILIZATION_ROW | {"network": name}
+    assert not utilization.failed(row | {"utilization": least})
+    assert utilization.failed(row | {"utilization": least - 1e-6})
+
+
 def test_utilization_without_simulation():
     run = CliRunner().invoke(utilization.main, ["digits", "--golden", "--json"])
     assert run.exit_code == 0, run.output
