@@ -23,10 +23,10 @@ from rich.table import Table
 from shiftcore.benchmarks.models import GAP, LATENCY, hardware, load
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import predict
+from shiftcore.golden.compare import difference
 from shiftcore.golden.machine import Machine
 from shiftcore.quant.convert import quantize
 from shiftcore.sim.accelerate import run_program
-from shiftcore.tests.compiler.compare import difference
 
 CAUSES = ("stall_tile", "stall_ticket", "stall_empty", "stall_hazard")
 HEADINGS = (
