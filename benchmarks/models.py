@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shiftcore.examples.digits import data, model
+from shiftcore.examples.zoo.blocks import calibrated
+from shiftcore.examples.zoo.catalogue import CATALOGUE
+from shiftcore.examples.zoo.cifar import cifar10, raw_cifar10
+from shiftcore.examples.zoo.resnet8 import resnet8
+from shiftcore.examples.zoo.resnet20 import resnet20
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.network import QuantizedNetwork
-from shiftcore.tests.networks import cifar10, resnet20
-from shiftcore.tests.zoo.blocks import calibrated
-from shiftcore.tests.zoo.catalogue import CATALOGUE
-from shiftcore.tests.zoo.resnet8 import raw_cifar10, resnet8
 
 __all__ = ["DATA", "GAP", "LATENCY", "TRAINED", "Model", "hardware", "load"]
 

@@ -29,13 +29,13 @@ from torch import nn
 from shiftcore.benchmarks.models import DATA, GAP, LATENCY, TRAINED, hardware, load
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import predict
+from shiftcore.golden.compare import difference
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.golden.program import Program, scores_of
 from shiftcore.quant.convert import quantize
 from shiftcore.quant.hardware import HardwareNetwork
 from shiftcore.sim.accelerate import run_program
-from shiftcore.tests.compiler.compare import difference
 
 BATCH = 50
 HEADINGS = (

@@ -24,10 +24,10 @@ from rich.table import Table
 from shiftcore.benchmarks.models import GAP, LATENCY, hardware, load
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import predict
+from shiftcore.golden.compare import difference
 from shiftcore.golden.machine import Machine
 from shiftcore.quant.convert import quantize
 from shiftcore.sim.accelerate import run_program
-from shiftcore.tests.compiler.compare import difference
 
 LEAST = {"resnet20": 0.90, "resnet18": 0.87, "resnet50": 0.91}
 """utilization that must be reached"""

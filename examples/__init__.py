@@ -1,1 +1,1 @@
-"""Hardware configurations and worked examples."""
+"""Hardware configurations, published networks and a worked example."""

@@ -44,13 +44,11 @@ __all__ = [
     "Machine",
     "MachineError",
     "MachineRun",
-    "Mismatch",
     "Written",
     "accesses",
     "check_order",
     "check_written",
     "decode_program",
-    "first_mismatch",
     "schedule",
     "tickets",
     "validate",
@@ -76,69 +74,6 @@ class MachineRun:
 
     outputs: NDArray[np.uint8]
     trace: tuple[Written, ...] = ()
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """The first number at which two traces differ."""
-
-    drain: int
-    """which DRAIN of the program"""
-    image: int
-    layer: str
-    row: int
-    column: int
-    channel: int
-    what: str
-    """"code", "exponent" or "value" """
-    expected: float
-    found: float
-
-    def __str__(self) -> str:
-        return (
-            f"image {self.image}, layer {self.layer!r}, pixel ({self.row}, {self.column}), channel "
-            f"{self.channel}: {self.what} must be {self.expected}, not {self.found}"
-        )
-
-
-def first_mismatch(
-    program: Program, expected: Sequence[Written], found: Sequence[Written]
-) -> Mismatch | None:
-    """Where two traces of a program differ first: in program order, then image by image, word by
-    word, and in a word the exponent before the codes."""
-    for index, (drain, where) in enumerate(program.drains):
-        pairs: list[tuple[str, NDArray, NDArray]]
-        a, b = expected[index], found[index]
-        if isinstance(a, BlockRows) and isinstance(b, BlockRows):
-            pairs = [
-                ("exponent", a.exponents[..., None], b.exponents[..., None]),
-                ("code", a.codes, b.codes),
-            ]
-        elif isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-            pairs = [("value", a, b)]
-        else:
-            raise ValueError(f"drain {index} is raw in one trace and blocks in the other")
-        differing = []
-        for order, (_, x, y) in enumerate(pairs):
-            differs = np.argwhere(x.view(f"u{x.itemsize}") != y.view(f"u{y.itemsize}"))
-            if len(differs):
-                image, pixel, lane = differs[0].tolist()
-                differing.append((image, pixel, order, lane))
-        if differing:
-            image, pixel, order, lane = min(differing)
-            what, x, y = pairs[order]
-            return Mismatch(
-                index,
-                image,
-                where.layer,
-                where.row + pixel // drain.pixels,
-                where.column + pixel % drain.pixels,
-                where.channel + lane,
-                what,
-                x[image, pixel, lane].item(),
-                y[image, pixel, lane].item(),
-            )
-    return None
 
 
 class _State:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..golden.compare import Mismatch, count_mismatches, first_mismatch
 from ..golden.isa import Form, Region
-from ..golden.machine import Machine, Mismatch, Written, first_mismatch
+from ..golden.machine import Machine, Written
 from ..golden.passes import BlockRows
 from ..golden.program import Program, unpack_words
 from ..host.driver import Accelerator, AcceleratorError
-from .network import count_mismatches
 from .runner import SimulationError, Simulator
 from .system import CYCLE, SimulatedSystem
 

@@ -11,10 +11,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ..golden.compare import count_mismatches
 from ..golden.config import HardwareConfig
 from ..golden.passes import Drain, Engine, Pass
 from .harness import EngineRun, run_engine
-from .network import count_mismatches
 from .random_work import random_config, random_drains, random_passes
 from .resume import current_sources, resume
 from .runner import Simulator

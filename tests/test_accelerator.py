@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from shiftcore.compiler.network import compile_network
 from shiftcore.examples.digits import data, model
+from shiftcore.examples.zoo.cifar import cifar10
+from shiftcore.examples.zoo.resnet20 import resnet20
 from shiftcore.golden.isa import Error, Region
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.network import QuantizedNetwork
@@ -20,7 +22,7 @@ from shiftcore.quant.hardware import HardwareNetwork
 from shiftcore.sim.accelerate import memory_bytes, run_program
 from shiftcore.sim.runner import Simulator
 from shiftcore.sim.system import SimulatedSystem
-from shiftcore.tests.networks import CONFIG, cifar10, resnet20
+from shiftcore.tests.networks import CONFIG
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from torch import nn
 
 from shiftcore.cli import main
 from shiftcore.examples.digits import data, demo, model
-from shiftcore.golden.machine import Mismatch
+from shiftcore.golden.compare import Mismatch
 from shiftcore.quant import convert
 from shiftcore.sim import accelerate
 from shiftcore.sim.accelerate import AcceleratorRun

@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shiftcore.compiler.network import compile_network
 from shiftcore.examples.digits import model
+from shiftcore.examples.zoo.resnet20 import ResNet20
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.quant.coverage import coverage
-from shiftcore.tests.networks import ResNet20
 
 
 class Mixed(nn.Module):

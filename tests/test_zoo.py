@@ -11,8 +11,13 @@ from torch import nn
 
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import predict
+from shiftcore.examples.zoo.blocks import calibrated
+from shiftcore.examples.zoo.catalogue import CATALOGUE
+from shiftcore.examples.zoo.cifar import raw_cifar10
+from shiftcore.examples.zoo.resnet8 import resnet8
 from shiftcore.frontend import graph as nodes
 from shiftcore.frontend.archive import read
+from shiftcore.golden.compare import different_tensors
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.quant.calibrate import float_tensors
 from shiftcore.quant.convert import QuantConfig, quantize
@@ -21,11 +26,8 @@ from shiftcore.quant.hardware import HardwareNetwork, evaluate
 from shiftcore.quant.lower import lower
 from shiftcore.sim.accelerate import run_program
 from shiftcore.tests.compiler.compare import assert_computes
-from shiftcore.tests.networks import CONFIG, assert_same_tensors
-from shiftcore.tests.zoo.blocks import calibrated
-from shiftcore.tests.zoo.catalogue import CATALOGUE
+from shiftcore.tests.networks import CONFIG
 from shiftcore.tests.zoo.kinds import Leftovers, kinds
-from shiftcore.tests.zoo.resnet8 import raw_cifar10, resnet8
 
 SMALL = {name: (entry.small, entry.size) for name, entry in CATALOGUE.items()}
 SMALL["leftovers"] = (Leftovers, 20)
@@ -75,7 +77,7 @@ def test_hardware_mode_equals_golden(case: Case, tmp_path: Path) -> None:
     network.save(tmp_path / "net.safetensors")
     loaded = QuantizedNetwork.load(tmp_path / "net.safetensors")
     golden = loaded.compute(case.images[:2])
-    assert_same_tensors(HardwareNetwork(network).compute(case.images[:2]), golden)
+    assert not different_tensors(HardwareNetwork(network).compute(case.images[:2]), golden)
     limited = [layer for layer in network.layers if layer.limits is not None]
     assert bool(limited) == (case.name in ("mobilenetv2", "leftovers"))
 
@@ -130,7 +132,7 @@ def test_resnet8_keeps_its_accuracy(data_folder: Path) -> None:
     network = quantize(model, raw_cifar10(data_folder, 64, "train-20k")[0])
     assert network.fold is not None
     few = images[:2]
-    assert_same_tensors(HardwareNetwork(network).compute(few), network.compute(few))
+    assert not different_tensors(HardwareNetwork(network).compute(few), network.compute(few))
     # Rounding weights to four bits without retraining costs a network this small several points;
     # four bits of activation cost next to nothing.
     assert evaluate(network, images, labels).top1 >= floating - 10

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from shiftcore.compiler.lower import LayerProgram, check, lower
 from shiftcore.golden.bfp import BlockFloat, BlockTensor, FixedPoint, Rounding
+from shiftcore.golden.compare import same_numbers
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.floats import FLOAT32, SCALE_FORMATS
 from shiftcore.golden.layers import Layer, Reduce, Term
@@ -22,17 +23,6 @@ LOWEST = np.float32(-FLOAT32.largest)
 def run(layer: Layer, sources: dict[str, BlockTensor], config: HardwareConfig):
     program = lower(layer, sources, config)
     return program.collect(Engine(config.engine).run(program.work))
-
-
-def assert_same(a: BlockTensor | np.ndarray, b: BlockTensor | np.ndarray) -> None:
-    if isinstance(a, BlockTensor) and isinstance(b, BlockTensor):
-        assert np.array_equal(a.codes, b.codes)
-        assert np.array_equal(a.exponents, b.exponents)
-        assert (a.signed, a.bits, a.channels) == (b.signed, b.bits, b.channels)
-    else:
-        assert isinstance(a, np.ndarray)
-        assert isinstance(b, np.ndarray)
-        assert np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
 @st.composite
@@ -129,7 +119,7 @@ def cases(draw: st.DrawFn) -> tuple[Layer, dict[str, BlockTensor], HardwareConfi
 @settings(max_examples=200)
 def test_a_lowered_layer_is_the_layer(case: tuple):
     layer, tensors, config = case
-    assert_same(run(layer, tensors, config), layer.compute(tensors))
+    assert same_numbers(run(layer, tensors, config), layer.compute(tensors))
 
 
 @given(cases())
@@ -174,7 +164,7 @@ def convolution(
     output = None if raw else BlockFloat(config.rows, 4)
     bias = rng.normal(size=filters).astype(np.float32)
     layer = Layer("conv", (Term("x", kernel, padding=(1, 1, 1, 1)),), bias, output=output)
-    assert_same(run(layer, {"x": x}, config), layer.compute({"x": x}))
+    assert same_numbers(run(layer, {"x": x}, config), layer.compute({"x": x}))
     return lower(layer, {"x": x}, config)
 
 
@@ -256,7 +246,7 @@ def test_a_maximum_of_negative_numbers_is_negative(rows: int, cols: int, filters
     config = HardwareConfig(rows, cols)
     layer, tensors = pool(config, True, filters, None if raw else BlockFloat(rows, 4, True))
     result = run(layer, tensors, config)
-    assert_same(result, layer.compute(tensors))
+    assert same_numbers(result, layer.compute(tensors))
     values = result if isinstance(result, np.ndarray) else result.values()
     assert values.max() < 0
 
@@ -293,7 +283,7 @@ def test_one_image_at_a_time():
 def test_accumulators_for_one_block_are_enough():
     config = HardwareConfig(8, 2, accumulator_depth=4)
     layer, tensors = pool(config, False, 8, BlockFloat(8, 4))
-    assert_same(run(layer, tensors, config), layer.compute(tensors))
+    assert same_numbers(run(layer, tensors, config), layer.compute(tensors))
 
 
 def network(rounding: Rounding = "nearest") -> QuantizedNetwork:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shiftcore.golden.bfp import BlockFloat, BlockTensor, FixedPoint
+from shiftcore.golden.compare import first_mismatch, same_numbers
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.floats import FLOAT32
 from shiftcore.golden.isa import (
@@ -28,7 +29,6 @@ from shiftcore.golden.machine import (
     check_order,
     check_written,
     decode_program,
-    first_mismatch,
 )
 from shiftcore.golden.passes import BlockRows
 from shiftcore.golden.program import Place, Program, pack_words
@@ -60,13 +60,7 @@ def test_random_programs(seed: int):
             for w in run.trace
         ]
         for expected, found in zip(reference.trace, one, strict=True):
-            if isinstance(expected, BlockRows):
-                assert isinstance(found, BlockRows)
-                assert np.array_equal(found.codes, expected.codes)
-                assert np.array_equal(found.exponents, expected.exponents)
-            else:
-                assert isinstance(found, np.ndarray)
-                assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
+            assert same_numbers(found, expected)
 
 
 # Layers, each compiled by hand to one program.
@@ -267,13 +261,7 @@ def assert_layer(config: HardwareConfig, layer: Layer, sources: dict[str, BlockT
     check_written(program)
     run = Machine(program).run(images, trace=True)
     found, expected = program.decode_output(run.outputs), layer.compute(sources)
-    if isinstance(expected, BlockTensor):
-        assert isinstance(found, BlockTensor)
-        assert np.array_equal(found.codes, expected.codes)
-        assert np.array_equal(found.exponents, expected.exponents)
-    else:
-        assert isinstance(found, np.ndarray)
-        assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
+    assert same_numbers(found, expected)
 
 
 SHAPES = [(4, 4), (8, 4), (4, 8), (6, 2), (3, 7), (5, 2)]
@@ -351,10 +339,7 @@ def test_limits_come_before_requantization_and_before_raw_rows():
             assert isinstance(found, np.ndarray)
             assert np.array_equal(found, clamped)
         else:
-            expected = output.compute(clamped)
-            assert isinstance(found, BlockTensor)
-            assert np.array_equal(found.codes, expected.codes)
-            assert np.array_equal(found.exponents, expected.exponents)
+            assert same_numbers(found, output.compute(clamped))
     # Limits that cross each other give the high one.
     swapped = {"low": bits["high"], "high": bits["low"]}
     program, images, _ = compiled(config, layer, sources)

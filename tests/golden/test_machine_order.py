@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shiftcore.golden import tickets as tickets_module
+from shiftcore.golden.compare import first_mismatch
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.isa import Drain, End, Error, Form, Instruction, Load, Loop, Pass, Region
 from shiftcore.golden.machine import (
@@ -14,7 +15,6 @@ from shiftcore.golden.machine import (
     accesses,
     check_order,
     check_written,
-    first_mismatch,
     schedule,
     tickets,
 )

@@ -13,10 +13,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from shiftcore.golden.bfp import BlockFloat, BlockTensor, FixedPoint
+from shiftcore.golden.compare import same_numbers
 from shiftcore.golden.floats import FP16, SCALE_FORMATS
 from shiftcore.golden.fold import Fold
 from shiftcore.golden.layers import Layer, Reduce, Term
-from shiftcore.golden.network import QuantizedNetwork, Tensor
+from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.golden.vqk import VariableQuantizedKernel
 
 BLOCK, ACT_BITS = 4, 4
@@ -71,17 +72,6 @@ def images(count: int = 2) -> np.ndarray:
     return np.random.default_rng(7).normal(size=(count, 3, 7, 6)).astype(np.float32)
 
 
-def assert_same(a: Tensor, b: Tensor) -> None:
-    if isinstance(a, BlockTensor) and isinstance(b, BlockTensor):
-        assert np.array_equal(a.codes, b.codes)
-        assert np.array_equal(a.exponents, b.exponents)
-        assert (a.signed, a.shape) == (b.signed, b.shape)
-    else:
-        assert isinstance(a, np.ndarray)
-        assert isinstance(b, np.ndarray)
-        assert np.array_equal(a.view(np.uint32), b.view(np.uint32))
-
-
 def test_a_network_computes_its_layers_in_order():
     net, x = network(), images()
     tensors = net.compute(x)
@@ -89,14 +79,14 @@ def test_a_network_computes_its_layers_in_order():
     stored = {"input": net.encode_input(x)}
     for item in net.layers:
         result = item.compute(stored)
-        assert_same(result, tensors[item.name])
+        assert same_numbers(result, tensors[item.name])
         if isinstance(result, BlockTensor):
             stored[item.name] = result
     logits = tensors["fc"]
     assert isinstance(logits, np.ndarray)
     assert (logits.shape, logits.dtype) == ((2, 5, 1, 1), np.float32)
     # An image's numbers do not depend on the others.
-    assert_same(net.compute(x[1:])["fc"], logits[1:])
+    assert same_numbers(net.compute(x[1:])["fc"], logits[1:])
 
 
 def test_sizes_and_macs():
@@ -138,7 +128,7 @@ def test_round_trip(tmp_path: Path):
     ours, theirs = loaded.compute(images()), net.compute(images())
     assert list(ours) == list(theirs)
     for name in ours:
-        assert_same(ours[name], theirs[name])
+        assert same_numbers(ours[name], theirs[name])
 
 
 def test_saving_replaces_an_older_file(tmp_path: Path):

@@ -11,12 +11,12 @@ from amaranth.hdl import Assert, Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from shiftcore.golden.compare import count_mismatches
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.passes import Engine
 from shiftcore.sim import runner
 from shiftcore.sim.campaign import campaign_config
 from shiftcore.sim.harness import make_engine, run_engine
-from shiftcore.sim.network import count_mismatches
 from shiftcore.sim.pipeline_bench import PipelineJob
 from shiftcore.sim.random_work import random_drains, random_passes
 from shiftcore.sim.runner import SimulationError, Simulator, build, simulate, verilog_of

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from shiftcore.tests.zoo.blocks import conv_norm, scaled
+from .blocks import conv_norm, scaled
 
 __all__ = ["VGG11", "AlexNet"]
 
@@ -39,6 +39,8 @@ class AlexNet(_Classifier):
 
 
 class VGG11(_Classifier):
+    """3x3 convolutions with batch norm, five pools, three linear layers."""
+
     def __init__(self, width: float = 1, classes: int = 1000) -> None:
         super().__init__()
         parts: list[nn.Module] = []

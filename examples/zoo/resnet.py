@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from shiftcore.tests.zoo.blocks import conv_norm, scaled
+from .blocks import conv_norm, scaled
 
 __all__ = ["ResNet", "resnet18", "resnet50"]
 
@@ -52,6 +52,8 @@ def _shortcut(channels: int, filters: int, stride: int) -> nn.Module:
 
 
 class ResNet(nn.Module):
+    """Images (N, 3, H, W) to scores (N, classes); `depths` are the blocks of each stage."""
+
     def __init__(
         self, block: type, depths: tuple[int, ...], width: float = 1, classes: int = 1000
     ) -> None:
@@ -75,9 +77,15 @@ class ResNet(nn.Module):
         return self.linear(torch.flatten(x, 1))
 
 
-def resnet18(width: float = 1, depths: tuple[int, ...] = (2, 2, 2, 2), classes: int = 1000):
+def resnet18(
+    width: float = 1, depths: tuple[int, ...] = (2, 2, 2, 2), classes: int = 1000
+) -> ResNet:
+    """18 layers with weights."""
     return ResNet(Basic, depths, width, classes)
 
 
-def resnet50(width: float = 1, depths: tuple[int, ...] = (3, 4, 6, 3), classes: int = 1000):
+def resnet50(
+    width: float = 1, depths: tuple[int, ...] = (3, 4, 6, 3), classes: int = 1000
+) -> ResNet:
+    """50 layers with weights, in bottlenecks."""
     return ResNet(Bottleneck, depths, width, classes)

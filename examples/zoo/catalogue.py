@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-from shiftcore.tests.zoo.densenet import DenseNet
-from shiftcore.tests.zoo.googlenet import GoogLeNet
-from shiftcore.tests.zoo.mobile import MobileNetV2, ShuffleNetV2
-from shiftcore.tests.zoo.plain import VGG11, AlexNet
-from shiftcore.tests.zoo.resnet import resnet18, resnet50
+from .densenet import DenseNet
+from .googlenet import GoogLeNet
+from .mobile import MobileNetV2, ShuffleNetV2
+from .plain import VGG11, AlexNet
+from .resnet import resnet18, resnet50
 
 __all__ = ["CATALOGUE", "Entry"]
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 
 from shiftcore.compiler.network import compile_network
+from shiftcore.golden.compare import difference
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.passes import BlockRows
-from shiftcore.tests.compiler.compare import difference
 from shiftcore.tests.compiler.test_network import bottleneck
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["ResNet8", "raw_cifar10", "resnet8"]
+__all__ = ["ResNet8", "resnet8"]
 
 
 class Same(nn.Conv2d):
@@ -26,6 +25,8 @@ class Same(nn.Conv2d):
 
 
 class ResNet8(nn.Module):
+    """Images (N, 3, 32, 32) to scores (N, 10)."""
+
     def __init__(self) -> None:
         super().__init__()
         self.stem = Same(3, 16, 3)
@@ -52,7 +53,7 @@ class ResNet8(nn.Module):
 
 
 def resnet8(folder: Path) -> ResNet8:
-    """The trained network, in evaluation mode."""
+    """The trained network, in evaluation mode; `folder` holds ``resnet8-mlperf-tiny.npz``."""
     network = ResNet8()
     with np.load(folder / "resnet8-mlperf-tiny.npz") as archive:
         arrays = [archive[name] for name in archive.files if archive[name].dtype == np.float32]
@@ -65,13 +66,3 @@ def resnet8(folder: Path) -> ResNet8:
             assert layer.bias is not None
             layer.bias.copy_(torch.from_numpy(bias))
     return network.eval()
-
-
-def raw_cifar10(
-    folder: Path, count: int, split: str = "test"
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The first `count` images (N, 3, 32, 32) as they are, 0 to 255, and their labels."""
-    with np.load(folder / f"cifar10-{split}.npz") as archive:
-        pixels, labels = archive["x"][:count], archive["y"][:count]
-    images = pixels.astype(np.float32).transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(images), labels.astype(np.int64)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from shiftcore.tests.zoo.blocks import scaled
+from .blocks import scaled
 
 __all__ = ["DenseNet"]
 
@@ -23,6 +23,8 @@ class Dense(nn.Module):
 
 
 class DenseBlock(nn.Module):
+    """Every layer reads what all layers before it gave."""
+
     def __init__(self, channels: int, growth: int, depth: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Dense(channels + n * growth, growth) for n in range(depth))
@@ -35,6 +37,8 @@ class DenseBlock(nn.Module):
 
 
 class DenseNet(nn.Module):
+    """Images (N, 3, H, W) to scores (N, classes); `width` scales the channels of every layer."""
+
     def __init__(
         self,
         width: float = 1,

@@ -3,12 +3,14 @@
 import torch
 from torch import nn
 
-from shiftcore.tests.zoo.blocks import conv_norm, scaled
+from .blocks import conv_norm, scaled
 
 __all__ = ["MobileNetV2", "ShuffleNetV2"]
 
 
 class InvertedResidual(nn.Module):
+    """1x1 to `expansion` times the channels, depthwise 3x3, and 1x1 without activation."""
+
     def __init__(self, channels: int, filters: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = channels * expansion
@@ -32,6 +34,8 @@ MOBILE_STAGES = (
 
 
 class MobileNetV2(nn.Module):
+    """Images (N, 3, H, W) to scores (N, classes); no stage has more than `deepest` blocks."""
+
     def __init__(self, width: float = 1, deepest: int = 4, classes: int = 1000) -> None:
         super().__init__()
         channels, last = scaled(32, width), scaled(1280, width)
@@ -50,12 +54,15 @@ class MobileNetV2(nn.Module):
 
 
 def channel_shuffle(x: torch.Tensor, groups: int) -> torch.Tensor:
+    """The channels of the groups in turn: (N, groups * C, H, W), of the same shape."""
     batch, channels, height, width = x.size()
     x = x.view(batch, groups, channels // groups, height, width)
     return torch.transpose(x, 1, 2).contiguous().view(batch, -1, height, width)
 
 
 class ShuffleUnit(nn.Module):
+    """Half of the channels go past the convolutions; with a stride all of them go through both."""
+
     def __init__(self, channels: int, filters: int, stride: int) -> None:
         super().__init__()
         half = filters // 2
@@ -83,6 +90,8 @@ class ShuffleUnit(nn.Module):
 
 
 class ShuffleNetV2(nn.Module):
+    """Images (N, 3, H, W) to scores (N, classes); `depths` are the units of each stage."""
+
     def __init__(
         self, width: float = 1, depths: tuple[int, ...] = (4, 8, 4), classes: int = 1000
     ) -> None:

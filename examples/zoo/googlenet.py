@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from shiftcore.tests.zoo.blocks import conv_norm, scaled
+from .blocks import conv_norm, scaled
 
 __all__ = ["GoogLeNet"]
 
@@ -41,6 +41,8 @@ class Inception(nn.Module):
 
 
 class GoogLeNet(nn.Module):
+    """Images (N, 3, H, W) to scores (N, classes); `depths` are the blocks of each stage."""
+
     def __init__(
         self,
         width: float = 1,
