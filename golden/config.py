@@ -21,7 +21,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Key:
-    """What the configuration key of this name may be, and what it means.
+    """What a key of the configuration may be, and what it means.
 
     Parameters
     ----------
