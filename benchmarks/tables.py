@@ -1,13 +1,30 @@
 """Writes the tables of docs/machine.md and docs/shiftcore.h: ``python benchmarks/tables.py``."""
 
+import json
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 
+from shiftcore.golden.config import KEYS, HardwareConfig
 from shiftcore.golden.isa import LAYOUTS, Error
 from shiftcore.golden.registers import c_header, markdown
 
 MACHINE = Path(__file__).parents[1] / "docs" / "machine.md"
 HEADER = MACHINE.with_name("shiftcore.h")
+
+
+def configuration() -> str:
+    """The keys of a hardware configuration."""
+    rows = []
+    for field in fields(HardwareConfig):
+        key = KEYS[field.name]
+        default = "required" if field.default is MISSING else f"`{json.dumps(field.default)}`"
+        if isinstance(key.allowed, range):
+            allowed = f"{key.least or key.allowed[0]} to {key.allowed[-1]}"
+        else:
+            allowed = ", ".join(f"`{json.dumps(choice)}`" for choice in key.allowed)
+        rows.append(f"| `{field.name}` | {default} | {allowed} | {key.doc} |")
+    return "\n".join(["| key | default | allowed | meaning |", "| --- | --- | --- | --- |", *rows])
 
 
 def instructions() -> str:
@@ -34,8 +51,11 @@ def errors() -> str:
 def filled(text: str) -> str:
     """The document with its generated parts anew."""
     for name, table in (
-        ("instructions", instructions()), ("registers", markdown().strip()), ("errors", errors()),
-    ):  # fmt: skip
+        ("configuration", configuration()),
+        ("instructions", instructions()),
+        ("registers", markdown().strip()),
+        ("errors", errors()),
+    ):
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text, count = marked.subn(lambda found, t=table: f"{found[1]}\n{t}\n\n{found[2]}", text)
         assert count == 1, name

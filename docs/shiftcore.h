@@ -66,9 +66,9 @@
 #define SHIFTCORE_STALL_EMPTY_HI 0x0acu /* As they were when the low half of a counter was last read */
 #define SHIFTCORE_STALL_HAZARD_LO 0x0b0u /* Cycles in which a pixel waited for anything else since START */
 #define SHIFTCORE_STALL_HAZARD_HI 0x0b4u /* As they were when the low half of a counter was last read */
-#define SHIFTCORE_DRAIN_BUSY_LO 0x0b8u /* Cycles in which the DRAIN engine worked since START */
+#define SHIFTCORE_DRAIN_BUSY_LO 0x0b8u /* Cycles in which the DRAIN unit worked since START */
 #define SHIFTCORE_DRAIN_BUSY_HI 0x0bcu /* As they were when the low half of a counter was last read */
-#define SHIFTCORE_LOAD_BUSY_LO 0x0c0u /* Cycles in which the LOAD engine worked since START */
+#define SHIFTCORE_LOAD_BUSY_LO 0x0c0u /* Cycles in which the LOAD unit worked since START */
 #define SHIFTCORE_LOAD_BUSY_HI 0x0c4u /* As they were when the low half of a counter was last read */
 #define SHIFTCORE_READ_BEATS_LO 0x0c8u /* Beats read from memory since START */
 #define SHIFTCORE_READ_BEATS_HI 0x0ccu /* As they were when the low half of a counter was last read */

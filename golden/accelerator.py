@@ -37,8 +37,8 @@ class AcceleratorSpec:
     ----------
     engine : array, scale units, requantizer
     buffer_depth : words of the activation buffer, 16 to 2**20
-    queue_depth : instructions that wait in front of each engine
-    weight_fifo, load_fifo, store_fifo : beats between memory and each engine
+    queue_depth : instructions that wait in front of each unit
+    weight_fifo, load_fifo, store_fifo : beats between memory and each unit
     burst_beats : longest burst; a FIFO holds at least two
     outstanding : bursts on their way at once, in each direction
     """

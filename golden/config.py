@@ -12,7 +12,7 @@ from .floats import FLOAT32, SCALE_FORMATS
 from .requantizer import RequantizerSpec
 from .scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
 
-__all__ = ["ConfigError", "HardwareConfig"]
+__all__ = ["KEYS", "ConfigError", "HardwareConfig", "Key"]
 
 
 class ConfigError(ValueError):
@@ -20,28 +20,71 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
-class HardwareConfig:
-    """Parameters of one accelerator.
+class Key:
+    """What a key of the configuration may be, and what it means.
 
     Parameters
     ----------
-    rows : R, also the block size B of the networks it runs, 1 to 128
-    cols : C, 1 to 128
-    weight_bits, act_bits : b and m, 2 to 8
-    scale : "bf16", "fp16", "fp32" or "e8m0"
-    accumulator : "float32"
-    accumulator_depth : accumulators of a column, 2 to 65536, and at least as many as a block of
-        ``rows`` channels takes: ceil(rows / cols)
-    bus_bits : width of the memory port and the tile stream: 32, 64, 128 or 256
-    multiplier : of the processing elements, "lut" or "dsp"
-    scale_multiplier : of the scale units, "lut" or "dsp"
-    clamp : whether activations other than ReLU (ReLU6, clamp) can be applied
-    buffer_depth : words (blocks of one pixel) of the activation buffer, 16 to 1048576
-    queue_depth : instructions that wait in front of each engine, 2 to 64
-    weight_fifo, load_fifo, store_fifo : beats buffered between memory and each engine, at least two
-        bursts, to 4096
-    burst_beats : longest burst on the memory port, 2 to 256
-    outstanding : bursts on their way at once, in each direction, 2 to 32
+    allowed : a range of whole numbers, or all choices
+    doc : meaning and unit
+    least : what the lowest number is, where it follows from another key
+    """
+
+    allowed: range | tuple[str | int, ...]
+    doc: str
+    least: str = ""
+
+    def check(self, name: str, value: object) -> None:
+        """Raise ``ConfigError`` if `value` is not allowed."""
+        if isinstance(self.allowed, range):
+            if type(value) is not int or value not in self.allowed:
+                low = f"{self.allowed[0]} ({self.least})" if self.least else self.allowed[0]
+                raise ConfigError(
+                    f"{name} must be a whole number from {low} to {self.allowed[-1]}, not {value!r}"
+                )
+        elif not isinstance(value, type(self.allowed[0])) or value not in self.allowed:
+            listed = ", ".join(map(repr, self.allowed))
+            raise ConfigError(f"{name} must be one of {listed}, not {value!r}")
+
+
+def _fifo(doc: str, burst_beats: int = 2) -> Key:
+    return Key(range(2 * burst_beats, 4097), doc, "two bursts")
+
+
+KEYS: dict[str, Key] = {
+    "rows": Key(range(1, 129), "R: rows of the array, and the block size B of its networks"),
+    "cols": Key(range(1, 129), "C: columns of the array"),
+    "weight_bits": Key(range(2, 9), "b: bits of a weight code"),
+    "act_bits": Key(range(2, 9), "m: bits of an activation code"),
+    "scale": Key(tuple(SCALE_FORMATS), "format of the weights' scales"),
+    "accumulator": Key(("float32",), "format of the accumulators"),
+    "accumulator_depth": Key(
+        range(2, 65537), "accumulators of a column; at least `ceil(rows / cols)`, for one block"
+    ),
+    "bus_bits": Key((32, 64, 128, 256), "bits of a beat: of the memory port and the tile stream"),
+    "multiplier": Key(("lut", "dsp"), "multipliers of the processing elements"),
+    "scale_multiplier": Key(("lut", "dsp"), "multipliers of the scale units"),
+    "clamp": Key(
+        (False, True), "whether activations other than ReLU (ReLU6, clamp) can be applied"
+    ),
+    "buffer_depth": Key(
+        range(16, (1 << 20) + 1), "words (blocks of one pixel) of the activation buffer"
+    ),
+    "queue_depth": Key(range(2, 65), "instructions that wait in front of each unit"),
+    "weight_fifo": _fifo("beats between memory and `WEIGHTS`"),
+    "load_fifo": _fifo("beats between memory and `LOAD`"),
+    "store_fifo": _fifo("beats between `DRAIN` and memory"),
+    "burst_beats": Key(range(2, 257), "beats of the longest burst on the memory port"),
+    "outstanding": Key(range(2, 33), "bursts on their way at once, in each direction"),
+}
+"""All keys, in the order of :class:`HardwareConfig`."""
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """Parameters of one accelerator; :data:`KEYS` says what each means and may be.
+
+    Raises ``ConfigError`` with the key and what is allowed.
     """
 
     rows: int
@@ -64,44 +107,12 @@ class HardwareConfig:
     outstanding: int = 8
 
     def __post_init__(self) -> None:
-        numbers = {
-            "rows": range(1, 129),
-            "cols": range(1, 129),
-            "weight_bits": range(2, 9),
-            "act_bits": range(2, 9),
-            "accumulator_depth": range(2, 65537),
-            "buffer_depth": range(16, (1 << 20) + 1),
-            "queue_depth": range(2, 65),
-            "burst_beats": range(2, 257),
-            "outstanding": range(2, 33),
-        }
-        for name, allowed in numbers.items():
-            value = getattr(self, name)
-            if type(value) is not int or value not in allowed:
-                raise ConfigError(
-                    f"{name} must be a whole number from {allowed[0]} to {allowed[-1]}, "
-                    f"not {value!r}"
-                )
-        choices = {
-            "scale": tuple(SCALE_FORMATS),
-            "accumulator": ("float32",),
-            "bus_bits": (32, 64, 128, 256),
-            "multiplier": ("lut", "dsp"),
-            "scale_multiplier": ("lut", "dsp"),
-            "clamp": (False, True),
-        }
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if not isinstance(value, type(allowed[0])) or value not in allowed:
-                listed = ", ".join(map(repr, allowed))
-                raise ConfigError(f"{name} must be one of {listed}, not {value!r}")
-        for name in ("weight_fifo", "load_fifo", "store_fifo"):
-            value, least = getattr(self, name), 2 * self.burst_beats
-            if type(value) is not int or value not in range(least, 4097):
-                raise ConfigError(
-                    f"{name} must be a whole number from {least} (two bursts) to 4096, "
-                    f"not {value!r}"
-                )
+        for name, key in KEYS.items():
+            if not key.least:
+                key.check(name, getattr(self, name))
+        for name, key in KEYS.items():
+            if key.least:
+                _fifo(key.doc, self.burst_beats).check(name, getattr(self, name))
         rows = self.requantizer.beats_per_block
         if self.accumulator_depth < rows:
             raise ConfigError(

@@ -1,14 +1,14 @@
 """The instruction set of the accelerator: fields, encoding, and the words of an instruction.
 
 A program is a list of instructions of eight 64-bit words. They are dispatched in program order to
-four engines, which run beside each other: ``LOAD`` (memory to activation buffer), ``WEIGHTS``
+four units, which run beside each other: ``LOAD`` (memory to activation buffer), ``WEIGHTS``
 (memory to the tile loader), ``PASS`` (activation buffer through the array to the accumulators) and
-``DRAIN`` (accumulators to the activation buffer, to memory, or both). Each engine takes its
+``DRAIN`` (accumulators to the activation buffer, to memory, or both). Each unit takes its
 instructions in order. What orders them among each other are **tickets**: an instruction begins when
 LOAD, PASS and DRAIN have each completed at least as many instructions, counted from the start of
 the image, as its fields ``after_load``, ``after_pass`` and ``after_drain`` say.
 
-Tiles come from the WEIGHTS engine in the order in which PASS takes them.
+Tiles come from the WEIGHTS unit in the order in which PASS takes them.
 """
 
 from collections.abc import Iterable, Sequence

@@ -84,8 +84,8 @@ COUNTERS: dict[str, str] = {
     "STALL_TICKET": "cycles in which a PASS waited for its tickets",
     "STALL_EMPTY": "cycles without a PASS",
     "STALL_HAZARD": "cycles in which a pixel waited for anything else",
-    "DRAIN_BUSY": "cycles in which the DRAIN engine worked",
-    "LOAD_BUSY": "cycles in which the LOAD engine worked",
+    "DRAIN_BUSY": "cycles in which the DRAIN unit worked",
+    "LOAD_BUSY": "cycles in which the LOAD unit worked",
     "READ_BEATS": "beats read from memory",
     "WRITE_BEATS": "beats written to memory",
 }
