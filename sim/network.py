@@ -28,6 +28,12 @@ class Mismatch:
     expected: float
     found: float
 
+    def __str__(self) -> str:
+        return (
+            f"image {self.image}, layer {self.layer!r} by itself, index {self.index}: "
+            f"must be {self.expected}, not {self.found}"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class LayerRun:
