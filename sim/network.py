@@ -18,6 +18,12 @@ from .runner import Simulator
 
 __all__ = ["LayerRun", "run_layer", "run_network"]
 
+    def __str__(self) -> str:
+        return (
+            f"image {self.image}, layer {self.layer!r} by itself, index {self.index}: "
+            f"must be {self.expected}, not {self.found}"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class LayerRun:

@@ -77,13 +77,16 @@ def _verilator_path() -> str:
 
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    before = dict(os.environ)
+    before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _key(*parts: str) -> str:
@@ -242,19 +245,19 @@ def simulate(
         "PYTHONSAFEPATH": "1",
     }
     try:
-        with _environment(**variables):
-            results = tool.test(
-                test_module=f"shiftcore.sim.{bench}",
-                hdl_toplevel=_TOP,
-                hdl_toplevel_lang="verilog",
-                build_dir=str(folder.resolve()),
-                test_dir=str(run),
-                seed=seed,
-                results_xml=str(run / "results.xml"),
-                log_file=str(log),
-                waves=waves is not None,
-                timescale=("1ns", "1ns"),
-            )
+        results = tool.test(
+            test_module=f"shiftcore.sim.{bench}",
+            hdl_toplevel=_TOP,
+            hdl_toplevel_lang="verilog",
+            build_dir=str(folder.resolve()),
+            test_dir=str(run),
+            seed=seed,
+            extra_env=variables,
+            results_xml=str(run / "results.xml"),
+            log_file=str(log),
+            waves=waves is not None,
+            timescale=("1ns", "1ns"),
+        )
         count, failed = get_results(results)
     except (subprocess.CalledProcessError, SystemExit, RuntimeError) as error:
         raise SimulationError(

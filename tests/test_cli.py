@@ -302,11 +302,14 @@ def demo_with(monkeypatch: pytest.MonkeyPatch, *options: object, **changes: obje
 def test_a_good_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     result = demo_with(monkeypatch)
     assert result.exit_code == 0
-    (row,) = [line for line in result.stdout.splitlines() if "conv1" in line]
-    assert re.findall(r"[\w.%]+", row) == ["conv1", "16x8x8", "9216", "144", "2176", "0"]
+    rows = [re.findall(r"[\w.%]+", x) for x in result.stdout.splitlines() if "conv1" in x]
+    assert rows == [
+        ["conv1", "16x8x8", "9216", "144", "25.0%", "2176", "0"],
+        ["conv1", "16x8x8", "9216", "150", "150", "24.0%", "2048", "0"],
+    ]
     assert "an image takes 700 cycles, predicted 700; utilization 25.0%" in result.stdout
     assert "top-1 on the accelerator 50.00 %; on all held-out images float 99.72 %" in result.stdout
-    assert "0 mismatches in 2177 numbers; see nowhere/report.md" in result.stdout
+    assert "0 mismatches in 4225 numbers; see nowhere/report.md" in result.stdout
     assert "4572" in result.stdout
     result = demo_with(monkeypatch, "--json")
     assert result.exit_code == 0
@@ -328,8 +331,12 @@ def test_a_good_demo(monkeypatch: pytest.MonkeyPatch) -> None:
             "Error: hardware and golden model differ: image 1, layer 'conv1'",
         ),
         ({"counters_exact": False}, "Error: predicted and measured counters differ"),
+        (
+            {"cycles_exact": False},
+            "Error: predicted and measured cycles of a layer by itself differ",
+        ),
     ],
-    ids=["mismatch", "counters"],
+    ids=["mismatch", "counters", "cycles"],
 )
 def test_a_demo_that_fails(
     monkeypatch: pytest.MonkeyPatch,

@@ -161,15 +161,18 @@ def test_the_files_of_the_report(
     assert [text.get_text().strip() for text in axis.texts] == ["exact"]
 
     found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
-    assert found["compared"] == 2177
+    assert found["compared"] == 4225
     assert found["rows"][0]["name"] == "conv1"
+    assert found["layers"][0]["predicted"] == 150
     assert found["area"]["ecp5"]["lut"] == 4572
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "computed 2 images, each from one start command:\n0 mismatches in 2177 numbers" in text
-    assert "the accelerator: none.\n" in text
+    assert "computed 2 images, each from one start command, and its\nengine 1 of them" in text
+    assert "layer by layer: 0 mismatches in\n4225 numbers" in text
+    assert "hardware: none.\n" in text
     assert "takes 700 cycles, predicted 700; the utilization is\n25.0%" in text
     assert "| the same on the accelerator | 2 of them | 50.00 % |" in text
-    assert "| conv1 | 16×8×8 | 9216 | 144 | 2176 | 0 |" in text
+    assert "| conv1 | 16x8x8 | 9216 | 144 | 25.0% | 2176 | 0 |" in text
+    assert "| conv1 | 16x8x8 | 9216 | 150 | 150 | 24.0% | 2048 | 0 |" in text
     assert "| ecp5 | 4572 | 4610 | 4 | 8 |" in text
     assert re.search(r"^\| input \|  \| exact \| 0 of \d+ \|$", text, re.MULTILINE)
     for image in re.findall(r"!\[.*?\]\((.*?)\)", text):

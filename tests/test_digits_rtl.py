@@ -20,6 +20,7 @@ from shiftcore.golden.network import QuantizedNetwork, Tensor
 from shiftcore.golden.program import Program
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.quant.hardware import HardwareNetwork
+from shiftcore.sim import network as sim_network
 from shiftcore.sim.accelerate import AcceleratorRun, run_program
 from shiftcore.sim.network import LayerRun, run_network
 from shiftcore.sim.runner import Simulator
@@ -49,7 +50,7 @@ def check(runs: list[LayerRun], network: QuantizedNetwork, images: np.ndarray) -
     assert np.array_equal(found.view(np.uint32), np.asarray(scores).view(np.uint32))
 
 
-@pytest.mark.parametrize(("simulator", "images"), [("verilator", 20), ("icarus", 1)])
+@pytest.mark.parametrize(("simulator", "images"), [("verilator", 3), ("icarus", 1)])
 def test_every_layer(network: QuantizedNetwork, simulator: Simulator, images: int) -> None:
     _, held_out = data.load()
     chosen = held_out.x[:images]
@@ -71,24 +72,36 @@ def once(function: Callable[..., Any]) -> Callable[..., Any]:
 def test_the_demo_and_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole demo with fewer columns; then the same with something wrong."""
     kept: list[AcceleratorRun] = []
+    layers: list[LayerRun] = []
 
     def run(*arguments, **options) -> AcceleratorRun:
         kept.append(run_program(*arguments, **options))
         return kept[0]
 
+    def by_layer(*arguments) -> list[LayerRun]:
+        layers.extend(run_network(*arguments))
+        return layers
+
     monkeypatch.setattr(demo, "hardware", lambda: ACCELERATOR)
     monkeypatch.setattr(demo, "accelerator_verilog", lambda config: f"// {config}")
     monkeypatch.setattr(demo, "synthesize", lambda *_: Resources(1, 2, 3, 4, {}))
     monkeypatch.setattr(demo, "run_program", run)
+    monkeypatch.setattr(demo, "run_network", by_layer)
     for name in ("quantize", "measure", "evaluate"):
         monkeypatch.setattr(demo, name, once(getattr(demo, name)))
     good = run_demo(tmp_path, images=3)
     assert (good.images, good.bit_exact, good.mismatches, good.difference) == (3, True, 0, None)
-    assert good.counters_exact
+    assert (good.counters_exact, good.cycles_exact, good.engine_images) == (True, True, 3)
     assert good.cycles == [good.predicted] * 3
-    assert good.compared == sum(row.compared for row in good.rows) > 10_000
-    assert good.macs == sum(row.macs for row in good.rows)
-    assert [row.name for row in good.rows] == list(kept[0].stored)
+    assert good.compared == sum(row.compared for row in [*good.rows, *good.layers]) > 10_000
+    for rows in (good.rows, good.layers):
+        assert good.macs == sum(row.macs for row in rows)
+        assert [row.name for row in rows] == list(kept[0].stored)
+        assert all(0 < row.utilization < 1 for row in rows if row.macs)
+    for row in good.layers:
+        assert row.cycles == row.predicted > 0
+        assert row.compared > 3 * np.prod(row.shape)
+    assert HardwareConfig.load(tmp_path / "hardware.toml") == ACCELERATOR
     assert list(good.area) == list(TARGETS)
     hashes = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert set(hashes) == {
@@ -99,7 +112,9 @@ def test_the_demo_and_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     program = Program.load(tmp_path / "build")
     assert program.macs == good.macs
 
-    def replay(**changes: object) -> demo.DemoResult:
+    def replay(changed: LayerRun | None = None, **changes: object) -> demo.DemoResult:
+        runs = [changed if changed and run.layer is changed.layer else run for run in layers]
+        monkeypatch.setattr(demo, "run_network", lambda *_: runs)
         monkeypatch.setattr(demo, "run_program", lambda *_, **__: replace(kept[0], **changes))
         monkeypatch.setattr(demo, "write_report", lambda *_: None)
         return run_demo(tmp_path, images=3)
@@ -118,6 +133,18 @@ def test_the_demo_and_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     outputs[1, 0] ^= 1
     other = replay(outputs=outputs)
     assert (other.bit_exact, other.difference) == (False, "the scores of the compiled program")
+
+    alone = sim_network.Mismatch("conv2", 2, (0, 5, 1), 7, 6)
+    unequal = replay(replace(layers[1], mismatches=4, first=alone))
+    assert (unequal.bit_exact, unequal.mismatches, unequal.cycles_exact) == (False, 4, True)
+    assert unequal.difference == (
+        "image 2, layer 'conv2' by itself, index (0, 5, 1): must be 7, not 6"
+    )
+    assert [row.mismatches for row in unequal.layers] == [0, 4, *[0] * 7]
+
+    longer = (layers[2].cycles[0] + 1, *layers[2].cycles[1:])
+    behind = replay(replace(layers[2], cycles=longer))
+    assert (behind.bit_exact, behind.counters_exact, behind.cycles_exact) == (True, True, False)
 
     compute = HardwareNetwork.compute
 
