@@ -105,10 +105,10 @@ def first_mismatch(
     program: Program, expected: Sequence[Written], found: Sequence[Written]
 ) -> Mismatch | None:
     """Where two traces of a program differ first: in program order, then image by image, word by
-    word, and in a word the exponent before the codes."""
-    for index, (drain, where) in enumerate(program.drains):
+    word, and in a word the exponent before the codes. A trace may end early."""
+    both = zip(program.drains, expected, found, strict=False)
+    for index, ((drain, where), a, b) in enumerate(both):
         pairs: list[tuple[str, NDArray, NDArray]]
-        a, b = expected[index], found[index]
         if isinstance(a, BlockRows) and isinstance(b, BlockRows):
             pairs = [
                 ("exponent", a.exponents[..., None], b.exponents[..., None]),

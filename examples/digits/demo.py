@@ -155,7 +155,7 @@ def run_demo(
     progress("building the simulator of the accelerator (once)")
     run = run_program(
         program, program.encode_input(network.encode_input(chosen)),
-        progress=lambda done: None if done % 20 else progress(f"{done} images through the RTL"),
+        progress=lambda done: None if done % 20 else progress(f"{done:.0f} images through the RTL"),
     )  # fmt: skip
     scores = program.decode_output(run.outputs)
     if wrong := [name for name in golden if not _equal(in_torch[name], golden[name])]:
