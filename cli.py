@@ -348,7 +348,7 @@ def run(
             )  # fmt: skip
         outputs, difference = found.outputs, found.difference
         values = found.figures(program)
-    if labels is not None:
+    if labels is not None and len(outputs):
         scores = scores_of(program.decode_output(outputs))
         values["top1"] = 100 * float((scores.argmax(1) == labels[: len(outputs)]).mean())
     shown = values

@@ -17,6 +17,7 @@ __all__ = [
     "count_mismatches",
     "difference",
     "different_tensors",
+    "first_difference",
     "first_mismatch",
     "same_numbers",
 ]
@@ -70,6 +71,19 @@ def count_mismatches(
     return compared, sum(int((_bits(x) != _bits(y)).sum()) for _, x, y in pairs)
 
 
+def first_difference(
+    expected: Sequence[Tensor | Written], found: Sequence[Tensor | Written]
+) -> str | None:
+    """The first number in which the results of some images differ, in words; None without one."""
+    for image, (a, b) in enumerate(zip(expected, found, strict=True)):
+        for what, x, y in _pairs(a, b):
+            differs = np.argwhere(_bits(x) != _bits(y))
+            if len(differs):
+                at = tuple(differs[0].tolist())
+                return f"image {image}, {what} {at} must be {x[at].item()}, not {y[at].item()}"
+    return None
+
+
 @dataclass(frozen=True)
 class Mismatch:
     """The first number at which two traces differ."""
@@ -97,9 +111,10 @@ def first_mismatch(
     program: Program, expected: Sequence[Written], found: Sequence[Written]
 ) -> Mismatch | None:
     """Where two traces of a program differ first: in program order, then image by image, word by
-    word, and in a word the exponent before the codes."""
-    for index, (drain, where) in enumerate(program.drains):
-        pairs = _pairs(expected[index], found[index])
+    word, and in a word the exponent before the codes. A trace may end early."""
+    both = zip(program.drains, expected, found, strict=False)
+    for index, ((drain, where), a, b) in enumerate(both):
+        pairs = _pairs(a, b)
         differing = []
         for order, (_, x, y) in enumerate(pairs):
             differs = np.argwhere(_bits(x) != _bits(y))

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -250,7 +251,7 @@ class Program:
 def scores_of(output: BlockTensor | NDArray[np.float32]) -> NDArray[np.float64]:
     """A network's result as (N, numbers)."""
     values = output if isinstance(output, np.ndarray) else output.values()
-    return values.reshape(len(values), -1).astype(np.float64)
+    return values.reshape(len(values), prod(values.shape[1:])).astype(np.float64)
 
 
 def _tuple4(values: Sequence[int]) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""The accelerator: engine, activation buffer, the four engines, DMA, sequencer and registers."""
+"""The accelerator: engine, activation buffer, the four units, DMA, sequencer and registers."""
 
 from amaranth.hdl import (
     Cat,

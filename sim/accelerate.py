@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,15 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..golden.compare import Mismatch, count_mismatches, first_mismatch
-from ..golden.isa import Form, Region
+from ..golden.config import HardwareConfig
+from ..golden.isa import Drain, Form, Region
 from ..golden.machine import Machine, Written
 from ..golden.passes import BlockRows
-from ..golden.program import Program, unpack_words
+from ..golden.program import Place, Program, unpack_words
 from ..host.driver import Accelerator, AcceleratorError
 from .runner import SimulationError, Simulator
-from .system import CYCLE, SimulatedSystem
+from .system import CYCLE, SimulatedSystem, Trace
 
-__all__ = ["WINDOW", "AcceleratorRun", "run_program"]
+__all__ = ["SLICE", "WINDOW", "AcceleratorRun", "StoreError", "memory_bytes", "run_program"]
+
+SLICE = 100_000
+"""Cycles of a run, after each of which what was stored by then is compared."""
 
 WINDOW = (500, 20)
 """Cycles of a waveform, before and after the word that it is about."""
@@ -33,14 +37,14 @@ class AcceleratorRun:
 
     Parameters
     ----------
-    outputs : (N, bytes), the OUTPUT region of each image that was run
+    outputs : (N, bytes), the OUTPUT region of each image that was run to its end
     stored : numbers (codes, exponents, raw values) that each layer stored, all of them compared
     wrong : how many of them differ from golden
     wrong_bytes : of OUTPUT
-    first : the first number that differs; no image after it was run
+    first : the first number that differs, at which the run was stopped
     time : when its word was stored, in ns of the simulation and of its waveform; if only OUTPUT is
         wrong, the end of the run
-    counters : of each image, by name
+    counters : of each image, by name; of the one with `first`, when it was stopped
     seconds : of simulation
     """
 
@@ -99,51 +103,131 @@ def memory_bytes(program: Program, images: int = 1) -> int:
     return (model + scratch + images * (source + output)) * size + 6 * 4096
 
 
-def traced(program: Program, system: SimulatedSystem) -> tuple[list[Written], NDArray[np.int64]]:
-    """The trace of one image, drain by drain, with a leading axis of one image; when each word was
-    stored, in ns.
+class StoreError(SimulationError):
+    """The accelerator stored what cannot be compared with golden, or not all of it.
 
-    Raises ``ValueError`` if the number of words is not the program's.
+    Parameters
+    ----------
+    message : what is wrong
+    time : when, in ns of the simulation
     """
-    config = program.config
-    raw, times, content = system.trace()
-    found: list[Written] = []
-    first = 0
-    for drain, _ in program.drains:
-        part = slice(first, first + drain.rows * drain.pixels)
-        first = part.stop
-        if (raw[part] != (drain.form == Form.RAW)).any() or first > len(raw):
-            raise ValueError(f"the hardware stored {len(raw)} words, and not the program's")
-        if drain.form == Form.RAW:
-            bits = np.ascontiguousarray(content[part, : 4 * config.cols]).view("<u4")
-            found.append(bits.view(np.float32)[None])
-        else:
-            signed = drain.form == Form.SIGNED
-            codes, exponents = unpack_words(content[part], config.rows, config.act_bits, signed)
-            found.append(BlockRows(codes[None], exponents[None]))
-    if first != len(raw):
-        raise ValueError(f"the hardware stored {len(raw)} words, the program stores {first}")
-    return found, times
+
+    def __init__(self, message: str, time: int):
+        super().__init__(f"{message} (at {time} ns)")
+        self.time = time
 
 
-def _word(program: Program, first: Mismatch) -> int:
-    """Which word of an image a mismatch is in."""
-    before = sum(drain.rows * drain.pixels for drain, _ in program.drains[: first.drain])
-    drain, place = program.drains[first.drain]
-    return before + (first.row - place.row) * drain.pixels + first.column - place.column
+class _Stopped(Exception):
+    """A number differs."""
 
 
-def _execute(
-    program: Program, images: NDArray[np.uint8], system: SimulatedSystem
-) -> Iterator[tuple[NDArray[np.uint8], dict[str, int], float]]:
-    """Start the accelerator for each image; its output region, its counters, and the seconds."""
-    accelerator = Accelerator(system)
-    accelerator.load(program)
-    for index in range(len(images)):
-        system.start_trace()
-        begin = time.perf_counter()
-        output = accelerator.run(images[index : index + 1])[0]
-        yield output, accelerator.counters(), time.perf_counter() - begin
+class _WatchedSystem(SimulatedSystem):
+    """Calls `watch` every :data:`SLICE` cycles of a run, and at its end."""
+
+    watch: Callable[[], None] | None = None
+    seconds = 0.0
+    """of simulation"""
+
+    def wait(self) -> None:
+        done = False
+        while not done:
+            begin = time.perf_counter()
+            done = self.wait_at_most(SLICE)
+            self.seconds += time.perf_counter() - begin
+            if self.watch:
+                self.watch()
+
+
+class _Comparison:
+    """Compares what the accelerator stores of one image with golden, DRAIN by DRAIN.
+
+    Parameters
+    ----------
+    golden : what the DRAINs write, see :class:`~shiftcore.golden.machine.MachineRun`
+    progress : see :func:`run_program`
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        image: int,
+        golden: tuple[Written, ...],
+        system: SimulatedSystem,
+        progress: Callable[[float], None],
+    ):
+        self.program, self.image, self.golden = program, image, golden
+        self.system, self.progress = system, progress
+        self.stored, self.wrong = Counter[str](), Counter[str]()
+        self.first: Mismatch | None = None
+        self.time: int | None = None
+        """of `first`"""
+        self._drains = program.drains
+        self._words = sum(drain.rows * drain.pixels for drain, _ in self._drains)
+        self._seen = 0
+        self._found: list[Written] = []
+        self._rest: Trace | None = None
+
+    def look(self) -> None:
+        """Compare what is new in the trace.
+
+        Raises :class:`_Stopped` at the first number that differs, and :class:`StoreError`.
+        """
+        new = self.system.trace()
+        self._seen += len(new.raw)
+        if self._rest is not None:
+            new = self._rest.joined(new)
+        for drain, place in self._drains[len(self._found) :]:
+            count = drain.rows * drain.pixels
+            if len(new.raw) < count:
+                break
+            self._compare(drain, place, new.part(slice(count)))
+            new = new.part(slice(count, None))
+        self._rest = new
+        if self._seen > self._words:
+            what = f"the hardware stored more than the program's {self._words} words"
+            raise StoreError(f"image {self.image}: {what}", int(new.times[0]))
+        self.progress(self.image + self._seen / self._words)
+
+    def _compare(self, drain: Drain, place: Place, words: Trace) -> None:
+        """Compare the words of one DRAIN."""
+        raw = drain.form == Form.RAW
+        kinds = ("a word of codes", "a raw row")
+        for wrong, what in (
+            (~words.defined, "a word with undefined bits"),
+            (words.raw != raw, f"{kinds[not raw]} instead of {kinds[raw]}"),
+        ):
+            if wrong.any():
+                where = f"image {self.image}, layer {place.layer!r}"
+                time = int(words.times[wrong.argmax()])
+                raise StoreError(f"{where}: the hardware stored {what}", time)
+        expected = self.golden[len(self._found)]
+        found = _decoded(self.program.config, drain, words.content)
+        self._found.append(found)
+        numbers, differ = count_mismatches([expected], [found])
+        self.stored[place.layer] += numbers
+        self.wrong[place.layer] += differ
+        first = first_mismatch(self.program, self.golden, self._found) if differ else None
+        if first:
+            word = (first.row - place.row) * drain.pixels + first.column - place.column
+            self.first, self.time = replace(first, image=self.image), int(words.times[word])
+            raise _Stopped
+
+    def finish(self) -> None:
+        """The run is over. Raises :class:`StoreError` if words are missing."""
+        if self._seen < self._words:
+            layer = self._drains[len(self._found)][1].layer
+            what = f"the hardware stored {self._seen} words, the program stores {self._words}"
+            raise StoreError(f"image {self.image}, layer {layer!r}: {what}", self.system.time)
+
+
+def _decoded(config: HardwareConfig, drain: Drain, content: NDArray[np.uint8]) -> Written:
+    """What one DRAIN wrote, with a leading axis of one image."""
+    if drain.form == Form.RAW:
+        bits = np.ascontiguousarray(content[:, : 4 * config.cols]).view("<u4")
+        return bits.view(np.float32)[None]
+    signed = drain.form == Form.SIGNED
+    codes, exponents = unpack_words(content, config.rows, config.act_bits, signed)
+    return BlockRows(codes[None], exponents[None])
 
 
 def run_program(
@@ -154,29 +238,34 @@ def run_program(
     latency: int = 20,
     gap: int = 0,
     waves: Path | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[float], None] = lambda done: None,
 ) -> AcceleratorRun:
-    """Run images one after the other; stop at the first number that differs from golden.
+    """Run images one after the other; stop within :data:`SLICE` cycles after the first number that
+    differs from golden.
 
     Parameters
     ----------
     images : (N, bytes), from ``Program.encode_input``
     latency, gap : of the memory, see :class:`~shiftcore.sim.system.SimulatedSystem`
-    waves : leave a waveform (VCD) of :data:`WINDOW` there: around the first number that differs, up
-        to where the accelerator halted, or else from the beginning on; for that the run is repeated
-    progress : told how many images are done
+    waves : leave a waveform (VCD) of :data:`WINDOW` there: around the first number that differs or
+        an error, or else from the beginning on; for that the run is repeated
+    progress : told every :data:`SLICE` cycles how many images are done, the last one in part, by
+        the words that it stored
+
+    Raises ``AcceleratorError`` if the accelerator halts, and :class:`StoreError`.
     """
 
     start = partial(
-        SimulatedSystem, program.config, memory_bytes(program), latency=latency, gap=gap,
+        _WatchedSystem, program.config, memory_bytes(program), latency=latency, gap=gap,
         simulator=simulator, waves=waves is not None,
     )  # fmt: skip
     with start() as system:
         try:
             run = _compared(program, images, system, progress)
-        except AcceleratorError:
+        except (AcceleratorError, StoreError) as error:
             if waves is not None:
-                _record(program, images, start, waves, system.time)
+                around = error.time if isinstance(error, StoreError) else system.time
+                _record(program, images, start, waves, around)
             raise
     if waves is not None:
         _record(program, images, start, waves, run.time)
@@ -186,35 +275,37 @@ def run_program(
 def _compared(
     program: Program,
     images: NDArray[np.uint8],
-    system: SimulatedSystem,
-    progress: Callable[[int], None],
+    system: _WatchedSystem,
+    progress: Callable[[float], None],
 ) -> AcceleratorRun:
-    machine = Machine(program)
+    machine, accelerator = Machine(program), Accelerator(system)
+    accelerator.load(program)
     outputs, counters = [], []
     stored, wrong = Counter[str](), Counter[str]()
-    wrong_bytes, seconds = 0, 0.0
-    first, moment = None, None
-    for index, (output, counts, spent) in enumerate(_execute(program, images, system)):
-        outputs.append(output)
-        counters.append(counts)
-        seconds += spent
-        golden = machine.run(images[index : index + 1], trace=True)
-        found, times = traced(program, system)
-        for ours, theirs, place in zip(golden.trace, found, program.places, strict=True):
-            numbers, differ = count_mismatches([ours], [theirs])
-            stored[place.layer] += numbers
-            wrong[place.layer] += differ
-        wrong_bytes = int((golden.outputs[0] != output).sum())
-        progress(index + 1)
-        if wrong.total() or wrong_bytes:
-            first, moment = first_mismatch(program, golden.trace, found), system.time
-            if first:
-                first, moment = replace(first, image=index), int(times[_word(program, first)])
+    wrong_bytes, first, moment = 0, None, None
+    for index in range(len(images)):
+        image = images[index : index + 1]
+        golden = machine.run(image, trace=True)
+        comparison = _Comparison(program, index, golden.trace, system, progress)
+        system.start_trace()
+        system.watch = comparison.look
+        with suppress(_Stopped):
+            outputs.append(accelerator.run(image)[0])
+        counters.append(accelerator.counters())
+        stored.update(comparison.stored)
+        wrong.update(comparison.wrong)
+        first, moment = comparison.first, comparison.time
+        if first:
+            break
+        comparison.finish()
+        wrong_bytes = int((golden.outputs[0] != outputs[-1]).sum())
+        if wrong_bytes:
+            moment = system.time
             break
     size = program.sizes[Region.OUTPUT] * program.config.accelerator.beat_bytes
     result = np.stack(outputs) if outputs else np.zeros((0, size), np.uint8)
     return AcceleratorRun(
-        result, stored, wrong, wrong_bytes, first, moment, tuple(counters), seconds
+        result, stored, wrong, wrong_bytes, first, moment, tuple(counters), system.seconds
     )
 
 
@@ -231,5 +322,8 @@ def _record(
     # The simulation ends with the window.
     with start() as system, suppress(SimulationError, AcceleratorError):
         system.dump(path, first, first + before + after)
-        for _ in _execute(program, images, system):
-            pass
+        accelerator = Accelerator(system)
+        accelerator.load(program)
+        for index in range(len(images)):
+            accelerator.run(images[index : index + 1])
+            accelerator.counters()  # which takes time too

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..compiler.lower import LayerProgram, check, lower
 from ..golden.bfp import BlockTensor
-from ..golden.compare import count_mismatches
+from ..golden.compare import count_mismatches, first_difference
 from ..golden.config import HardwareConfig
 from ..golden.layers import Layer
 from ..golden.network import INPUT, QuantizedNetwork, Tensor
@@ -17,12 +17,6 @@ from .harness import EngineRun, run_engine
 from .runner import Simulator
 
 __all__ = ["LayerRun", "run_layer", "run_network"]
-
-    def __str__(self) -> str:
-        return (
-            f"image {self.image}, layer {self.layer!r} by itself, index {self.index}: "
-            f"must be {self.expected}, not {self.found}"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +31,7 @@ class LayerRun:
     accumulators : numbers compared before requantization
     stored : codes and exponents, or raw results, compared
     mismatches : how many of both differ from the golden model
+    first : the first one, in words; None without a mismatch
     cycles : from the end of the image before to the end of each image
     """
 
@@ -46,6 +41,7 @@ class LayerRun:
     accumulators: int
     stored: int
     mismatches: int
+    first: str | None
     cycles: tuple[int, ...]
 
     @property
@@ -95,7 +91,9 @@ def run_layer(
     programs = [lower(layer, tensors, config) for tensors in sources]
     run, found = _execute(programs, config, simulator)
     accumulated = [layer.accumulate(tensors) for tensors in sources]
-    compared, mismatches = count_mismatches([layer.finish(acc) for acc in accumulated], found)
+    finished = [layer.finish(acc) for acc in accumulated]
+    compared, mismatches = count_mismatches(finished, found)
+    first = first_difference(finished, found)
     stored = 0
     if layer.output is not None:
         raw = [lower(replace(layer, output=None), tensors, config) for tensors in sources]
@@ -103,9 +101,10 @@ def run_layer(
         stored = compared
         compared, wrong = count_mismatches(accumulated, rows)
         mismatches += wrong
+        first = first_difference(accumulated, rows) or first  # a sum before what was made of it
     return LayerRun(
         layer, tuple(programs), tuple(found), compared, stored, mismatches,
-        _image_cycles(programs, run),
+        first and f"layer {layer.name!r} by itself, {first}", _image_cycles(programs, run),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import IO
+from typing import IO, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from .runner import (
     tool_path,
 )  # fmt: skip
 
-__all__ = ["CYCLE", "SimulatedSystem", "answer_cycles", "build_bench", "build_system"]
+__all__ = ["CYCLE", "SimulatedSystem", "Trace", "answer_cycles", "build_bench", "build_system"]
 
 CYCLE = 10
 """ns of the simulation"""
@@ -51,6 +51,11 @@ def _verilog(config: HardwareConfig) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def _trace_bits(config: HardwareConfig) -> int:
+    """Of what DRAIN writes: a word, or a raw row."""
+    return max(config.accelerator.word_bits, 32 * config.cols)
+
+
 def answer_cycles(spec: AcceleratorSpec, latency: int, gap: int) -> int:
     """Cycles in which the simulated memory answers as many bursts as can be on their way, asked for
     at once: from the first address to the last beat, or to the last response."""
@@ -69,8 +74,7 @@ def build_system(
     """Compile the accelerator with a memory; the command that runs it. See :func:`build_bench`."""
     spec = config.accelerator
     bench = (files("shiftcore.sim") / "testbench.sv").read_text(encoding="utf-8")
-    trace = max(spec.word_bits, 32 * config.cols)
-    parameters = {"BUS": spec.bus_bits, "BEATS": memory_beats, "TRACE": trace}
+    parameters = {"BUS": spec.bus_bits, "BEATS": memory_beats, "TRACE": _trace_bits(config)}
     return build_bench(bench, _verilog(config), parameters, simulator, waves=waves)
 
 
@@ -128,6 +132,32 @@ def build_bench(
     return ["vvp", "-n", str((folder / "system.vvp").resolve())]
 
 
+class Trace(NamedTuple):
+    """What DRAIN wrote: n words or raw rows."""
+
+    raw: NDArray[np.bool_]
+    """(n,) whether it is a raw row"""
+    times: NDArray[np.int64]
+    """(n,) in ns"""
+    content: NDArray[np.uint8]
+    """(n, bytes) its bits, lowest byte first"""
+    defined: NDArray[np.bool_]
+    """(n,) whether the simulator knows every bit"""
+
+    def part(self, rows: slice) -> "Trace":
+        """Some of them."""
+        return Trace(self.raw[rows], self.times[rows], self.content[rows], self.defined[rows])
+
+    def joined(self, later: "Trace") -> "Trace":
+        """These and what was written after them."""
+        return Trace(
+            np.concatenate([self.raw, later.raw]),
+            np.concatenate([self.times, later.times]),
+            np.concatenate([self.content, later.content]),
+            np.concatenate([self.defined, later.defined]),
+        )
+
+
 class SimulatedSystem:
     """A simulator that runs beside Python; a :class:`~shiftcore.host.driver.Transport`.
 
@@ -160,13 +190,15 @@ class SimulatedSystem:
             stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self._trace = 0
+        self._trace_read = 0
+        self._trace_digits = -(-(_trace_bits(config) + 64 + 8) // 4)
         self.limit = 0
         """cycles that :meth:`wait` waits at most, 0 for no limit"""
         self.time = 0
         """of the simulation in ns, when it was last waited for"""
         self.set_timing(latency, gap)
 
-    def __enter__(self) -> "SimulatedSystem":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -276,19 +308,22 @@ class SimulatedSystem:
     def start_trace(self) -> None:
         """Keep what DRAIN writes from now on."""
         self._trace += 1
+        self._trace_read = 0
         self._command("t", f"trace-{self._trace}.txt")
 
-    def trace(self) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.uint8]]:
-        """What DRAIN wrote since :meth:`start_trace`: (n,) whether it is a raw row, (n,) when, in
-        ns, and its bits, (n, bytes), lowest byte first."""
-        text = (Path(self._folder.name) / f"trace-{self._trace}.txt").read_bytes()
-        digits = text.index(b"\n") if text else 0
+    def trace(self) -> Trace:
+        """What DRAIN wrote since :meth:`start_trace`, or since the last call."""
+        with (Path(self._folder.name) / f"trace-{self._trace}.txt").open("rb") as file:
+            file.seek(self._trace_read)
+            text = file.read()
+        self._trace_read += len(text)
+        digits = self._trace_digits
         lines = np.frombuffer(text, np.uint8).reshape(-1, digits + 1)[:, :digits]
-        letters = lines > ord("9")
+        # x and X, for a digit with undefined bits, become more than 15.
+        letters = lines >= ord("a")
         nibbles = (lines - np.where(letters, ord("a") - 10, ord("0")).astype(np.uint8))[:, ::-1]
-        if nibbles.size and nibbles.max() > 15:
-            raise SimulationError("a word that DRAIN wrote has undefined bits")
+        defined = nibbles.max(axis=1) < 16
         nibbles = np.pad(nibbles, ((0, 0), (0, digits % 2)))
         found = (nibbles[:, ::2] | nibbles[:, 1::2] << 4).astype(np.uint8)
         times = np.ascontiguousarray(found[:, 1:9]).view("<i8")[:, 0]
-        return found[:, 0] != 0, times, found[:, 9:]
+        return Trace(found[:, 0] != 0, times, found[:, 9:], defined)

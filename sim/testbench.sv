@@ -230,12 +230,14 @@ module testbench;
         end
         "i": begin
           got = $fscanf(commands, "%h", a);
-          if (a == 0 && !interrupt) @(posedge interrupt);
+          if (a == 0) begin
+            if (!interrupt) @(posedge interrupt);
+            @(negedge clk);
+          end
           while (a != 0 && !interrupt) begin
-            @(posedge clk);
+            @(negedge clk);
             a = a - 1;
           end
-          @(negedge clk);
           if (traced != 0) $fflush(traced);
           $display("i %h %h", interrupt, $time);
         end

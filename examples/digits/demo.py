@@ -15,9 +15,8 @@ from ...compiler.network import compile_network
 from ...estimate.accelerator import predict
 from ...estimate.cycles import engine_cycles
 from ...estimate.network import Cycles, estimate
-from ...golden.bfp import BlockTensor
+from ...golden.compare import same_numbers
 from ...golden.config import HardwareConfig
-from ...golden.network import Tensor
 from ...golden.program import Program, scores_of
 from ...hw.engine import Engine
 from ...hw.verilog import TOP, accelerator_verilog, emit
@@ -111,14 +110,6 @@ def hardware() -> HardwareConfig:
         return HardwareConfig.load(path)
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    if isinstance(a, BlockTensor):
-        assert isinstance(b, BlockTensor)
-        return np.array_equal(a.codes, b.codes) and np.array_equal(a.exponents, b.exponents)
-    assert isinstance(b, np.ndarray)
-    return np.array_equal(a.view(np.uint32), b.view(np.uint32))
-
-
 def _row(name: str, share: Cycles, program: Program, run: AcceleratorRun) -> LayerRow:
     return LayerRow(
         name, program.shapes[name], share.macs, share.cycles, share.utilization, run.stored[name],
@@ -197,18 +188,18 @@ def run_demo(
         area = pool.submit(_area, progress)
         run = run_program(
             program, program.encode_input(network.encode_input(chosen)),
-            progress=lambda done: None if done % 20 else progress(f"{done} images through the RTL"),
+            progress=lambda done: None if done % 20 else progress(f"RTL: {done:.0f} images"),
         )  # fmt: skip
     layers = [_engine_row(layer, macs[layer.layer.name], config) for layer in layer_runs.result()]
     scores = program.decode_output(run.outputs)
-    if wrong := [name for name in golden if not _equal(in_torch[name], golden[name])]:
+    if wrong := [name for name in golden if not same_numbers(in_torch[name], golden[name])]:
         difference = f"layer {wrong[0]!r} in torch's hardware mode"
     elif run.difference:
         difference = run.difference
-    elif not _equal(scores, golden[program.output][: len(run.outputs)]):
+    elif not same_numbers(scores, golden[program.output][: len(run.outputs)]):
         difference = "the scores of the compiled program"
     else:
-        difference = next((str(layer.first) for layer in layer_runs.result() if layer.first), None)
+        difference = next((layer.first for layer in layer_runs.result() if layer.first), None)
 
     figures = run.figures(program)
     figures["bit_exact"] = difference is None

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from shiftcore.compiler.network import compile_network
-from shiftcore.golden.compare import difference
+from shiftcore.golden.compare import count_mismatches, difference, first_difference
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.passes import BlockRows
@@ -45,3 +45,23 @@ def test_a_layer_that_is_not_written_is_seen():
     )
     message = f"layer {program.output!r}: not all of it is written"
     assert difference(larger, trace, network.compute(x)) == message
+
+
+def test_first_difference_of_images():
+    rng = np.random.default_rng(5)
+    blocks = [BlockRows(rng.integers(0, 16, (6, 4)), rng.integers(-9, 9, 6)) for _ in range(3)]
+    raw = [rng.normal(size=(2, 5)).astype(np.float32) for _ in range(3)]
+    raw[1][0, 3] = 0.0
+    assert first_difference(blocks, blocks) is first_difference(raw, raw) is None
+    exponents = blocks[1].exponents.copy()
+    exponents[4] += 2
+    codes = blocks[2].codes.copy()
+    codes[0, 0] ^= 1
+    found = [blocks[0], replace(blocks[1], exponents=exponents), replace(blocks[2], codes=codes)]
+    right = blocks[1].exponents[4]
+    expected = f"image 1, exponent (4, 0) must be {right}, not {right + 2}"
+    assert first_difference(blocks, found) == expected
+    assert count_mismatches(blocks, found) == (3 * 6 * 5, 2)
+    negative = [raw[0], raw[1].copy(), raw[2]]
+    negative[1][0, 3] = -0.0
+    assert first_difference(raw, negative) == "image 1, value (0, 3) must be 0.0, not -0.0"
