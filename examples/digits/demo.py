@@ -141,6 +141,8 @@ def run_demo(
 ) -> DemoResult:
     """Quantize the digits network, run `images` held-out images through the RTL, leave a report.
 
+    The accelerator computes them all; its engine, layer by layer, the first ``ENGINE_IMAGES``.
+
     Parameters
     ----------
     output : folder for the network, hardware, program, images, Verilog, plots, table and result
