@@ -73,7 +73,7 @@ class PassEngine(wiring.Component):
             Signal(_position(), name=f"position_{k}", reset_less=True) for k in range(LEVELS)
         ]
         left = [Signal(_BITS["count_0"], name=f"left_{k}", reset_less=True) for k in range(LEVELS)]
-        begun = Signal(LEVELS, reset_less=True)
+        later = Signal(reset_less=True)  # a loop within start_level has advanced
         first = Signal(reset_less=True)
 
         move, accept = Signal(), Signal()
@@ -89,7 +89,7 @@ class PassEngine(wiring.Component):
         # The innermost loop with turns left advances.
         here = position[-1]
         with m.If(accept):
-            m.d.sync += [active.eq(1), current.eq(begin), begun.eq(0), first.eq(1)]
+            m.d.sync += [active.eq(1), current.eq(begin), later.eq(0), first.eq(1)]
             for k in range(LEVELS):
                 m.d.sync += [left[k].eq(counted(begin, k))]
                 for name in ("buffer", "accumulator", "y", "x"):
@@ -103,22 +103,20 @@ class PassEngine(wiring.Component):
                     for name in ("buffer", "accumulator", "y", "x"):
                         step = current[f"{name}_step_{k}"]
                         m.d.comb += moved[name].eq(position[k][name] + step)
-                    m.d.sync += [left[k].eq(left[k] - 1), begun[k].eq(1)]
+                    m.d.sync += left[k].eq(left[k] - 1)
+                    with m.If(current.start_level > k):
+                        m.d.sync += later.eq(1)
                     m.d.sync += first.eq(current.tile_level > k)
                     for inner in range(k, LEVELS):
                         m.d.sync += position[inner].eq(moved)
                         if inner > k:
-                            m.d.sync += [
-                                left[inner].eq(counted(current, inner)),
-                                begun[inner].eq(0),
-                            ]
+                            m.d.sync += left[inner].eq(counted(current, inner))
 
         inside = Signal()
         m.d.comb += inside.eq(
             ~here.y[-1] & (here.y.as_unsigned() < current.height)
             & ~here.x[-1] & (here.x.as_unsigned() < current.width)
         )  # fmt: skip
-        later = Cat(begun[k] & (current.start_level > k) for k in range(LEVELS)).any()
         emit = Signal()
         m.d.comb += [
             emit.eq(active & move),

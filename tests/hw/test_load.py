@@ -96,6 +96,15 @@ class Loads:
                     found.append(Run(offset % (1 << 32), load.region, beats).payload)
         return found
 
+    @property
+    def beats_of_words(self) -> list[int]:
+        spec = self.config.accelerator
+        return [
+            spec.code_beats if load.fixed else spec.word_beats
+            for load in self.instructions
+            for _ in range(load.words * load.rows * load.blocks)
+        ]
+
     def simulate(self, stall: float, simulator) -> AxiAnswer:
         runs = self.runs()
         answer = simulate(
@@ -124,7 +133,15 @@ class Loads:
 def test_loads(config, simulator):
     rng = np.random.default_rng(1)
     for stall in (0.35, 0.7):
-        Loads.random(config, rng, 30).simulate(stall, simulator)
+        loads = Loads.random(config, rng, 30)
+        answer = loads.simulate(stall, simulator)
+        beats = loads.beats_of_words
+        came = answer.cycles["i_beats"]
+        whole = np.array(came)[np.cumsum(beats) - 1]
+        waited = zip(whole, answer.cycles["o_write"], strict=True)
+        # Beats of the next word are taken while a word waits.
+        waiting = {cycle for a, b in waited for cycle in range(a + 1, b)}
+        assert bool(waiting & set(came)) == (max(beats) > 1)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.rows}x{c.act_bits}-{c.bus_bits}")
@@ -134,12 +151,6 @@ def test_latency_and_throughput(config, simulator):
     assert answer.cycles["i"][0] == 0
     assert answer.cycles["o_run"][0] == 1
     assert answer.cycles["i_beats"] == list(range(2, 2 + len(loads.beats)))
-    spec = config.accelerator
-    beats = [
-        spec.code_beats if load.fixed else spec.word_beats
-        for load in loads.instructions
-        for _ in range(load.words * load.rows * load.blocks)
-    ]
-    assert np.array_equal(answer.cycles["o_write"], 2 + np.cumsum(beats))
+    assert np.array_equal(answer.cycles["o_write"], 2 + np.cumsum(loads.beats_of_words))
     # Runs are asked for ahead of their beats: as many as there is place for, at one a cycle.
     assert np.array_equal(answer.cycles["o_run"][:10], 1 + np.arange(10))
