@@ -9,16 +9,17 @@ import pytest
 from numpy.typing import NDArray
 
 from shiftcore.compiler.network import compile_network
+from shiftcore.estimate.accelerator import predict
 from shiftcore.golden.config import HardwareConfig
-from shiftcore.golden.isa import Error, Pass
+from shiftcore.golden.isa import Drain, Error, Form, Pass
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.passes import BlockRows
 from shiftcore.golden.program import Program
-from shiftcore.host.driver import AcceleratorError
+from shiftcore.host.driver import Accelerator, AcceleratorError
 from shiftcore.sim import accelerate
-from shiftcore.sim.accelerate import WINDOW, run_program
+from shiftcore.sim.accelerate import WINDOW, StoreError, run_program
 from shiftcore.sim.runner import Simulator
-from shiftcore.sim.system import CYCLE
+from shiftcore.sim.system import CYCLE, SimulatedSystem
 from shiftcore.tests.compiler.random_networks import random_network
 
 CONFIG = HardwareConfig(2, 2, accumulator_depth=64, buffer_depth=256)
@@ -82,7 +83,7 @@ def test_around_the_first_mismatch(
 
     monkeypatch.setattr(Machine, "run", altered)
     run = run_program(program, images, simulator=simulator, waves=waves)
-    assert (len(run.outputs), run.mismatches) == (2, 1)
+    assert (len(run.outputs), len(run.cycles), run.mismatches) == (1, 2, 1)
     assert run.first is not None
     assert run.time is not None
     assert (run.first.image, run.first.what) == (1, "code")
@@ -97,6 +98,114 @@ def test_around_the_first_mismatch(
     lane = word >> (2 + 1 * bits) & (1 << bits) - 1
     assert word & 3 == 1  # valid, not raw
     assert lane == int(run.first.found) & (1 << bits) - 1
+
+
+@pytest.mark.parametrize("simulator", ["verilator", "icarus"])
+def test_an_early_mismatch_stops_the_run(
+    simulator: Simulator,
+    program: Program,
+    images: NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last code of the first DRAIN of the second image is expected to be another one."""
+    waves, runs, execute = tmp_path / "early.vcd", [], Machine.run
+
+    def altered(self: Machine, *arguments, **options):
+        runs.append(execute(self, *arguments, **options))
+        if len(runs) == 2:
+            assert isinstance(runs[1].trace[0], BlockRows)
+            runs[1].trace[0].codes[0, -1, -1] ^= 1
+        return runs[-1]
+
+    monkeypatch.setattr(Machine, "run", altered)
+    monkeypatch.setattr(accelerate, "SLICE", 300)
+    parts: list[float] = []
+    run = run_program(
+        program, images, simulator=simulator, waves=waves, progress=parts.append
+    )  # fmt: skip
+    drain, place = program.drains[0]
+    assert run.first is not None
+    assert (run.first.image, run.first.layer, run.first.channel) == (1, place.layer, 1)
+    assert (run.first.row, run.first.column) == (
+        place.row + drain.rows - 1, place.column + drain.pixels - 1,
+    )  # fmt: skip
+    assert run.mismatches == 1
+    predicted = predict(program).cycles
+    assert run.cycles[0] == predicted
+    assert run.cycles[1] < predicted / 2
+    assert parts == sorted(parts)
+    assert len([part for part in parts if 0 < part < 1]) > 5
+    assert 1 <= parts[-1] < 1.5
+    assert run.time is not None
+    before, after = (cycles * CYCLE for cycles in WINDOW)
+    Waveform.load(waves).check(run.time - before, run.time + after)
+
+
+def with_last_drain(program: Program, **changes: object) -> Program:
+    """The program with another last DRAIN."""
+    items = program.instructions
+    last = max(k for k, item in enumerate(items) if isinstance(item, Drain))
+    changed = replace(items[last], **changes)
+    return replace(program, instructions=(*items[:last], changed, *items[last + 1 :]))
+
+
+@pytest.mark.parametrize("fault", ["missing", "extra", "raw"])
+@pytest.mark.parametrize("simulator", ["verilator", "icarus"])
+def test_of_wrong_stores(
+    simulator: Simulator,
+    fault: str,
+    program: Program,
+    images: NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The hardware executes a program whose last DRAIN is another one than golden's."""
+    drain, place = program.drains[-1]
+    fewer = with_last_drain(program, pixels=drain.pixels - 1)
+    words = sum(drain.rows * drain.pixels for drain, _ in program.drains)
+    less, layer = words - drain.rows, f", layer {place.layer!r}"
+    executed, golden, message = {
+        "missing": (
+            fewer,
+            program,
+            f"{layer}: the hardware stored {less} words, the program stores {words}",
+        ),
+        "extra": (program, fewer, f": the hardware stored more than the program's {less} words"),
+        "raw": (
+            with_last_drain(program, form=Form.RAW),
+            program,
+            f"{layer}: the hardware stored a raw row instead of a word of codes",
+        ),
+    }[fault]
+    waves, load = tmp_path / "stores.vcd", Accelerator.load
+    monkeypatch.setattr(Accelerator, "load", lambda self, _: load(self, executed))
+    pattern = rf"^image 0{re.escape(message)} \(at \d+ ns\)$"
+    with pytest.raises(StoreError, match=pattern) as caught:
+        run_program(golden, images, simulator=simulator, waves=waves)
+    before, after = (cycles * CYCLE for cycles in WINDOW)
+    found = Waveform.load(waves)
+    found.check(caught.value.time - before, caught.value.time + after)
+    assert [time for time, value in found.trace if value & 1 and time < caught.value.time]
+
+
+def test_of_undefined_bits(
+    program: Program, images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the image is not in memory."""
+    waves, write = tmp_path / "undefined.vcd", SimulatedSystem.write_memory
+
+    def torn(self: SimulatedSystem, address: int, content: NDArray[np.uint8]) -> None:
+        write(self, address, content[: len(content) // 2] if address else content)
+
+    monkeypatch.setattr(SimulatedSystem, "write_memory", torn)
+    message = (
+        r"^image 0, layer 'layer0': the hardware stored a word with undefined bits \(at \d+ ns\)$"
+    )
+    with pytest.raises(StoreError, match=message) as caught:
+        run_program(program, images, simulator="icarus", waves=waves)
+    before, after = (cycles * CYCLE for cycles in WINDOW)
+    Waveform.load(waves).check(max(0, caught.value.time - before), caught.value.time + after)
 
 
 def test_right_words_in_the_wrong_place(
@@ -134,7 +243,8 @@ def test_of_a_halt(
     first = next(k for k, item in enumerate(items) if isinstance(item, Pass))
     late = replace(items[first], after_drain=1000)
     broken = replace(program, instructions=(*items[:first], late, *items[first + 1 :]))
-    monkeypatch.setattr(accelerate, "Machine", lambda program: None)  # it would refuse the program
+    # The machine would refuse the program.
+    monkeypatch.setattr(accelerate, "Machine", lambda _: Machine(program))
     with pytest.raises(AcceleratorError) as caught:
         run_program(broken, images, simulator="icarus", waves=waves)
     assert caught.value.code is Error.DEADLOCK
