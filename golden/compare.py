@@ -14,6 +14,7 @@ from .program import Program
 
 __all__ = [
     "Mismatch",
+    "bits",
     "count_mismatches",
     "difference",
     "different_tensors",
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 
-def _bits(x: NDArray) -> NDArray:
+def bits(x: NDArray) -> NDArray:
     """Floats as bit patterns, since -0 is not +0; integers as they are."""
     return x.view(np.uint32) if x.dtype == np.float32 else x
 
@@ -49,7 +50,7 @@ def same_numbers(a: Tensor | Written, b: Tensor | Written) -> bool:
         layouts = [(x.signed, x.bits, x.channels, x.planes) for x in (a, b)]
         if layouts[0] != layouts[1]:
             return False
-    return all(np.array_equal(_bits(x), _bits(y)) for _, x, y in _pairs(a, b))
+    return all(np.array_equal(bits(x), bits(y)) for _, x, y in _pairs(a, b))
 
 
 def different_tensors(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
@@ -67,7 +68,7 @@ def count_mismatches(
     """Numbers compared, and how many of them differ."""
     pairs = [pair for a, b in zip(expected, found, strict=True) for pair in _pairs(a, b)]
     compared = sum(x.size for _, x, _ in pairs)
-    return compared, sum(int((_bits(x) != _bits(y)).sum()) for _, x, y in pairs)
+    return compared, sum(int((bits(x) != bits(y)).sum()) for _, x, y in pairs)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def first_mismatch(
         pairs = _pairs(expected[index], found[index])
         differing = []
         for order, (_, x, y) in enumerate(pairs):
-            differs = np.argwhere(_bits(x) != _bits(y))
+            differs = np.argwhere(bits(x) != bits(y))
             if len(differs):
                 image, pixel, lane = differs[0].tolist()
                 differing.append((image, pixel, order, lane))
@@ -148,7 +149,7 @@ def difference(
         elif isinstance(right, np.ndarray) and isinstance(found, np.ndarray):
             some = right[:, place.channel : place.channel + program.config.cols][:, :, y, x]
             some = some.transpose(0, 2, 1)
-            equal = _bits(found[:, :, : some.shape[2]]) == _bits(some)
+            equal = bits(found[:, :, : some.shape[2]]) == bits(some)
             # Rows of a maximum that is taken block by block hold one block and zeros.
             same = bool(equal[:, :, :rows].all())
             channels = np.flatnonzero(equal.all((0, 1)))[-1] + 1 if same else 0

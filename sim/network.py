@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..compiler.lower import LayerProgram, check, lower
 from ..golden.bfp import BlockTensor
-from ..golden.compare import count_mismatches
+from ..golden.compare import bits
 from ..golden.config import HardwareConfig
 from ..golden.layers import Layer
 from ..golden.network import INPUT, QuantizedNetwork, Tensor
@@ -16,7 +16,18 @@ from ..golden.passes import Drain
 from .harness import EngineRun, run_engine
 from .runner import Simulator
 
-__all__ = ["LayerRun", "run_layer", "run_network"]
+__all__ = ["LayerRun", "Mismatch", "run_layer", "run_network"]
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The first number in which hardware and golden model differ."""
+
+    layer: str
+    image: int
+    index: tuple[int, ...]
+    expected: float
+    found: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +42,7 @@ class LayerRun:
     accumulators : numbers compared before requantization
     stored : codes and exponents, or raw results, compared
     mismatches : how many of both differ from the golden model
+    first : where, None without a mismatch
     cycles : from the end of the image before to the end of each image
     """
 
@@ -40,11 +52,38 @@ class LayerRun:
     accumulators: int
     stored: int
     mismatches: int
+    first: Mismatch | None
     cycles: tuple[int, ...]
 
     @property
     def total_cycles(self) -> int:
         return sum(self.cycles)
+
+
+class _Comparison:
+    def __init__(self, layer: str):
+        self.layer = layer
+        self.compared = self.mismatches = 0
+        self.first: Mismatch | None = None
+
+    def numbers(self, image: int, expected: NDArray, found: NDArray) -> None:
+        self.compared += expected.size
+        differ = bits(expected) != bits(found)
+        self.mismatches += int(differ.sum())
+        if differ.any() and self.first is None:
+            index = tuple(int(i[0]) for i in np.nonzero(differ))
+            self.first = Mismatch(
+                self.layer, image, index, float(expected[index]), float(found[index])
+            )
+
+    def tensors(self, image: int, expected: Tensor, found: Tensor) -> None:
+        if isinstance(expected, BlockTensor):
+            assert isinstance(found, BlockTensor)
+            self.numbers(image, expected.codes, found.codes)
+            self.numbers(image, expected.exponents, found.exponents)
+        else:
+            assert isinstance(found, np.ndarray)
+            self.numbers(image, expected, found)
 
 
 def _execute(
@@ -86,20 +125,21 @@ def run_layer(
     ----------
     sources : for each image the stored tensors that the layer reads
     """
+    comparison = _Comparison(layer.name)
     programs = [lower(layer, tensors, config) for tensors in sources]
     run, found = _execute(programs, config, simulator)
     accumulated = [layer.accumulate(tensors) for tensors in sources]
-    compared, mismatches = count_mismatches([layer.finish(acc) for acc in accumulated], found)
-    stored = 0
+    for image, acc in enumerate(accumulated):
+        comparison.tensors(image, layer.finish(acc), found[image])
+    stored = 0 if layer.output is None else comparison.compared
     if layer.output is not None:
         raw = [lower(replace(layer, output=None), tensors, config) for tensors in sources]
         _, rows = _execute(raw, config, simulator)
-        stored = compared
-        compared, wrong = count_mismatches(accumulated, rows)
-        mismatches += wrong
+        for image, acc in enumerate(accumulated):
+            comparison.tensors(image, acc, rows[image])
     return LayerRun(
-        layer, tuple(programs), tuple(found), compared, stored, mismatches,
-        _image_cycles(programs, run),
+        layer, tuple(programs), tuple(found), comparison.compared - stored, stored,
+        comparison.mismatches, comparison.first, _image_cycles(programs, run),
     )  # fmt: skip
 
 
