@@ -39,6 +39,7 @@ def network() -> QuantizedNetwork:
 def check(runs: list[LayerRun], network: QuantizedNetwork, images: np.ndarray) -> None:
     assert [run.layer.name for run in runs] == [layer.name for layer in network.layers]
     for run in runs:
+        assert run.first is None
         assert run.mismatches == 0
         assert run.accumulators == len(images) * run.layer.bias.size * np.prod(run.programs[0].size)
         work = [item for program in run.programs for item in program.work]

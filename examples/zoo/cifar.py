@@ -29,4 +29,4 @@ def cifar10(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The images of :func:`raw_cifar10`, normalised with the channel means of ImageNet."""
     images, labels = raw_cifar10(folder, count, split)
-    return (images / 255 - MEAN) / STD, labels
+    return (images / np.float32(255) - MEAN) / STD, labels

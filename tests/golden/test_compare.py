@@ -1,11 +1,19 @@
-"""The comparison of programs with layers sees every number."""
+"""The comparisons see every bit."""
 
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from shiftcore.compiler.network import compile_network
-from shiftcore.golden.compare import count_mismatches, difference, first_difference
+from shiftcore.golden.bfp import BlockFloat
+from shiftcore.golden.compare import (
+    count_mismatches,
+    difference,
+    different_tensors,
+    first_difference,
+    same_numbers,
+)
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.passes import BlockRows
@@ -65,3 +73,28 @@ def test_first_difference_of_images():
     negative = [raw[0], raw[1].copy(), raw[2]]
     negative[1][0, 3] = -0.0
     assert first_difference(raw, negative) == "image 1, value (0, 3) must be 0.0, not -0.0"
+
+
+def test_tensors_are_the_same_in_every_bit_and_in_layout():
+    zero, minus = np.zeros((1, 2), np.float32), np.array([[0, -0.0]], np.float32)
+    assert same_numbers(zero, zero.copy())
+    assert not same_numbers(zero, minus)
+    assert count_mismatches([zero, zero], [zero, minus]) == (4, 1)
+    blocks = BlockFloat(4, 4, True).compute(np.ones((1, 8, 2, 3), np.float32))
+    codes, exponents = blocks.codes.copy(), blocks.exponents.copy()
+    codes[0, 1, 3, 1, 2] ^= 1
+    exponents[0, 1, 1, 2] += 1
+    others = {
+        "codes": replace(blocks, codes=codes),
+        "exponents": replace(blocks, exponents=exponents),
+        "channels": replace(blocks, channels=7),
+        "raw": zero,
+    }
+    assert same_numbers(blocks, replace(blocks, codes=blocks.codes.copy()))
+    assert not any(same_numbers(blocks, other) for other in others.values())
+    assert count_mismatches([blocks], [others["codes"]]) == (8 * 6 + 2 * 6, 1)
+    expected = {**dict.fromkeys(others, blocks), "same": blocks, "missing": blocks}
+    found = {**others, "same": blocks, "more": blocks}
+    assert different_tensors(expected, found) == [*others, "missing", "more"]
+    with pytest.raises(ValueError, match=r"^raw numbers cannot be compared with blocks$"):
+        count_mismatches([blocks], [zero])
