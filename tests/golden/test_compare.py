@@ -57,7 +57,10 @@ def test_a_layer_that_is_not_written_is_seen():
 
 def test_first_difference_of_images():
     rng = np.random.default_rng(5)
-    blocks = [BlockRows(rng.integers(0, 16, (6, 4)), rng.integers(-9, 9, 6)) for _ in range(3)]
+    blocks = [
+        BlockRows(rng.integers(0, 16, (6, 4), np.int16), rng.integers(90, 99, 6, np.uint8))
+        for _ in range(3)
+    ]
     raw = [rng.normal(size=(2, 5)).astype(np.float32) for _ in range(3)]
     raw[1][0, 3] = 0.0
     assert first_difference(blocks, blocks) is first_difference(raw, raw) is None
