@@ -22,7 +22,7 @@ def burst_layout(spec: AcceleratorSpec) -> data.StructLayout:
 class BurstSplitter(wiring.Component):
     """Cuts runs into the fewest bursts of at most ``spec.burst_beats`` in pages of 4 KiB.
 
-    A run that leaves its region yields nothing; neither does one of no beats.
+    A run has at least one beat. One that leaves its region yields nothing.
 
     **Latency**: the first burst is offered 3 cycles after its run is accepted.
     **Throughput**: a burst every 2 cycles, also across runs.
@@ -88,7 +88,7 @@ class BurstSplitter(wiring.Component):
         ]
         with m.If(check):
             m.d.sync += [
-                active.eq(inside & beats.any()),
+                active.eq(inside),
                 address.eq(base + offset),
                 left.eq(beats),
             ]

@@ -137,6 +137,8 @@ class PassEngine(wiring.Component):
         }
         with m.If(move):
             m.d.sync += [self.o.valid.eq(active), sent.eq(inside)]
+        with m.Elif(self.o.ready):
+            m.d.sync += self.o.valid.eq(0)
         for name, value in flags.items():
             held = Signal(value.shape(), name=f"sent_{name}", reset_less=True)
             with m.If(move):

@@ -206,7 +206,18 @@ REGIONS = (
             ("hw/read_dma.py", "ReadDma.elaborate", _DRIVEN),
             ("hw/write_dma.py", "WriteDma.elaborate", _DRIVEN),
         ),
-        ("tests/hw/test_read_dma.py", "tests/hw/test_write_dma.py"),
+        tuple(
+            f"tests/hw/test_{port}_dma.py::{test}"
+            for port in ("read", "write")
+            for test in (
+                "test_latency_and_throughput",
+                "test_runs",
+                f"test_runs_out_of_range_{port}_nothing",
+                "test_failing_beats",
+                "test_halt",
+                "test_bursts_of_one_beat",
+            )
+        ),
     ),
     Region(
         "sequencer",

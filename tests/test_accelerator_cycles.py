@@ -87,7 +87,8 @@ def test_every_counter_of_random_networks_and_memories(index: int) -> None:
         content = rng.integers(0, 256, (images, size)).astype(np.uint8)
         counters, outputs = measure(program, content, latency, gap)
         assert counters == expected.counters()
-        assert np.array_equal(outputs, Machine(program).run(content).outputs)
+        if program.shapes:  # the others may depend on what memories hold at the start
+            assert np.array_equal(outputs, Machine(program).run(content).outputs)
 
 
 @pytest.fixture(scope="module")

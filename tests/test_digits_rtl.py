@@ -85,6 +85,7 @@ def test_the_demo_and_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(demo, "hardware", lambda: ACCELERATOR)
     monkeypatch.setattr(demo, "accelerator_verilog", lambda config: f"// {config}")
     monkeypatch.setattr(demo, "emit", lambda *_: "")
+    monkeypatch.setattr(demo, "Engine", lambda *_: None)
     monkeypatch.setattr(demo, "synthesize", lambda *_: Resources(1, 2, 3, 4, {}))
     monkeypatch.setattr(demo, "run_program", run)
     monkeypatch.setattr(demo, "run_network", by_layer)

@@ -30,6 +30,7 @@ class PassesAndBuffer(wiring.Component):
             {
                 "i": passes["i"],
                 "i_write": buffer["i_load"],
+                "i_halt": passes["i_halt"],
                 "o": passes["o"],
                 "o_wrong": Out(2),
             }
@@ -46,6 +47,7 @@ class PassesAndBuffer(wiring.Component):
             buffer.i_enable.eq(passes.o_enable),
             buffer.i_address.eq(passes.o_address),
             passes.i_word.eq(buffer.o_word),
+            passes.i_halt.eq(self.i_halt),
             self.o_wrong[0].eq(passes.o_buffer_range),
             self.o_wrong[1].eq(passes.o_accumulator_range),
         ]
@@ -115,8 +117,8 @@ def expected(items: list[Pass], words: np.ndarray) -> list[int]:
     return fields
 
 
-@pytest.mark.parametrize("stall", [0.0, 0.4])
-def test_walks(simulator, stall):
+@pytest.mark.parametrize(("stall", "shy"), [(0.0, False), (0.4, False), (0.4, True)])
+def test_walks(simulator, stall, shy):
     rng = np.random.default_rng(7)
     items = [random_pass(rng) for _ in range(60)]
     depth = CONFIG.buffer_depth
@@ -138,6 +140,7 @@ def test_walks(simulator, stall):
             {"o": len(pixels)},
             {"i": {0: {"i_write": depth}}},
             stall,
+            shy,
         ),
         simulator=simulator,
         seed=3,
@@ -149,6 +152,30 @@ def test_walks(simulator, stall):
         sent = np.array(answer.cycles["o"])
         assert sent[0] == answer.cycles["i"][0] + 2
         assert (np.diff(sent) == 1).all()
+
+
+def test_nothing_is_sent_after_a_halt(simulator):
+    item = Pass(buffer=0, height=1, width=1, loops=(Loop(3),) * 5)
+    (payload,) = [int.from_bytes(row.tobytes(), "little") for row in encode([item])]
+    answer = simulate(
+        PassesAndBuffer,
+        CONFIG,
+        bench="pipeline_bench",
+        job=PipelineJob(
+            {
+                "i__valid": [1] + [0] * 11,
+                "i__payload": [payload] * 12,
+                "o__ready": [1] * 12,
+                "i_halt": [0] * 6 + [1] * 6,
+                "i_write__valid": [0] * 12,
+                "i_write__payload": [0] * 12,
+            },
+            ("o__valid",),
+        ),
+        simulator=simulator,
+    )
+    # Two cycles to the first pixel; one is on its way when the halt comes.
+    assert [int(value) for value in answer["o__valid"]] == [0] * 2 + [1] * 5 + [0] * 5
 
 
 @pytest.mark.parametrize(
@@ -175,6 +202,7 @@ def test_addresses_beyond_the_memories_are_reported(simulator, change, wrong):
                 "i__valid": [1, 0, 0, 0],
                 "i__payload": [payload] * 4,
                 "o__ready": [1] * 4,
+                "i_halt": [0] * 4,
                 "i_write__valid": [0] * 4,
                 "i_write__payload": [0] * 4,
             },

@@ -106,12 +106,12 @@ def test_latency_and_throughput(simulator):
     config = CONFIGS[0]
     rng = np.random.default_rng(1)
     regions = Regions(config.accelerator, 0, rng.bytes(1 << 14), (0, 0, 0, 0), (2048,) * 4)
-    runs = {"weights": [Run(0, 0, 256), Run(512, 0, 64)], "loads": [Run(256, 1, 48)]}
+    runs = {"weights": [Run(0, 0, 256), Run(512, 0, 564)], "loads": [Run(256, 1, 48)]}
     answer = read(
         config,
         regions,
         runs,
-        {"weights": 320, "loads": 48},
+        {"weights": 820, "loads": 48},
         simulator,
         latency=(3, 3),
     )
@@ -125,7 +125,7 @@ def test_latency_and_throughput(simulator):
     # The load's bursts go between those of the weights.
     assert answer.cycles["i_loads"] == [0]
     assert next(cycle for cycle, at, _ in answer.reads if 2048 <= at < 4096) == 5
-    assert np.array_equal(came, came[0] + np.arange(368))
+    assert np.array_equal(came, came[0] + np.arange(868))
 
 
 def test_bursts_of_one_beat(simulator):
