@@ -24,20 +24,20 @@ class StreamJob:
     sinks : for each output stream the number of payloads to wait for
     after : for an input stream, transactions that wait: index -> {stream: transfers to wait for}
     stall : probability that a source withholds, or a sink refuses, a transfer in a cycle
-    shy : sinks refuse until a transfer is offered, which by the rule of streams must not wait
     constants : values of other input ports
     quiet : a port that must be low at the end; its last high cycle is reported
     limit : cycles after which the component is taken to hang
+    shy : sinks refuse until a transfer is offered, which by the rule of streams must not wait
     """
 
     sources: dict[str, list[int]]
     sinks: dict[str, int]
     after: dict[str, After] = field(default_factory=dict)
     stall: float = 0.0
-    shy: bool = False
     constants: dict[str, int] = field(default_factory=dict)
     quiet: str | None = None
     limit: int = 1_000_000
+    shy: bool = False
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def test_walks(simulator, stall, shy):
             {"o": len(pixels)},
             {"i": {0: {"i_write": depth}}},
             stall,
-            shy,
+            shy=shy,
         ),
         simulator=simulator,
         seed=3,
