@@ -140,6 +140,7 @@ def test_walks(simulator, stall, shy):
             {"o": len(pixels)},
             {"i": {0: {"i_write": depth}}},
             stall,
+            constants={"i_halt": 0},
             shy=shy,
         ),
         simulator=simulator,
