@@ -11,22 +11,19 @@ golden machine and the RTL are compared in every stored tensor, their classes im
 the cycles with the prediction. Any difference fails.
 """
 
-import json
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import nn
 
 from shiftcore.benchmarks.models import DATA, GAP, LATENCY, TRAINED, hardware, load
+from shiftcore.benchmarks.report import Row, show
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import predict
 from shiftcore.golden.compare import difference
@@ -83,7 +80,7 @@ def hardware_mode_difference(
     return None
 
 
-def measure(name: str, count: int, bar: Progress) -> dict[str, Any]:
+def measure(name: str, count: int, bar: Progress) -> Row:
     """One row of the table; `count` images go through the RTL."""
     model, calibration, test = load(name)
     assert test is not None, name
@@ -119,13 +116,13 @@ def measure(name: str, count: int, bar: Progress) -> dict[str, Any]:
     }
 
 
-def failed(row: dict[str, Any]) -> bool:
+def failed(row: Row) -> bool:
     """Whether anything differs that must be equal."""
     equal = row["same_class"] == row["rtl_images"] and set(row["cycles"]) == {row["predicted"]}
     return not equal or row["mismatches"] > 0 or row["hardware_mode"] is not None
 
 
-def cells(row: dict[str, Any]) -> list[str]:
+def cells(row: Row) -> list[str]:
     """A row of the table as text, one cell for each of HEADINGS."""
     cycles = " to ".join(f"{n:,}" for n in sorted({min(row["cycles"]), max(row["cycles"])}))
     return [
@@ -151,26 +148,21 @@ def main(names: tuple[str, ...], images: int, as_json: bool) -> None:
         if not os.environ.get(DATA):
             status.print(f"{DATA} is not set: only {names[0]}, without {', '.join(names[1:])}")
             names = names[:1]
-    table = Table(
-        title="Trained networks, 16×16, 4-bit weights and activations",
-        caption="4 bits: golden machine, all test images. hardware mode: torch against the golden "
-        "machine, every tensor of the RTL's images. cycles: of each image",
-        box=box.SIMPLE,
-    )
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "network" else "right")
     rows = []
     for name in names:
         with Progress(console=status, transient=True) as bar:
             bar.console.print(name)
             rows.append(measure(name, images, bar))
-        table.add_row(*cells(rows[-1]))
-    if as_json:
-        click.echo(json.dumps(rows))
-    else:
-        Console(width=max(Console().width, 160)).print(table)
-    if any(failed(row) for row in rows):
-        raise SystemExit(1)
+    show(
+        rows,
+        HEADINGS,
+        cells,
+        failed,
+        title="Trained networks, 16×16, 4-bit weights and activations",
+        caption="4 bits: golden machine, all test images. hardware mode: torch against the golden "
+        "machine, every tensor of the RTL's images. cycles: of each image",
+        as_json=as_json,
+    )
 
 
 if __name__ == "__main__":

@@ -12,16 +12,13 @@ and images of 224x224. Where a network clamps (ReLU6), the configuration has ``c
 Fails at any difference, and below 90 % on ResNet-20, 87 % on ResNet-18, 91 % on ResNet-50.
 """
 
-import json
 import time
-from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from shiftcore.benchmarks.models import GAP, LATENCY, hardware, load
+from shiftcore.benchmarks.report import Row, show
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import predict
 from shiftcore.golden.compare import difference
@@ -38,7 +35,7 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def measure(name: str, simulated: bool = True) -> dict[str, Any]:
+def measure(name: str, simulated: bool = True) -> Row:
     """One row of the table.
 
     Raises ``click.ClickException`` if there is no such network.
@@ -53,7 +50,7 @@ def measure(name: str, simulated: bool = True) -> dict[str, Any]:
     content = program.encode_input(network.encode_input(images[:1]))
     trace = Machine(program).run(content, trace=True).trace
     predicted = predict(program, latency=LATENCY, gap=GAP).counters()
-    row: dict[str, Any] = {
+    row: Row = {
         "network": name,
         "macs": program.macs,
         "predicted": predicted["cycles"],
@@ -77,14 +74,14 @@ def measure(name: str, simulated: bool = True) -> dict[str, Any]:
     return row | {name: counters[name] for name in ("pixels", *CAUSES)}
 
 
-def failed(row: dict[str, Any]) -> bool:
+def failed(row: Row) -> bool:
     """Whether numbers differ, a counter is not as predicted, or utilization is too low."""
     exact = row.get("counters_exact", True) and not row.get("mismatches", 0)
     slow = row["utilization"] < LEAST.get(row["network"], 0)
     return not exact or slow or row["difference"] is not None
 
 
-def cells(row: dict[str, Any]) -> list[str]:
+def cells(row: Row) -> list[str]:
     """A row of the table as text, one cell for each of HEADINGS."""
     numbers = [f"{row[key]:,}" if key in row else "" for key in ("macs", "cycles", "predicted")]
     counts = [f"{row[key]:,}" if key in row else "" for key in (*CAUSES, "compared", "mismatches")]
@@ -99,20 +96,12 @@ def cells(row: dict[str, Any]) -> list[str]:
 def main(names: tuple[str, ...], golden: bool, as_json: bool) -> None:
     """Measure and print; fail at a difference, a counter not as predicted, or low utilization."""
     progress = Console(stderr=True)
-    table = Table(title="One image, 16×16, 4-bit weights and activations", box=box.SIMPLE)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "network" else "right")
     rows = []
     for name in names or ("resnet20",):
         with progress.status(f"{name} …"):
             rows.append(measure(name, simulated=not golden))
-        table.add_row(*cells(rows[-1]))
-    if as_json:
-        click.echo(json.dumps(rows))
-    else:
-        Console(width=max(Console().width, 160)).print(table)
-    if any(failed(row) for row in rows):
-        raise SystemExit(1)
+    title = "One image, 16×16, 4-bit weights and activations"
+    show(rows, HEADINGS, cells, failed, title=title, as_json=as_json)
 
 
 if __name__ == "__main__":

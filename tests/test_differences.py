@@ -62,6 +62,21 @@ class Waveform:
         assert last - CYCLE < self.times[-1] <= last + CYCLE
 
 
+def expect_another_code(monkeypatch: pytest.MonkeyPatch, which: int, at: tuple[int, ...]) -> None:
+    """Of the second image, golden expects another code `at` a place of its DRAIN number `which`
+    of those that write codes."""
+    calls, execute = [], Machine.run
+
+    def altered(self: Machine, *arguments, **options):
+        calls.append(execute(self, *arguments, **options))
+        if len(calls) == 2:
+            blocks = [part for part in calls[1].trace if isinstance(part, BlockRows)]
+            blocks[which].codes[at] ^= 1
+        return calls[-1]
+
+    monkeypatch.setattr(Machine, "run", altered)
+
+
 @pytest.mark.parametrize("simulator", ["verilator", "icarus"])
 def test_around_the_first_mismatch(
     simulator: Simulator,
@@ -71,17 +86,8 @@ def test_around_the_first_mismatch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The second image of three is expected to store another code, deep in the network."""
-    waves, calls, execute = tmp_path / "new" / "mismatch.vcd", [], Machine.run
-
-    def altered(self: Machine, *arguments, **options):
-        run = execute(self, *arguments, **options)
-        calls.append(run)
-        blocks = [part for part in run.trace if isinstance(part, BlockRows)]
-        if len(calls) == 2:
-            blocks[-1].codes[0, -1, 1] ^= 1
-        return run
-
-    monkeypatch.setattr(Machine, "run", altered)
+    waves = tmp_path / "new" / "mismatch.vcd"
+    expect_another_code(monkeypatch, -1, (0, -1, 1))
     run = run_program(program, images, simulator=simulator, waves=waves)
     assert (len(run.outputs), len(run.cycles), run.mismatches) == (1, 2, 1)
     assert run.first is not None
@@ -109,22 +115,15 @@ def test_an_early_mismatch_stops_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The last code of the first DRAIN of the second image is expected to be another one."""
-    waves, runs, execute = tmp_path / "early.vcd", [], Machine.run
-
-    def altered(self: Machine, *arguments, **options):
-        runs.append(execute(self, *arguments, **options))
-        if len(runs) == 2:
-            assert isinstance(runs[1].trace[0], BlockRows)
-            runs[1].trace[0].codes[0, -1, -1] ^= 1
-        return runs[-1]
-
-    monkeypatch.setattr(Machine, "run", altered)
+    waves = tmp_path / "early.vcd"
+    expect_another_code(monkeypatch, 0, (0, -1, -1))
     monkeypatch.setattr(accelerate, "SLICE", 300)
     parts: list[float] = []
     run = run_program(
         program, images, simulator=simulator, waves=waves, progress=parts.append
     )  # fmt: skip
     drain, place = program.drains[0]
+    assert drain.form != Form.RAW
     assert run.first is not None
     assert (run.first.image, run.first.layer, run.first.channel) == (1, place.layer, 1)
     assert (run.first.row, run.first.column) == (

@@ -15,7 +15,7 @@ from ...compiler.network import compile_network
 from ...estimate.accelerator import predict
 from ...estimate.cycles import engine_cycles
 from ...estimate.network import Cycles, estimate
-from ...golden.compare import same_numbers
+from ...golden.compare import different_tensors, same_numbers
 from ...golden.config import HardwareConfig
 from ...golden.program import Program, scores_of
 from ...hw.engine import Engine
@@ -194,7 +194,7 @@ def run_demo(
         )  # fmt: skip
     layers = [_engine_row(layer, macs[layer.layer.name], config) for layer in layer_runs.result()]
     scores = program.decode_output(run.outputs)
-    if wrong := [name for name in golden if not same_numbers(in_torch[name], golden[name])]:
+    if wrong := different_tensors(golden, in_torch):
         difference = f"layer {wrong[0]!r} in torch's hardware mode"
     elif run.difference:
         difference = run.difference

@@ -155,28 +155,30 @@ def test_walks(simulator, stall, shy):
         assert (np.diff(sent) == 1).all()
 
 
+def watched(simulator, item: Pass, port: str, halt: list[int]) -> list[int]:
+    """What `port` is in every cycle, from that on in which `item` is accepted; `halt` by cycle."""
+    (payload,) = [int.from_bytes(row.tobytes(), "little") for row in encode([item])]
+    cycles = len(halt)
+    job = PipelineJob(
+        {
+            "i__valid": [1] + [0] * (cycles - 1),
+            "i__payload": [payload] * cycles,
+            "o__ready": [1] * cycles,
+            "i_halt": halt,
+            "i_write__valid": [0] * cycles,
+            "i_write__payload": [0] * cycles,
+        },
+        (port,),
+    )
+    answer = simulate(PassesAndBuffer, CONFIG, bench="pipeline_bench", job=job, simulator=simulator)
+    return [int(value) for value in answer[port]]
+
+
 def test_nothing_is_sent_after_a_halt(simulator):
     item = Pass(buffer=0, height=1, width=1, loops=(Loop(3),) * 5)
-    (payload,) = [int.from_bytes(row.tobytes(), "little") for row in encode([item])]
-    answer = simulate(
-        PassesAndBuffer,
-        CONFIG,
-        bench="pipeline_bench",
-        job=PipelineJob(
-            {
-                "i__valid": [1] + [0] * 11,
-                "i__payload": [payload] * 12,
-                "o__ready": [1] * 12,
-                "i_halt": [0] * 6 + [1] * 6,
-                "i_write__valid": [0] * 12,
-                "i_write__payload": [0] * 12,
-            },
-            ("o__valid",),
-        ),
-        simulator=simulator,
-    )
     # Two cycles to the first pixel; one is on its way when the halt comes.
-    assert [int(value) for value in answer["o__valid"]] == [0] * 2 + [1] * 5 + [0] * 5
+    found = watched(simulator, item, "o__valid", [0] * 6 + [1] * 6)
+    assert found == [0] * 2 + [1] * 5 + [0] * 5
 
 
 @pytest.mark.parametrize(
@@ -193,22 +195,4 @@ def test_nothing_is_sent_after_a_halt(simulator):
 )
 def test_addresses_beyond_the_memories_are_reported(simulator, change, wrong):
     item = Pass(**({"buffer": 0, "height": 1, "width": 1, "loops": (Loop(),) * 5} | change))
-    (payload,) = [int.from_bytes(row.tobytes(), "little") for row in encode([item])]
-    answer = simulate(
-        PassesAndBuffer,
-        CONFIG,
-        bench="pipeline_bench",
-        job=PipelineJob(
-            {
-                "i__valid": [1, 0, 0, 0],
-                "i__payload": [payload] * 4,
-                "o__ready": [1] * 4,
-                "i_halt": [0] * 4,
-                "i_write__valid": [0] * 4,
-                "i_write__payload": [0] * 4,
-            },
-            ("o_wrong",),
-        ),
-        simulator=simulator,
-    )
-    assert [int(value) for value in answer["o_wrong"]] == [0, wrong, 0, 0]
+    assert watched(simulator, item, "o_wrong", [0] * 4) == [0, wrong, 0, 0]
