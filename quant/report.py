@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..golden.layers import Layer
 from ..golden.network import INPUT, QuantizedNetwork
+from .accounting import float_bytes, layer_memory
 from .calibrate import check_images, float_tensors
 from .convert import Model, as_graph
 from .float_layer import FloatLayer
@@ -89,16 +90,6 @@ def _average_error(layer: Layer, reference: FloatLayer) -> float | None:
     return max(errors, key=abs, default=None)
 
 
-def _memory(layers: tuple[Layer, ...], references: tuple[FloatLayer, ...]) -> tuple[int, int]:
-    """Bytes of the quantized weights, scales and biases, and of the float network's."""
-    quantized = sum(layer.bias.nbytes for layer in layers)
-    for kernel in (term.kernel for layer in layers for term in layer.terms):
-        quantized += -(-kernel.codes.size * kernel.weight_bits // 8)
-        quantized += kernel.scales.size * kernel.scale_format.storage_bits // 8
-    learnt = (t.weight.nbytes for layer in references for t in layer.terms if not t.constant)
-    return quantized, sum(layer.bias.nbytes for layer in references) + sum(learnt)
-
-
 def measure(model: Model, network: QuantizedNetwork, images: NDArray[np.float32]) -> Report:
     """Compare a quantized network in hardware mode with the float network it was made from.
 
@@ -148,4 +139,5 @@ def measure(model: Model, network: QuantizedNetwork, images: NDArray[np.float32]
                 _average_error(layer, reference),
             )
         )
-    return Report(tuple(reports), *_memory(network.layers, references))
+    stored = sum(layer_memory(layer).bytes for layer in network.layers)
+    return Report(tuple(reports), stored, float_bytes(references))

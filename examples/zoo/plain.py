@@ -19,15 +19,15 @@ class _Classifier(nn.Module):
 
 
 class AlexNet(_Classifier):
-    """11x11 windows, overlapping pools, biases, groups in the second convolution."""
+    """11x11 windows, overlapping pools, biases; `groups` are those of the second convolution."""
 
-    def __init__(self, width: float = 1, classes: int = 1000) -> None:
+    def __init__(self, width: float = 1, classes: int = 1000, groups: int = 2) -> None:
         super().__init__()
         a, b, c, d, hidden = (scaled(n, width, 2) for n in (64, 192, 384, 256, 4096))
         relu = nn.ReLU(inplace=True)
         self.features = nn.Sequential(
             nn.Conv2d(3, a, 11, 4, 2), relu, nn.MaxPool2d(3, 2),
-            nn.Conv2d(a, b, 5, 1, 2, groups=2), relu, nn.MaxPool2d(3, 2),
+            nn.Conv2d(a, b, 5, 1, 2, groups=groups), relu, nn.MaxPool2d(3, 2),
             nn.Conv2d(b, c, 3, 1, 1), relu, nn.Conv2d(c, d, 3, 1, 1), relu,
             nn.Conv2d(d, d, 3, 1, 1), relu, nn.MaxPool2d(3, 2, ceil_mode=True),
         )  # fmt: skip

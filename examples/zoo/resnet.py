@@ -1,11 +1,11 @@
-"""ResNet-18 and ResNet-50 (He et al., arXiv 1512.03385)."""
+"""ResNet-18, ResNet-34 and ResNet-50 (He et al., arXiv 1512.03385)."""
 
 import torch
 from torch import nn
 
 from .blocks import conv_norm, scaled
 
-__all__ = ["ResNet", "resnet18", "resnet50"]
+__all__ = ["ResNet", "resnet18", "resnet34", "resnet50"]
 
 
 class Basic(nn.Module):
@@ -81,6 +81,13 @@ def resnet18(
     width: float = 1, depths: tuple[int, ...] = (2, 2, 2, 2), classes: int = 1000
 ) -> ResNet:
     """18 layers with weights."""
+    return ResNet(Basic, depths, width, classes)
+
+
+def resnet34(
+    width: float = 1, depths: tuple[int, ...] = (3, 4, 6, 3), classes: int = 1000
+) -> ResNet:
+    """34 layers with weights."""
     return ResNet(Basic, depths, width, classes)
 
 

@@ -1,0 +1,382 @@
+"""What DSConv costs: bits of storage and multiplications, by the papers' formulas and as done here.
+
+v1 is arXiv 1901.01928 v1 and S the supplementary material of the version of ICCV 2019; numbers in
+brackets are their equations. ``docs/paper.md`` compares what the papers print with what follows.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+from ..frontend.graph import Conv2d, Graph, Linear
+from ..golden.floats import ScaleFormat
+from ..golden.layers import Layer
+from ..golden.network import INPUT, QuantizedNetwork
+from ..golden.vqk import VariableQuantizedKernel, weight_blocks
+from .float_layer import FloatLayer
+
+__all__ = [
+    "CONVENTIONS",
+    "CodedKernel",
+    "Convention",
+    "KernelShape",
+    "LayerAccount",
+    "Memory",
+    "account_graph",
+    "account_network",
+    "file_memory",
+    "float_bytes",
+    "graph_kernels",
+    "largest_int_time",
+    "layer_memory",
+    "speedup",
+    "total",
+]
+
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class KernelShape:
+    """The kernel of a convolution; a linear layer is a 1x1 convolution of one pixel.
+
+    Parameters
+    ----------
+    name : of its layer
+    filters : Co
+    depth : Ci / groups
+    taps : Kh * Kw
+    groups : of the convolution
+    pixels : Ho * Wo of its result for one image
+    """
+
+    name: str
+    filters: int
+    depth: int
+    taps: int = 1
+    groups: int = 1
+    pixels: int = 1
+
+    @classmethod
+    def of(cls, name: str, kernel: VariableQuantizedKernel, pixels: int) -> "KernelShape":
+        """The shape of a quantized kernel."""
+        filters, depth, height, width = kernel.codes.shape
+        return cls(name, filters, depth, height * width, kernel.groups, pixels)
+
+    @property
+    def weights(self) -> int:
+        return self.filters * self.depth * self.taps
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image."""
+        return self.pixels * self.weights
+
+    def blocks(self, block: int) -> int:
+        """Weight blocks as the papers count them: every group starts a block of its own."""
+        return self.filters * self.taps * -(-self.depth // block)
+
+    def _aligned(self, block: int) -> list[int]:
+        """Weight blocks of a filter of each group, which end where activation blocks end."""
+        return [len(weight_blocks(self.depth, group, block)) for group in range(self.groups)]
+
+    def products(self, block: int) -> int:
+        """Block products for one pixel of the result, each a floating-point multiplication."""
+        return self.filters // self.groups * self.taps * sum(self._aligned(block))
+
+    def scales(self, block: int) -> int:
+        """Scales that are stored: every filter has as many as the one with the most blocks."""
+        return self.filters * self.taps * max(self._aligned(block))
+
+    def float_multiplies(self, block: int) -> int:
+        """Floating-point multiplications for one image: one for each block product."""
+        return self.pixels * self.products(block)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What is stored beside the b-bit codes.
+
+    Parameters
+    ----------
+    label : in tables
+    scale_bits : width of each number
+    per_block : numbers of a weight block: 1, the scale (KDS), or 2, its bias too
+    per_filter : numbers of a filter: 0, or 2, scale and bias of the channel (CDS)
+    """
+
+    label: str
+    scale_bits: int
+    per_block: int
+    per_filter: int = 0
+
+    def bits(self, kernel: KernelShape, weight_bits: int, block: int) -> int:
+        """Of a kernel: v1 (7) with the factor Ci that its first term lacks in print, S (2)."""
+        beside = self.per_block * kernel.blocks(block) + self.per_filter * kernel.filters
+        return weight_bits * kernel.weights + self.scale_bits * beside
+
+    def ratio(self, kernels: Iterable[KernelShape], weight_bits: int, block: int) -> float:
+        """Part of the float32 kernels' size, 0 to 1 or more: v1 (8), S (3) and (4)."""
+        kernels = list(kernels)
+        bits = sum(self.bits(kernel, weight_bits, block) for kernel in kernels)
+        return bits / (FLOAT_BITS * sum(kernel.weights for kernel in kernels))
+
+
+CONVENTIONS = {
+    "v1": Convention("v1 (8)", 32, 2, 2),
+    "v1_no_cds": Convention("v1 (8) without CDS", 32, 2),
+    "fp32": Convention("one FP32 scale, S (4)", 32, 1),
+    "fp16": Convention("one FP16 scale", 16, 1),
+    "codes": Convention("codes only, v1 (9)", 32, 0),
+}
+"""The conventions that the papers' tables mix."""
+
+
+def speedup(
+    kernels: Iterable[KernelShape], block: int, ratio: float = math.inf, eta: float = 0
+) -> float:
+    """Time of the float convolutions by that of the block-scaled ones, S (5) / (6).
+
+    Additions and memory are free in it.
+
+    Parameters
+    ----------
+    block : B
+    ratio : r, time of a float multiplication by that of an integer one; infinite gives the bound
+    eta : cost of the conversion of an activation by that of an integer multiplication, charged for
+        every MAC as S (6) does
+    """
+    kernels = list(kernels)
+    macs = sum(kernel.macs for kernel in kernels)
+    products = sum(kernel.float_multiplies(block) for kernel in kernels)
+    return macs / (macs * (1 + eta) / ratio + products)
+
+
+def largest_int_time(depth: int, block: int, eta: float = 0) -> float:
+    """The time of an integer multiplication, in float ones, from which on nothing is gained, S (8).
+
+    `depth` is Ci. In print the denominator has (1 + n) for (1 + eta).
+    """
+    return (depth - -(-depth // block)) / (depth * (1 + eta))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of packed codes, of scales and of biases."""
+
+    codes: int = 0
+    scales: int = 0
+    biases: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return self.codes + self.scales + self.biases
+
+    def __add__(self, other: "Memory") -> "Memory":
+        return Memory(
+            self.codes + other.codes, self.scales + other.scales, self.biases + other.biases
+        )
+
+
+@dataclass(frozen=True)
+class CodedKernel:
+    """A kernel and how it is encoded: `weight_bits` b, `block` B, the format of its scales."""
+
+    shape: KernelShape
+    weight_bits: int
+    block: int
+    scale_format: ScaleFormat
+
+    @property
+    def memory(self) -> Memory:
+        """In the network file, which packs the codes of a kernel and fills up the last byte."""
+        scales = self.shape.scales(self.block) * self.scale_format.storage_bits // 8
+        return Memory(-(-self.shape.weights * self.weight_bits // 8), scales)
+
+
+@dataclass(frozen=True)
+class LayerAccount:
+    """What one layer costs; multiplications are those for one image.
+
+    Parameters
+    ----------
+    name : of the layer
+    weights : of the network's convolutions and linear layers that it computes; 0 of a pool
+    kernels : as stored; identities, pools and, where a layer reads rearranged channels, zeros are
+        kernels too
+    memory : bytes in the network file
+    macs : of `weights`
+    int_multiplies : of codes by codes; each digit plane of the network input counts
+    float_multiplies : one for each block product
+    """
+
+    name: str
+    weights: int
+    kernels: tuple[CodedKernel, ...]
+    memory: Memory
+    macs: int
+    int_multiplies: int
+    float_multiplies: int
+
+    @property
+    def blocks(self) -> int:
+        """Scales that are stored."""
+        return sum(kernel.shape.scales(kernel.block) for kernel in self.kernels)
+
+    @property
+    def biases(self) -> int:
+        return self.memory.biases // (FLOAT_BITS // 8)
+
+    @property
+    def float_bytes(self) -> int:
+        """Of the weights and biases in float32; none of a layer without weights."""
+        return FLOAT_BITS // 8 * (self.weights + self.biases) if self.weights else 0
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Codes and scales; None without weights."""
+        bits = 8 * (self.memory.codes + self.memory.scales)
+        return bits / self.weights if self.weights else None
+
+    @property
+    def percent(self) -> float | None:
+        """All bytes by those of float32; None without weights."""
+        return 100 * self.memory.bytes / self.float_bytes if self.weights else None
+
+    def percent_by(self, convention: Convention, block: int | None = None) -> float | None:
+        """Kernels by those of float32 as a paper counts, without biases; None without weights.
+
+        `block` is another B than the layer's own.
+        """
+        if not self.weights:
+            return None
+        bits = sum(
+            convention.bits(kernel.shape, kernel.weight_bits, block or kernel.block)
+            for kernel in self.kernels
+        )
+        return 100 * bits / (FLOAT_BITS * self.weights)
+
+    def speedup(self, ratio: float = math.inf, eta: float = 0) -> float | None:
+        """As :func:`speedup`, with the multiplications really done; None without MACs."""
+        time = self.int_multiplies * (1 + eta) / ratio + self.float_multiplies
+        return self.macs / time if self.macs else None
+
+
+def total(layers: Sequence[LayerAccount], name: str = "all") -> LayerAccount:
+    """The sum of all layers. What pools store and multiply counts, their kernels do not."""
+    return LayerAccount(
+        name,
+        sum(layer.weights for layer in layers),
+        tuple(kernel for layer in layers if layer.weights for kernel in layer.kernels),
+        sum((layer.memory for layer in layers), Memory()),
+        sum(layer.macs for layer in layers),
+        sum(layer.int_multiplies for layer in layers),
+        sum(layer.float_multiplies for layer in layers),
+    )
+
+
+def _coded(layer: Layer, pixels: int) -> tuple[CodedKernel, ...]:
+    kernels = (term.kernel for term in layer.terms)
+    return tuple(
+        CodedKernel(KernelShape.of(layer.name, k, pixels), k.weight_bits, k.block, k.scale_format)
+        for k in kernels
+    )
+
+
+def _memory(kernels: Iterable[CodedKernel], biases: int) -> Memory:
+    return sum((kernel.memory for kernel in kernels), Memory(biases=FLOAT_BITS // 8 * biases))
+
+
+def layer_memory(layer: Layer) -> Memory:
+    """Bytes of a layer in the network file, by formula."""
+    return _memory(_coded(layer, 1), layer.bias.size)
+
+
+def account_network(network: QuantizedNetwork) -> tuple[LayerAccount, ...]:
+    """Every layer of a quantized network, in execution order."""
+    sizes, macs = network.sizes(), network.macs()
+    rows = []
+    for layer in network.layers:
+        pixels = math.prod(sizes[layer.name])
+        kernels = _coded(layer, pixels)
+        planes = [network.input.planes if t.source == INPUT else 1 for t in layer.terms]
+        pairs = list(zip(kernels, planes, strict=True))
+        rows.append(
+            LayerAccount(
+                layer.name,
+                macs[layer.name] // pixels,
+                kernels,
+                layer_memory(layer),
+                macs[layer.name],
+                sum(kernel.shape.macs * count for kernel, count in pairs),
+                sum(kernel.shape.float_multiplies(kernel.block) * count for kernel, count in pairs),
+            )
+        )
+    return tuple(rows)
+
+
+def graph_kernels(graph: Graph) -> tuple[KernelShape, ...]:
+    """The convolutions and linear layers of a graph."""
+    found = []
+    for node in graph.nodes:
+        if isinstance(node, Conv2d):
+            filters, depth, height, width = node.weight.shape
+            pixels = math.prod(graph.shapes[node.name][1:])
+            taps = height * width
+            found.append(KernelShape(node.name, filters, depth, taps, node.groups, pixels))
+        elif isinstance(node, Linear):
+            found.append(KernelShape(node.name, *node.weight.shape))
+    return tuple(found)
+
+
+def account_graph(
+    graph: Graph, weight_bits: int, block: int, scale_format: ScaleFormat
+) -> tuple[LayerAccount, ...]:
+    """The convolutions and linear layers of a network that is not quantized yet.
+
+    Batch norm is folded, so that every filter has a bias. Pools, identities and digit planes, which
+    quantization adds, are not there.
+    """
+    rows = []
+    for shape in graph_kernels(graph):
+        kernel = CodedKernel(shape, weight_bits, block, scale_format)
+        memory = _memory([kernel], shape.filters)
+        rows.append(
+            LayerAccount(
+                shape.name,
+                shape.weights,
+                (kernel,),
+                memory,
+                shape.macs,
+                shape.macs,
+                shape.float_multiplies(block),
+            )
+        )
+    return tuple(rows)
+
+
+def float_bytes(layers: Iterable[FloatLayer]) -> int:
+    """Weights and biases of the float network after folding; constants of pools do not count."""
+    layers = list(layers)
+    learnt = (term.weight.nbytes for x in layers for term in x.terms if not term.constant)
+    return sum(layer.bias.nbytes for layer in layers) + sum(learnt)
+
+
+def file_memory(path: Path | str) -> Mapping[str, Memory]:
+    """Bytes of every layer's tensors in a network file, counted in the file itself."""
+    found: dict[str, Memory] = {}
+    with safe_open(path, framework="numpy") as file:
+        for key in file.keys():  # noqa: SIM118
+            name, kind = key.rsplit(".", 1)
+            layer = name if kind == "bias" else name.rsplit(".", 1)[0]
+            size = file.get_tensor(key).nbytes
+            part = {
+                "codes": Memory(codes=size),
+                "scales": Memory(scales=size),
+                "bias": Memory(biases=size),
+            }[kind]
+            found[layer] = found.get(layer, Memory()) + part
+    return found

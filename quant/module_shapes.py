@@ -1,0 +1,50 @@
+"""The kernels of a torch module, found without computing a number."""
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from .accounting import KernelShape
+
+__all__ = ["module_kernels"]
+
+
+def module_kernels(model: nn.Module, image: tuple[int, int, int]) -> tuple[KernelShape, ...]:
+    """The ``nn.Conv2d`` and ``nn.Linear`` of a network, in the order of their first use.
+
+    The network runs once on tensors without data ("meta"); it is left as it is.
+
+    Parameters
+    ----------
+    model : on any device, that one included
+    image : (C, H, W)
+    """
+    found: dict[str, KernelShape] = {}
+
+    def record(name: str, part: nn.Conv2d | nn.Linear, result: torch.Tensor) -> None:
+        filters, depth = part.weight.shape[:2]
+        taps, groups, pixels = 1, 1, 1
+        if isinstance(part, nn.Conv2d):
+            taps, groups, pixels = part.weight[0, 0].numel(), part.groups, result[0, 0].numel()
+        if name in found:
+            pixels += found[name].pixels
+        found[name] = KernelShape(name, filters, depth, taps, groups, pixels)
+
+    hooks = [
+        part.register_forward_hook(
+            lambda part, _, result, name=name: record(name, part, result)
+        )
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Conv2d | nn.Linear)
+    ]
+    try:
+        state = {
+            name: torch.empty_like(value, device="meta")
+            for name, value in (*model.named_parameters(), *model.named_buffers())
+        }
+        with torch.no_grad():
+            functional_call(model, state, torch.empty(1, *image, device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(found.values())
