@@ -173,6 +173,74 @@ def quantize(
 
 
 @main.command()
+@click.argument("file", type=_PATH)
+@click.option("--weight-bits", type=int, help="b, of a model.  [default: 4]")
+@click.option("--block", type=int, help="B, of a model.  [default: 16]")
+@click.option("--scale", help=f"Of a model: {', '.join(SCALE_FORMATS)}.  [default: bf16]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the tables (Markdown) and plots (SVG).",
+)
+@_as_json
+def report(
+    file: Path,
+    weight_bits: int | None,
+    block: int | None,
+    scale: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Account for the memory and the multiplications of FILE, layer by layer.
+
+    FILE is a network file, whose bytes are counted as they are stored, or a model that is not yet
+    quantized (a torch.export archive, .pt2), whose bytes follow from its shapes. Percentages are of
+    the same layers in float32, those by the papers' formulas without biases. A speed-up is the
+    time of float multiplications by that of integer and floating ones, if a floating one takes r
+    times an integer one; the bound is that of infinite r.
+    """
+    from .quant.account_report import figures, tables, write_account
+    from .quant.accounting import account_file, account_graph, total
+
+    given = {"weight_bits": weight_bits, "block": block, "scale": scale}
+    given = {name: value for name, value in given.items() if value is not None}
+    if output is not None:
+        _check_folder(output)
+    if file.suffix == ".pt2":
+        from .frontend.archive import read
+        from .quant.convert import QuantConfig
+
+        config = QuantConfig(**given)
+        with _busy("reading"):
+            graph = read(file)
+        layers = account_graph(graph, config.weight_bits, config.block, config.scale_format)
+    elif given:
+        option = next(iter(given)).replace("_", "-")
+        raise ValueError(f"--{option} is for a model (.pt2); {file} says how it is quantized")
+    else:
+        layers = account_file(file)
+    if output is not None:
+        with _busy("drawing"):
+            write_account(output, file.name, layers)
+    values = {
+        "file_bytes": file.stat().st_size,
+        "layers": [figures(layer) for layer in layers],
+        "total": figures(total(layers)),
+    }
+    if as_json:
+        _print(True, values)
+        return
+    for title, headings, rows in tables(layers):
+        shown = Table(title=title)
+        for number, heading in enumerate(headings):
+            shown.add_column(heading, justify="right" if number else "left", overflow="fold")
+        for number, row in enumerate(rows, 1):
+            shown.add_row(*row, end_section=number == len(layers))
+        _print(False, {}, shown)
+
+
+@main.command()
 @click.argument("network", type=_PATH)
 @click.option("--data", required=True, type=_PATH, help="Images and labels (npz, x and y).")
 @_as_json

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -48,14 +49,19 @@ def errors() -> str:
     return "\n".join(["| code | name |", "| ---: | --- |", *rows])
 
 
-def filled(text: str) -> str:
-    """The document with its generated parts anew."""
-    for name, table in (
-        ("configuration", configuration()),
-        ("instructions", instructions()),
-        ("registers", markdown().strip()),
-        ("errors", errors()),
-    ):
+def parts() -> dict[str, str]:
+    """The generated parts of docs/machine.md."""
+    return {
+        "configuration": configuration(),
+        "instructions": instructions(),
+        "registers": markdown().strip(),
+        "errors": errors(),
+    }
+
+
+def filled(text: str, parts: Mapping[str, str]) -> str:
+    """A document with its generated parts anew, each between its marks."""
+    for name, table in parts.items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text, count = marked.subn(lambda found, t=table: f"{found[1]}\n{t}\n\n{found[2]}", text)
         assert count == 1, name
@@ -64,4 +70,4 @@ def filled(text: str) -> str:
 
 if __name__ == "__main__":
     HEADER.write_text(c_header(), encoding="utf-8")
-    MACHINE.write_text(filled(MACHINE.read_text(encoding="utf-8")), encoding="utf-8")
+    MACHINE.write_text(filled(MACHINE.read_text(encoding="utf-8"), parts()), encoding="utf-8")

@@ -6,7 +6,7 @@ brackets are their equations. ``docs/paper.md`` compares what the papers print w
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import safe_open
@@ -25,6 +25,7 @@ __all__ = [
     "KernelShape",
     "LayerAccount",
     "Memory",
+    "account_file",
     "account_graph",
     "account_network",
     "file_memory",
@@ -127,12 +128,13 @@ class Convention:
 
 CONVENTIONS = {
     "v1": Convention("v1 (8)", 32, 2, 2),
-    "v1_no_cds": Convention("v1 (8) without CDS", 32, 2),
-    "fp32": Convention("one FP32 scale, S (4)", 32, 1),
-    "fp16": Convention("one FP16 scale", 16, 1),
-    "codes": Convention("codes only, v1 (9)", 32, 0),
+    "v1_no_cds": Convention("(8) without CDS", 32, 2),
+    "fp32": Convention("FP32 scale", 32, 1),
+    "fp16": Convention("FP16 scale", 16, 1),
+    "codes": Convention("codes only", 32, 0),
 }
-"""The conventions that the papers' tables mix."""
+"""The conventions that the papers' tables mix. v1 (8): scale and bias of every block and of every
+channel, all FP32. FP32 scale: one of every block and nothing else, S (4). Codes only: v1 (9)."""
 
 
 def speedup(
@@ -380,3 +382,13 @@ def file_memory(path: Path | str) -> Mapping[str, Memory]:
             }[kind]
             found[layer] = found.get(layer, Memory()) + part
     return found
+
+
+def account_file(path: Path | str) -> tuple[LayerAccount, ...]:
+    """Every layer of a network file, with the bytes that lie in it.
+
+    Raises ``ValueError`` if it is no network file.
+    """
+    layers = account_network(QuantizedNetwork.load(path))
+    memory = file_memory(path)
+    return tuple(replace(layer, memory=memory[layer.name]) for layer in layers)

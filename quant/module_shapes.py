@@ -31,9 +31,7 @@ def module_kernels(model: nn.Module, image: tuple[int, int, int]) -> tuple[Kerne
         found[name] = KernelShape(name, filters, depth, taps, groups, pixels)
 
     hooks = [
-        part.register_forward_hook(
-            lambda part, _, result, name=name: record(name, part, result)
-        )
+        part.register_forward_hook(lambda part, _, result, name=name: record(name, part, result))
         for name, part in model.named_modules()
         if isinstance(part, nn.Conv2d | nn.Linear)
     ]

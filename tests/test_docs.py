@@ -8,14 +8,14 @@ from pathlib import Path
 import click
 import pytest
 
-from shiftcore.benchmarks import area, tables, timing_diagram
+from shiftcore.benchmarks import area, paper, tables, timing_diagram
 from shiftcore.cli import main
 from shiftcore.golden.registers import c_header
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     "README.md", "CONTRIBUTING.md", "docs/array.md", "docs/integrating.md", "docs/machine.md",
-    "docs/numbers.md",
+    "docs/numbers.md", "docs/paper.md",
 ]  # fmt: skip
 
 
@@ -48,8 +48,14 @@ def test_snippets(document):
 
 def test_generated_tables_are_current():
     text = text_of("docs/machine.md")
-    assert tables.filled(text) == text, "run python benchmarks/tables.py"
+    assert tables.filled(text, tables.parts()) == text, "run python benchmarks/tables.py"
     assert text_of("docs/shiftcore.h") == c_header(), "run python benchmarks/tables.py"
+
+
+def test_the_tables_of_the_paper_are_current():
+    text = text_of("docs/paper.md")
+    assert tables.filled(text, paper.parts()) == text, "run python benchmarks/paper.py --write"
+    assert set(re.findall(r"^<!-- ([\w-]+) -->$", text, re.M)) == {*paper.parts(), "end"}
 
 
 def anchors(text: str) -> set[str]:

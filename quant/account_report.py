@@ -1,0 +1,167 @@
+"""The accounts of a network as tables, figures and plots."""
+
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from .accounting import CONVENTIONS, LayerAccount, total
+
+__all__ = ["Table", "figures", "tables", "write_account"]
+
+RATIOS = (2, 4, 10)
+"""r of the speed-ups shown: time of a float multiplication by that of an integer one"""
+COMPARED = ("v1", "fp32", "fp16")
+"""conventions shown beside the real size"""
+BLOCKS = tuple(1 << n for n in range(10))
+
+Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
+"""title, headings, rows; the last row is the sum"""
+
+
+def figures(layer: LayerAccount) -> dict[str, Any]:
+    """One layer, or the sum of all, by name; None where a figure needs weights."""
+    return {
+        "name": layer.name,
+        "weights": layer.weights,
+        "blocks": layer.blocks,
+        "code_bytes": layer.memory.codes,
+        "scale_bytes": layer.memory.scales,
+        "bias_bytes": layer.memory.biases,
+        "float_bytes": layer.float_bytes,
+        "bits_per_weight": layer.bits_per_weight,
+        "percent": layer.percent,
+        "percent_by": {name: layer.percent_by(CONVENTIONS[name]) for name in CONVENTIONS},
+        "macs": layer.macs,
+        "int_multiplies": layer.int_multiplies,
+        "float_multiplies": layer.float_multiplies,
+        "speedup_bound": layer.speedup(),
+        "speedup": {str(ratio): layer.speedup(ratio) for ratio in RATIOS},
+    }
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def tables(layers: Sequence[LayerAccount]) -> tuple[Table, Table]:
+    """Memory, and operations for one image; the last row of each is the sum."""
+    rows = [*layers, total(layers)]
+    memory = [
+        (
+            row.name,
+            *(f"{count:,}" for count in (row.weights, row.blocks)),
+            *(f"{size:,}" for size in (row.memory.codes, row.memory.scales, row.memory.biases)),
+            *(_number(value) for value in (row.bits_per_weight, row.percent)),
+            *(_number(row.percent_by(CONVENTIONS[name])) for name in COMPARED),
+        )
+        for row in rows
+    ]
+    operations = [
+        (
+            row.name,
+            *(f"{count:,}" for count in (row.macs, row.int_multiplies, row.float_multiplies)),
+            _number(row.speedup()),
+            *(_number(row.speedup(ratio)) for ratio in RATIOS),
+        )
+        for row in rows
+    ]
+    return (
+        (
+            "Memory in bytes, and in % of float32",
+            (
+                "layer", "weights", "blocks", "codes", "scales", "biases", "bits a weight", "%",
+                *(f"% {CONVENTIONS[name].label}" for name in COMPARED),
+            ),
+            memory,
+        ),
+        (
+            "Multiplications for one image, and how much faster they are at most",
+            (
+                "layer", "MACs", "integer", "floating", "bound",
+                *(f"r = {ratio}" for ratio in RATIOS),
+            ),
+            operations,
+        ),
+    )  # fmt: skip
+
+
+def _size_plot(layers: Sequence[LayerAccount]) -> str:
+    """Stacked bars: kilobytes of codes, scales and biases of each layer."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(6, 2 + 0.22 * len(layers)), 4), layout="constrained")
+    axis = figure.subplots()
+    below = [0.0] * len(layers)
+    for label, color in (("codes", "tab:blue"), ("scales", "tab:orange"), ("biases", "tab:gray")):
+        sizes = [getattr(layer.memory, label) / 1000 for layer in layers]
+        axis.bar(range(len(layers)), sizes, bottom=below, label=label, color=color)
+        below = [a + b for a, b in zip(below, sizes, strict=True)]
+    axis.set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=90, fontsize=7)
+    axis.set_ylabel("kB")
+    axis.legend()
+    return _svg(figure)
+
+
+def _bits_plot(layers: Sequence[LayerAccount]) -> str:
+    """Bits a weight of the whole network against B, and the network itself as a point."""
+    from matplotlib.figure import Figure
+
+    every = total(layers)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for name in (*COMPARED, "codes"):
+        convention = CONVENTIONS[name]
+        percent = [every.percent_by(convention, block) or 0 for block in BLOCKS]
+        axis.plot(BLOCKS, [0.32 * value for value in percent], label=convention.label)
+    own = every.bits_per_weight
+    if own is not None:
+        axis.plot([every.kernels[0].block], [own], "o", color="black", label="this network")
+    axis.set_xscale("log", base=2)
+    axis.set_xlabel("B, channels of a block")
+    axis.set_ylabel("bits a weight")
+    axis.set_ylim(0)
+    axis.legend()
+    return _svg(figure)
+
+
+def _svg(figure: Any) -> str:
+    """The same text for the same figure: no date, and names that do not depend on chance."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "shiftcore"}):
+        text = StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def _markdown(table: Table) -> str:
+    title, headings, rows = table
+    ruler = ("---", *("---:" for _ in headings[1:]))
+    lines = ["| " + " | ".join(row) + " |" for row in (headings, ruler, *rows)]
+    return "\n".join([f"## {title}", "", *lines])
+
+
+def write_account(folder: Path, title: str, layers: Sequence[LayerAccount]) -> None:
+    """Leave ``report.md``, ``size.svg`` and ``bits.svg`` in `folder`, which is made if missing.
+
+    The same layers give the same bytes. All texts are complete before the first file is written.
+    """
+    texts = {
+        "size.svg": _size_plot(layers),
+        "bits.svg": _bits_plot(layers),
+        "report.md": "\n\n".join(
+            [
+                f"# {title}",
+                *(_markdown(table) for table in tables(layers)),
+                "## Size by layer\n\n![size by layer](size.svg)",
+                "## Bits a weight against B\n\n![bits a weight against B](bits.svg)",
+            ]
+        )
+        + "\n",
+    }
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        part = folder / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(folder / name)

@@ -1,0 +1,297 @@
+"""Memory and multiplications: the formulas, the file, and what is really multiplied."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shiftcore.compiler.network import compile_network
+from shiftcore.estimate.network import estimate
+from shiftcore.examples.digits import data, model
+from shiftcore.examples.zoo.catalogue import CATALOGUE
+from shiftcore.examples.zoo.cifar import cifar10
+from shiftcore.examples.zoo.resnet20 import resnet20
+from shiftcore.frontend.archive import read
+from shiftcore.golden import layers as golden_layers
+from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.floats import BF16, FP16, SCALE_FORMATS
+from shiftcore.golden.network import QuantizedNetwork
+from shiftcore.golden.vqk import VariableQuantizedKernel
+from shiftcore.quant.account_report import write_account
+from shiftcore.quant.accounting import (
+    CONVENTIONS,
+    CodedKernel,
+    KernelShape,
+    account_file,
+    account_graph,
+    account_network,
+    file_memory,
+    graph_kernels,
+    largest_int_time,
+    speedup,
+    total,
+)
+from shiftcore.quant.convert import QuantConfig, quantize
+from shiftcore.quant.module_shapes import module_kernels
+from shiftcore.tests.compiler.random_networks import random_config, random_network
+from shiftcore.tests.networks import CONFIG
+
+SMALL = ("resnet50", "alexnet", "mobilenetv2", "shufflenetv2")
+
+
+def digits(config: QuantConfig) -> QuantizedNetwork:
+    training, _ = data.load()
+    return quantize(model.load(), training.x[:32], config)
+
+
+def random_networks() -> list[tuple[QuantizedNetwork, HardwareConfig]]:
+    found = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        config = random_config(rng)
+        found.append((random_network(rng, config), config))
+    return found
+
+
+@given(
+    st.integers(1, 4), st.integers(1, 40), st.integers(1, 3), st.integers(1, 6), st.integers(1, 40)
+)
+def test_blocks_are_those_of_a_quantized_kernel(
+    filters: int, depth: int, taps: int, groups: int, block: int
+) -> None:
+    weight = np.ones((filters * groups, depth, taps, 1))
+    kernel = VariableQuantizedKernel.quantize(weight, weight_bits=2, block=block, groups=groups)
+    shape = KernelShape.of("k", kernel, pixels=6)
+    assert shape.weights == weight.size
+    assert shape.macs == 6 * weight.size
+    assert shape.scales(block) == kernel.scales.size
+    assert shape.products(block) == np.count_nonzero(kernel.scales)
+    assert shape.float_multiplies(block) == 6 * shape.products(block)
+    assert shape.blocks(block) == weight.size // depth * math.ceil(depth / block)
+    assert shape.blocks(block) <= shape.products(block) <= shape.scales(block)
+    if groups == 1 or depth % block == 0 or block % depth == 0:
+        assert shape.blocks(block) == shape.scales(block)
+
+
+def test_blocks_of_groups_that_cross_those_of_the_activations() -> None:
+    # Three groups of 3 channels: 0-2 | 3, 4-5 | 6-7, 8 in blocks of 4.
+    shape = KernelShape("k", 6, 3, taps=5, groups=3)
+    assert shape.blocks(4) == 6 * 5
+    assert shape.products(4) == 2 * 5 * (1 + 2 + 2)
+    assert shape.scales(4) == 6 * 5 * 2
+
+
+def test_the_conventions_are_the_papers_formulas() -> None:
+    for depth, block, bits, taps in ((256, 128, 6, 9), (100, 32, 3, 1), (3, 128, 2, 121)):
+        kernel = [KernelShape("k", 64, depth, taps)]
+        count = math.ceil(depth / block)
+        by = {name: c.ratio(kernel, bits, block) for name, c in CONVENTIONS.items()}
+        exact = {
+            "v1": bits / 32 + 2 * count / depth + 2 / (depth * taps),
+            "v1_no_cds": bits / 32 + 2 * count / depth,
+            "fp32": bits / 32 + count / depth,
+            "fp16": bits / 32 + count / depth / 2,
+            "codes": bits / 32,
+        }
+        size = 32 * kernel[0].weights  # ratios of whole numbers of bits
+        assert {name: round(size * x) for name, x in by.items()} == {
+            name: round(size * x) for name, x in exact.items()
+        }
+
+
+def test_speed() -> None:
+    layer = [KernelShape("k", 7, 256, taps=9, pixels=5)]
+    for block, ratio, eta, expected in (
+        (128, 2, 0, "1.97"), (128, 4, 0, "3.88"), (128, 10, 0, "9.28"), (128, 2, 1, "0.99"),
+        (128, 4, 1, "1.97"), (128, 10, 1, "4.81"), (8, 2, 0, "1.60"), (8, 4, 0, "2.67"),
+        (8, 10, 0, "4.44"), (8, math.inf, 0, "8.00"), (1, math.inf, 5, "1.00"),
+    ):  # fmt: skip
+        assert f"{speedup(layer, block, ratio, eta):.2f}" == expected
+    for block, eta in ((128, 0), (8, 1), (8, 0.25)):
+        limit = largest_int_time(256, block, eta)
+        assert speedup(layer, block, 1 / (limit * 1.001), eta) < 1
+        assert speedup(layer, block, 1 / (limit * 0.999), eta) > 1
+
+
+def check_file(network: QuantizedNetwork, path: Path) -> None:
+    """The bytes of the file's tensors are what the formulas say, and nothing else is in it."""
+    network.save(path)
+    rows = account_network(network)
+    counted = file_memory(path)
+    assert {row.name: row.memory for row in rows} == counted
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert path.stat().st_size == header + sum(memory.bytes for memory in counted.values())
+    assert account_file(path) == rows
+    for row, layer in zip(rows, network.layers, strict=True):
+        kernels = [term.kernel for term in layer.terms]
+        assert row.memory.codes == sum(
+            math.ceil(kernel.codes.size * kernel.weight_bits / 8) for kernel in kernels
+        )
+        scales = sum(k.scales.size * k.scale_format.storage_bits for k in kernels)
+        assert 8 * row.memory.scales == scales
+        assert row.memory.biases == 4 * layer.bias.size
+
+
+def test_the_file_of_random_networks(tmp_path: Path) -> None:
+    odd = 0
+    for network, _ in random_networks():
+        check_file(network, tmp_path / "net.safetensors")
+        kernels = [term.kernel for layer in network.layers for term in layer.terms]
+        odd += sum(kernel.codes.size * kernel.weight_bits % 8 != 0 for kernel in kernels)
+    assert odd > 10  # the last byte is not full
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_the_file_of_the_digits(tmp_path: Path, bits: int) -> None:
+    scale = list(SCALE_FORMATS)[bits % len(SCALE_FORMATS)]
+    check_file(digits(QuantConfig(bits, 4, 12, scale)), tmp_path / "net.safetensors")
+
+
+def test_the_file_of_resnet20(data_folder: Path, tmp_path: Path) -> None:
+    images, _ = cifar10(data_folder, 4, "train-20k")
+    network = quantize(resnet20(data_folder), images, QuantConfig(3, 4, 32, "fp16"))
+    check_file(network, tmp_path / "net.safetensors")
+    # 268,336 weights of convolutions, 640 of the classifier; B = 32 cuts only the 64 channels.
+    every = total(account_network(network))
+    assert every.weights == 268_336 + 640
+    assert every.macs == 40_551_040
+
+
+def counted_products(
+    network: QuantizedNetwork, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, int]:
+    """Floating-point multiplications that golden's layers make for an image."""
+    counts = []
+    product = golden_layers.block_product
+
+    def counting(*operands: np.ndarray) -> np.ndarray:
+        result = product(*operands)
+        counts[-1] += result.size
+        return result
+
+    stored = {"input": network.encode_input(image)}
+    with monkeypatch.context() as patch:
+        patch.setattr(golden_layers, "block_product", counting)
+        for layer in network.layers:
+            counts.append(0)
+            result = layer.compute(stored)
+            if layer.output is not None:
+                stored[layer.name] = result
+    return dict(zip((layer.name for layer in network.layers), counts, strict=True))
+
+
+def image_of(network: QuantizedNetwork) -> np.ndarray:
+    random = np.random.default_rng(0)
+    return random.normal(size=(1, *network.input_shape)).astype(np.float32)
+
+
+def test_the_integer_path_multiplies_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    grouped = 0
+    networks = [network for network, _ in random_networks()]
+    for network in [*networks, digits(QuantConfig(block=12))]:
+        found = counted_products(network, image_of(network), monkeypatch)
+        assert found == {row.name: row.float_multiplies for row in account_network(network)}
+        grouped += sum(
+            1 < term.kernel.groups < term.kernel.in_channels
+            for layer in network.layers
+            for term in layer.terms
+        )
+    assert grouped > 5
+
+
+def test_a_block_without_codes_is_not_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of a sum golden leaves such a step out; the formula counts what the shapes say.
+    network = digits(QuantConfig(block=8))
+    layer = network.layers[1]
+    kernel = layer.terms[0].kernel
+    row = account_network(network)[1]
+    pixels = row.kernels[0].shape.pixels
+    kernel.codes[:, :8, 0, 0] = 0
+    found = counted_products(network, image_of(network), monkeypatch)[layer.name]
+    assert found == row.float_multiplies - pixels * kernel.out_channels
+
+
+def test_the_array_multiplies_as_often() -> None:
+    """A column multiplies once for each pixel that the array is given, used or not."""
+    network = digits(QuantConfig())
+    program = compile_network(network, CONFIG)
+    found = estimate(program, network.macs()).layers
+    for row, layer in zip(account_network(network), network.layers, strict=True):
+        filters = layer.bias.size
+        used = filters / (-(-filters // CONFIG.cols) * CONFIG.cols)
+        if all(kernel.shape.groups == 1 for kernel in row.kernels):
+            assert found[row.name].pixels * CONFIG.cols * used == row.float_multiplies
+        else:  # a column holds one filter of a block-diagonal tile, whatever its group
+            assert found[row.name].pixels * CONFIG.cols >= row.float_multiplies
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_module_and_graph_have_the_same_kernels(name: str) -> None:
+    torch.manual_seed(0)
+    entry = CATALOGUE[name]
+    network = entry.small().eval()
+    shape = (3, entry.size, entry.size)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    found = module_kernels(network, shape)
+    after = network.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert found == graph_kernels(read(network, torch.zeros(1, *shape)))
+
+
+def test_a_module_that_is_used_twice_counts_its_weights_once() -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(self.conv(x))
+
+    (kernel,) = module_kernels(Twice(), (4, 5, 6))
+    assert kernel == KernelShape("conv", 4, 4, taps=9, pixels=60)
+
+
+def test_a_model_is_accounted_as_its_network_will_be() -> None:
+    """Where quantization folds no image, adds no pool and joins no layers."""
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(20, 6, 3), torch.nn.ReLU(), torch.nn.Conv2d(6, 10, 3, groups=2)
+    network = torch.nn.Sequential(*layers).eval()
+    images = np.random.default_rng(0).normal(size=(2, 20, 7, 8)).astype(np.float32)
+    graph = read(network, torch.from_numpy(images[:1]))
+    expected = account_network(quantize(graph, images, QuantConfig(3, 8, 8, "fp16")))
+    found = account_graph(graph, 3, 8, FP16)
+    assert found == expected
+
+
+def test_total() -> None:
+    rows = account_network(digits(QuantConfig()))
+    every = total(rows)
+    pools = [row for row in rows if not row.weights]
+    assert [row.name for row in pools] == ["maxpool", "avgpool"]
+    for row in pools:
+        figures = (row.bits_per_weight, row.percent, row.percent_by(CONVENTIONS["v1"]))
+        assert (*figures, row.speedup(), row.float_bytes) == (None, None, None, None, 0)
+    assert every.memory.bytes == sum(row.memory.bytes for row in rows)
+    assert every.float_multiplies == sum(row.float_multiplies for row in rows)
+    assert every.speedup(4) == every.macs / (every.int_multiplies / 4 + every.float_multiplies)
+    kernels = [kernel for row in rows if row.weights for kernel in row.kernels]
+    convention = CONVENTIONS["v1"]
+    bits = sum(convention.bits(kernel.shape, 4, 16) for kernel in kernels)
+    assert every.percent_by(convention) == 100 * bits / (32 * every.weights)
+    assert every.percent_by(convention, 8) > every.percent_by(convention)
+
+
+def test_the_same_layers_give_the_same_files(tmp_path: Path) -> None:
+    rows = account_network(digits(QuantConfig(block=8)))
+    for folder in ("a", "b"):
+        write_account(tmp_path / folder, "digits", rows)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["bits.svg", "report.md", "size.svg"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    other = [CodedKernel(KernelShape("k", 8, 8), 2, 8, BF16)]
+    assert other[0].memory.bytes == 8 * 8 * 2 // 8 + 8 * 2
