@@ -322,10 +322,10 @@ TABLE_4 = {
 TABLE_4_PARAMETERS = ("0.743", "9.83", "21.2", "28.3", "18.9", "79.0")
 
 
-def alexnet_layers() -> dict[str, Sequence[KernelShape]]:
+def alexnet_layers() -> dict[str, tuple[KernelShape, ...]]:
     """The rows of Table 4."""
     kernels = network("AlexNet").convolutions
-    return {f"conv{n}": [kernel] for n, kernel in enumerate(kernels, 1)} | {"overall": kernels}
+    return {f"conv{n}": (kernel,) for n, kernel in enumerate(kernels, 1)} | {"overall": kernels}
 
 
 def table_4() -> PaperTable:

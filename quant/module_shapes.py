@@ -1,5 +1,8 @@
 """The kernels of a torch module, found without computing a number."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -21,7 +24,8 @@ def module_kernels(model: nn.Module, image: tuple[int, int, int]) -> tuple[Kerne
     """
     found: dict[str, KernelShape] = {}
 
-    def record(name: str, part: nn.Conv2d | nn.Linear, result: torch.Tensor) -> None:
+    def record(name: str, part: nn.Module, _: Any, result: torch.Tensor) -> None:
+        assert isinstance(part, nn.Conv2d | nn.Linear)
         filters, depth = part.weight.shape[:2]
         taps, groups, pixels = 1, 1, 1
         if isinstance(part, nn.Conv2d):
@@ -31,7 +35,7 @@ def module_kernels(model: nn.Module, image: tuple[int, int, int]) -> tuple[Kerne
         found[name] = KernelShape(name, filters, depth, taps, groups, pixels)
 
     hooks = [
-        part.register_forward_hook(lambda part, _, result, name=name: record(name, part, result))
+        part.register_forward_hook(partial(record, name))
         for name, part in model.named_modules()
         if isinstance(part, nn.Conv2d | nn.Linear)
     ]

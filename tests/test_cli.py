@@ -68,6 +68,73 @@ def test_quantize_and_evaluate(digits: Path) -> None:
     assert found["images_per_s"] > 0
 
 
+def test_report(digits: Path) -> None:
+    network, output = digits / "net.safetensors", digits / "report"
+    run(
+        "quantize", digits / "digits.pt2", "--calib", digits / "calibration.npz", "-o", network,
+        "--weight-bits", 3,
+    )  # fmt: skip
+    result = run("report", network, "-o", output, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["file_bytes"] == network.stat().st_size
+    names = [layer["name"] for layer in found["layers"]]
+    assert names[0] == "conv1"
+    assert len(names) == 9
+    total = found["total"]
+    for key in ("code_bytes", "scale_bytes", "bias_bytes", "macs", "float_multiplies"):
+        assert total[key] == sum(layer[key] for layer in found["layers"])
+    assert (total["macs"], total["weights"]) == (630_080, 39_248)
+    stored = total["code_bytes"] + total["scale_bytes"] + total["bias_bytes"]
+    assert total["percent"] == 100 * stored / total["float_bytes"]
+    bits = 8 * (total["code_bytes"] + total["scale_bytes"])
+    assert total["bits_per_weight"] == bits / total["weights"]
+    assert total["percent_by"]["fp16"] < total["percent_by"]["fp32"] < total["percent_by"]["v1"]
+    assert 1 < total["speedup"]["2"] < total["speedup"]["10"] < total["speedup_bound"]
+    text = (output / "report.md").read_text()
+    for image in ("size.svg", "bits.svg"):
+        assert f"({image})" in text
+        assert (output / image).read_text().startswith("<?xml")
+
+    result = run("report", network, "-o", output)  # again, over the files that are there
+    assert result.exit_code == 0, result.output
+    assert (output / "report.md").read_text() == text
+    assert sorted(path.name for path in output.iterdir()) == ["bits.svg", "report.md", "size.svg"]
+    rows = [line.split() for line in result.stdout.splitlines() if line.startswith("│ all ")]
+    assert [row[3] for row in rows] == [f"{total['weights']:,}", f"{total['macs']:,}"]
+
+
+def test_report_of_a_model(digits: Path) -> None:
+    result = run("report", digits / "digits.pt2", "--json")
+    assert result.exit_code == 0, result.output
+    default = json.loads(result.stdout)["total"]
+    options = "--weight-bits", 3, "--block", 8, "--scale", "fp32"
+    found = json.loads(run("report", digits / "digits.pt2", *options, "--json").stdout)["total"]
+    assert found["macs"] == default["macs"] == 630_080
+    assert 4 * found["code_bytes"] == 3 * default["code_bytes"]
+    assert found["scale_bytes"] == 4 * found["blocks"]
+    assert default["scale_bytes"] == 2 * default["blocks"]
+    assert found["float_multiplies"] > default["float_multiplies"]
+
+
+def test_report_refusals(digits: Path) -> None:
+    model, network = digits / "digits.pt2", digits / "net.safetensors"
+    refused(run("report", digits / "none.safetensors"), "no network file at", "none.safetensors")
+    refused(run("report", digits / "none.pt2"), "no model file at", "none.pt2")
+    refused(run("report", digits / "test.npz"), "test.npz is no safetensors file")
+    refused(run("report", model, "--weight-bits", 9), "weight_bits must be 2 to 8, not 9")
+    refused(run("report", model, "--scale", "int8"), "scale must be bf16 or", "'int8'")
+    refused(run("report", model, "-o", digits / "a" / "b"), f"{digits / 'a'}: no such folder")
+    run("quantize", model, "--calib", digits / "calibration.npz", "-o", network)
+    refused(
+        run("report", network, "--weight-bits", 3),
+        "--weight-bits is for a model (.pt2)", "net.safetensors says how it is quantized",
+    )  # fmt: skip
+    assert sorted(path.name for path in digits.iterdir()) == [
+        "calibration.npz", "digits.pt2", "net.safetensors", "test.npz",
+    ]  # fmt: skip
+
+
 def test_verilog(tmp_path: Path) -> None:
     hardware = tmp_path / "hw.toml"
     hardware.write_text("rows = 4\ncols = 2\n")
