@@ -13,10 +13,8 @@ from safetensors import safe_open
 
 from ..frontend.graph import Conv2d, Graph, Linear
 from ..golden.floats import ScaleFormat
-from ..golden.layers import Layer
 from ..golden.network import INPUT, QuantizedNetwork
 from ..golden.vqk import VariableQuantizedKernel, weight_blocks
-from .float_layer import FloatLayer
 
 __all__ = [
     "CONVENTIONS",
@@ -29,10 +27,8 @@ __all__ = [
     "account_graph",
     "account_network",
     "file_memory",
-    "float_bytes",
     "graph_kernels",
     "largest_int_time",
-    "layer_memory",
     "speedup",
     "total",
 ]
@@ -210,6 +206,7 @@ class LayerAccount:
     kernels : as stored; identities, pools and, where a layer reads rearranged channels, zeros are
         kernels too
     memory : bytes in the network file
+    float_bytes : of `weights` and the biases in float32; 0 without weights
     macs : of `weights`
     int_multiplies : of codes by codes; each digit plane of the network input counts
     float_multiplies : one for each block product
@@ -219,6 +216,7 @@ class LayerAccount:
     weights: int
     kernels: tuple[CodedKernel, ...]
     memory: Memory
+    float_bytes: int
     macs: int
     int_multiplies: int
     float_multiplies: int
@@ -227,15 +225,6 @@ class LayerAccount:
     def blocks(self) -> int:
         """Scales that are stored."""
         return sum(kernel.shape.scales(kernel.block) for kernel in self.kernels)
-
-    @property
-    def biases(self) -> int:
-        return self.memory.biases // (FLOAT_BITS // 8)
-
-    @property
-    def float_bytes(self) -> int:
-        """Of the weights and biases in float32; none of a layer without weights."""
-        return FLOAT_BITS // 8 * (self.weights + self.biases) if self.weights else 0
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -274,49 +263,49 @@ def total(layers: Sequence[LayerAccount], name: str = "all") -> LayerAccount:
         sum(layer.weights for layer in layers),
         tuple(kernel for layer in layers if layer.weights for kernel in layer.kernels),
         sum((layer.memory for layer in layers), Memory()),
+        sum(layer.float_bytes for layer in layers),
         sum(layer.macs for layer in layers),
         sum(layer.int_multiplies for layer in layers),
         sum(layer.float_multiplies for layer in layers),
     )
 
 
-def _coded(layer: Layer, pixels: int) -> tuple[CodedKernel, ...]:
-    kernels = (term.kernel for term in layer.terms)
-    return tuple(
-        CodedKernel(KernelShape.of(layer.name, k, pixels), k.weight_bits, k.block, k.scale_format)
-        for k in kernels
+def _account(
+    name: str,
+    weights: int,
+    kernels: Sequence[CodedKernel],
+    biases: int,
+    planes: Sequence[int],
+) -> LayerAccount:
+    """A layer of `weights` for each pixel; `planes` are those of what each kernel reads."""
+    value = FLOAT_BITS // 8
+    pairs = list(zip(kernels, planes, strict=True))
+    return LayerAccount(
+        name,
+        weights,
+        tuple(kernels),
+        sum((kernel.memory for kernel in kernels), Memory(biases=value * biases)),
+        value * (weights + biases) if weights else 0,
+        weights * kernels[0].shape.pixels,
+        sum(kernel.shape.macs * count for kernel, count in pairs),
+        sum(kernel.shape.float_multiplies(kernel.block) * count for kernel, count in pairs),
     )
-
-
-def _memory(kernels: Iterable[CodedKernel], biases: int) -> Memory:
-    return sum((kernel.memory for kernel in kernels), Memory(biases=FLOAT_BITS // 8 * biases))
-
-
-def layer_memory(layer: Layer) -> Memory:
-    """Bytes of a layer in the network file, by formula."""
-    return _memory(_coded(layer, 1), layer.bias.size)
 
 
 def account_network(network: QuantizedNetwork) -> tuple[LayerAccount, ...]:
     """Every layer of a quantized network, in execution order."""
-    sizes, macs = network.sizes(), network.macs()
     rows = []
+    sizes = network.sizes()
     for layer in network.layers:
         pixels = math.prod(sizes[layer.name])
-        kernels = _coded(layer, pixels)
-        planes = [network.input.planes if t.source == INPUT else 1 for t in layer.terms]
-        pairs = list(zip(kernels, planes, strict=True))
-        rows.append(
-            LayerAccount(
-                layer.name,
-                macs[layer.name] // pixels,
-                kernels,
-                layer_memory(layer),
-                macs[layer.name],
-                sum(kernel.shape.macs * count for kernel, count in pairs),
-                sum(kernel.shape.float_multiplies(kernel.block) * count for kernel, count in pairs),
+        kernels = [
+            CodedKernel(
+                KernelShape.of(layer.name, k, pixels), k.weight_bits, k.block, k.scale_format
             )
-        )
+            for k in (term.kernel for term in layer.terms)
+        ]
+        planes = [network.input.planes if t.source == INPUT else 1 for t in layer.terms]
+        rows.append(_account(layer.name, layer.macs(1, 1), kernels, layer.bias.size, planes))
     return tuple(rows)
 
 
@@ -342,29 +331,16 @@ def account_graph(
     Batch norm is folded, so that every filter has a bias. Pools, identities and digit planes, which
     quantization adds, are not there.
     """
-    rows = []
-    for shape in graph_kernels(graph):
-        kernel = CodedKernel(shape, weight_bits, block, scale_format)
-        memory = _memory([kernel], shape.filters)
-        rows.append(
-            LayerAccount(
-                shape.name,
-                shape.weights,
-                (kernel,),
-                memory,
-                shape.macs,
-                shape.macs,
-                shape.float_multiplies(block),
-            )
+    return tuple(
+        _account(
+            shape.name,
+            shape.weights,
+            [CodedKernel(shape, weight_bits, block, scale_format)],
+            shape.filters,
+            [1],
         )
-    return tuple(rows)
-
-
-def float_bytes(layers: Iterable[FloatLayer]) -> int:
-    """Weights and biases of the float network after folding; constants of pools do not count."""
-    layers = list(layers)
-    learnt = (term.weight.nbytes for x in layers for term in x.terms if not term.constant)
-    return sum(layer.bias.nbytes for layer in layers) + sum(learnt)
+        for shape in graph_kernels(graph)
+    )
 
 
 def file_memory(path: Path | str) -> Mapping[str, Memory]:

@@ -27,11 +27,11 @@ def module_kernels(model: nn.Module, image: tuple[int, int, int]) -> tuple[Kerne
     def record(name: str, part: nn.Module, _: Any, result: torch.Tensor) -> None:
         assert isinstance(part, nn.Conv2d | nn.Linear)
         filters, depth = part.weight.shape[:2]
-        taps, groups, pixels = 1, 1, 1
-        if isinstance(part, nn.Conv2d):
-            taps, groups, pixels = part.weight[0, 0].numel(), part.groups, result[0, 0].numel()
+        pixels = result[0].numel() // filters
         if name in found:
             pixels += found[name].pixels
+        taps = part.weight[0, 0].numel()
+        groups = part.groups if isinstance(part, nn.Conv2d) else 1
         found[name] = KernelShape(name, filters, depth, taps, groups, pixels)
 
     hooks = [

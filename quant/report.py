@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..golden.layers import Layer
 from ..golden.network import INPUT, QuantizedNetwork
-from .accounting import float_bytes, layer_memory
+from .accounting import account_network, total
 from .calibrate import check_images, float_tensors
 from .convert import Model, as_graph
 from .float_layer import FloatLayer
@@ -50,7 +50,8 @@ class Report:
     ----------
     layers : the input and every layer, in execution order
     weight_bytes : packed codes, scales and biases, those of pools and identities included
-    float_bytes : weights and biases of the float network after folding
+    float_bytes : weights and biases of its convolutions and linear layers in float32, batch norm
+        folded
     """
 
     layers: tuple[LayerReport, ...]
@@ -139,5 +140,5 @@ def measure(model: Model, network: QuantizedNetwork, images: NDArray[np.float32]
                 _average_error(layer, reference),
             )
         )
-    stored = sum(layer_memory(layer).bytes for layer in network.layers)
-    return Report(tuple(reports), stored, float_bytes(references))
+    account = total(account_network(network))
+    return Report(tuple(reports), account.memory.bytes, account.float_bytes)

@@ -275,6 +275,8 @@ def test_total() -> None:
     for row in pools:
         figures = (row.bits_per_weight, row.percent, row.percent_by(CONVENTIONS["v1"]))
         assert (*figures, row.speedup(), row.float_bytes) == (None, None, None, None, 0)
+    # The folded network: the weights, and a bias for each of their filters.
+    assert every.float_bytes == 4 * (39_248 + 16 + 24 + 4 * 32 + 10)
     assert every.memory.bytes == sum(row.memory.bytes for row in rows)
     assert every.float_multiplies == sum(row.float_multiplies for row in rows)
     assert every.speedup(4) == every.macs / (every.int_multiplies / 4 + every.float_multiplies)
