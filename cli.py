@@ -233,8 +233,9 @@ def report(
         return
     for title, headings, rows in tables(layers):
         shown = Table(title=title)
-        for number, heading in enumerate(headings):
-            shown.add_column(heading, justify="right" if number else "left", overflow="fold")
+        shown.add_column(headings[0], overflow="fold")
+        for heading in headings[1:]:
+            shown.add_column(heading, justify="right")
         for number, row in enumerate(rows, 1):
             shown.add_row(*row, end_section=number == len(layers))
         _print(False, {}, shown)

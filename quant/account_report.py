@@ -11,9 +11,8 @@ __all__ = ["Table", "figures", "tables", "write_account"]
 
 RATIOS = (2, 4, 10)
 """r of the speed-ups shown: time of a float multiplication by that of an integer one"""
-COMPARED = ("v1", "fp32", "fp16")
-"""conventions shown beside the real size"""
-BLOCKS = tuple(1 << n for n in range(10))
+BLOCKS = (4, 8, 16, 32, 64, 128, 256, 512)
+"""B of the plot"""
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 """title, headings, rows; the last row is the sum"""
@@ -44,46 +43,50 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def tables(layers: Sequence[LayerAccount]) -> tuple[Table, Table]:
-    """Memory, and operations for one image; the last row of each is the sum."""
+def tables(layers: Sequence[LayerAccount]) -> tuple[Table, ...]:
+    """Bytes, percentages of float32, and multiplications; the last row of each is the sum."""
     rows = [*layers, total(layers)]
-    memory = [
+    counts = [
+        (
+            row.name, f"{row.weights:,}", f"{row.blocks:,}", f"{row.memory.codes:,}",
+            f"{row.memory.scales:,}", f"{row.memory.biases:,}", _number(row.bits_per_weight),
+        )
+        for row in rows
+    ]  # fmt: skip
+    percents = [
         (
             row.name,
-            *(f"{count:,}" for count in (row.weights, row.blocks)),
-            *(f"{size:,}" for size in (row.memory.codes, row.memory.scales, row.memory.biases)),
-            *(_number(value) for value in (row.bits_per_weight, row.percent)),
-            *(_number(row.percent_by(CONVENTIONS[name])) for name in COMPARED),
+            _number(row.percent),
+            *(_number(row.percent_by(convention)) for convention in CONVENTIONS.values()),
         )
         for row in rows
     ]
     operations = [
         (
-            row.name,
-            *(f"{count:,}" for count in (row.macs, row.int_multiplies, row.float_multiplies)),
-            _number(row.speedup()),
-            *(_number(row.speedup(ratio)) for ratio in RATIOS),
+            row.name, f"{row.macs:,}", f"{row.int_multiplies:,}", f"{row.float_multiplies:,}",
+            _number(row.speedup()), *(_number(row.speedup(ratio)) for ratio in RATIOS),
         )
         for row in rows
-    ]
+    ]  # fmt: skip
+    labels = (convention.label for convention in CONVENTIONS.values())
+    ratios = (f"r = {ratio}" for ratio in RATIOS)
     return (
         (
-            "Memory in bytes, and in % of float32",
-            (
-                "layer", "weights", "blocks", "codes", "scales", "biases", "bits a weight", "%",
-                *(f"% {CONVENTIONS[name].label}" for name in COMPARED),
-            ),
-            memory,
+            "Memory in bytes",
+            ("layer", "weights", "blocks", "codes", "scales", "biases", "bits a weight"),
+            counts,
         ),
         (
-            "Multiplications for one image, and how much faster they are at most",
-            (
-                "layer", "MACs", "integer", "floating", "bound",
-                *(f"r = {ratio}" for ratio in RATIOS),
-            ),
+            "Memory in % of float32: as stored, and by formula",
+            ("layer", "stored", *labels),
+            percents,
+        ),
+        (
+            "Multiplications for one image, and the speed-up that they allow",
+            ("layer", "MACs", "integer", "floating", "bound", *ratios),
             operations,
         ),
-    )  # fmt: skip
+    )
 
 
 def _size_plot(layers: Sequence[LayerAccount]) -> str:
@@ -110,14 +113,14 @@ def _bits_plot(layers: Sequence[LayerAccount]) -> str:
     every = total(layers)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
-    for name in (*COMPARED, "codes"):
-        convention = CONVENTIONS[name]
+    for convention in CONVENTIONS.values():
         percent = [every.percent_by(convention, block) or 0 for block in BLOCKS]
         axis.plot(BLOCKS, [0.32 * value for value in percent], label=convention.label)
     own = every.bits_per_weight
     if own is not None:
         axis.plot([every.kernels[0].block], [own], "o", color="black", label="this network")
     axis.set_xscale("log", base=2)
+    axis.set_xticks(BLOCKS, [str(block) for block in BLOCKS])
     axis.set_xlabel("B, channels of a block")
     axis.set_ylabel("bits a weight")
     axis.set_ylim(0)

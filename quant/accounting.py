@@ -344,18 +344,21 @@ def account_graph(
 
 
 def file_memory(path: Path | str) -> Mapping[str, Memory]:
-    """Bytes of every layer's tensors in a network file, counted in the file itself."""
+    """Bytes of every layer's tensors in a network file, counted in the file itself.
+
+    Raises ``ValueError`` if a tensor is neither codes nor scales nor biases.
+    """
     found: dict[str, Memory] = {}
     with safe_open(path, framework="numpy") as file:
         for key in file.keys():  # noqa: SIM118
-            name, kind = key.rsplit(".", 1)
-            layer = name if kind == "bias" else name.rsplit(".", 1)[0]
+            name, _, kind = key.rpartition(".")
+            if kind not in ("codes", "scales", "bias"):
+                raise ValueError(f"{path} holds {key!r}, which is no tensor of a network")
+            layer = name if kind == "bias" else name.rpartition(".")[0]
             size = file.get_tensor(key).nbytes
-            part = {
-                "codes": Memory(codes=size),
-                "scales": Memory(scales=size),
-                "bias": Memory(biases=size),
-            }[kind]
+            part = Memory(
+                size * (kind == "codes"), size * (kind == "scales"), size * (kind == "bias")
+            )
             found[layer] = found.get(layer, Memory()) + part
     return found
 
@@ -363,7 +366,7 @@ def file_memory(path: Path | str) -> Mapping[str, Memory]:
 def account_file(path: Path | str) -> tuple[LayerAccount, ...]:
     """Every layer of a network file, with the bytes that lie in it.
 
-    Raises ``ValueError`` if it is no network file.
+    Raises ``ValueError`` if it is no network file, or holds anything else.
     """
     layers = account_network(QuantizedNetwork.load(path))
     memory = file_memory(path)

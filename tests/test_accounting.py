@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.network import estimate
@@ -151,6 +153,19 @@ def test_the_file_of_random_networks(tmp_path: Path) -> None:
 def test_the_file_of_the_digits(tmp_path: Path, bits: int) -> None:
     scale = list(SCALE_FORMATS)[bits % len(SCALE_FORMATS)]
     check_file(digits(QuantConfig(bits, 4, 12, scale)), tmp_path / "net.safetensors")
+
+
+def test_a_file_with_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    digits(QuantConfig()).save(path)
+    with safe_open(path, framework="numpy") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file(tensors | {"extra": np.zeros(3)}, path, metadata)
+    with pytest.raises(
+        ValueError, match=r"net\.safetensors holds 'extra', which is no tensor of a"
+    ):
+        account_file(path)
 
 
 def test_the_file_of_resnet20(data_folder: Path, tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ def test_report(digits: Path) -> None:
     assert (output / "report.md").read_text() == text
     assert sorted(path.name for path in output.iterdir()) == ["bits.svg", "report.md", "size.svg"]
     rows = [line.split() for line in result.stdout.splitlines() if line.startswith("│ all ")]
-    assert [row[3] for row in rows] == [f"{total['weights']:,}", f"{total['macs']:,}"]
+    expected = f"{total['weights']:,}", f"{total['percent']:.2f}", f"{total['macs']:,}"
+    assert tuple(row[3] for row in rows) == expected
 
 
 def test_report_of_a_model(digits: Path) -> None:
