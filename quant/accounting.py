@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 FLOAT_BITS = 32
+_TENSORS = {"codes": "codes", "scales": "scales", "bias": "biases"}
+"""What the last part of a tensor's name in the file says, and the field of :class:`Memory`."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,7 @@ class LayerAccount:
     weights : of the network's convolutions and linear layers that it computes; 0 of a pool
     kernels : as stored; identities, pools and, where a layer reads rearranged channels, zeros are
         kernels too
+    blocks : scales that are stored
     memory : bytes in the network file
     float_bytes : of `weights` and the biases in float32; 0 without weights
     macs : of `weights`
@@ -215,16 +218,12 @@ class LayerAccount:
     name: str
     weights: int
     kernels: tuple[CodedKernel, ...]
+    blocks: int
     memory: Memory
     float_bytes: int
     macs: int
     int_multiplies: int
     float_multiplies: int
-
-    @property
-    def blocks(self) -> int:
-        """Scales that are stored."""
-        return sum(kernel.shape.scales(kernel.block) for kernel in self.kernels)
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -257,11 +256,16 @@ class LayerAccount:
 
 
 def total(layers: Sequence[LayerAccount], name: str = "all") -> LayerAccount:
-    """The sum of all layers. What pools store and multiply counts, their kernels do not."""
+    """The sum of all layers; its `kernels` are those of layers with weights.
+
+    What pools store and multiply counts. The papers' formulas, which only see the kernels, leave
+    them out.
+    """
     return LayerAccount(
         name,
         sum(layer.weights for layer in layers),
         tuple(kernel for layer in layers if layer.weights for kernel in layer.kernels),
+        sum(layer.blocks for layer in layers),
         sum((layer.memory for layer in layers), Memory()),
         sum(layer.float_bytes for layer in layers),
         sum(layer.macs for layer in layers),
@@ -284,6 +288,7 @@ def _account(
         name,
         weights,
         tuple(kernels),
+        sum(kernel.shape.scales(kernel.block) for kernel in kernels),
         sum((kernel.memory for kernel in kernels), Memory(biases=value * biases)),
         value * (weights + biases) if weights else 0,
         weights * kernels[0].shape.pixels,
@@ -352,13 +357,10 @@ def file_memory(path: Path | str) -> Mapping[str, Memory]:
     with safe_open(path, framework="numpy") as file:
         for key in file.keys():  # noqa: SIM118
             name, _, kind = key.rpartition(".")
-            if kind not in ("codes", "scales", "bias"):
+            if kind not in _TENSORS:
                 raise ValueError(f"{path} holds {key!r}, which is no tensor of a network")
             layer = name if kind == "bias" else name.rpartition(".")[0]
-            size = file.get_tensor(key).nbytes
-            part = Memory(
-                size * (kind == "codes"), size * (kind == "scales"), size * (kind == "bias")
-            )
+            part = Memory(**{_TENSORS[kind]: file.get_tensor(key).nbytes})
             found[layer] = found.get(layer, Memory()) + part
     return found
 

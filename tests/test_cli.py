@@ -82,7 +82,8 @@ def test_report(digits: Path) -> None:
     assert names[0] == "conv1"
     assert len(names) == 9
     total = found["total"]
-    for key in ("code_bytes", "scale_bytes", "bias_bytes", "macs", "float_multiplies"):
+    assert total["scale_bytes"] == 2 * total["blocks"]
+    for key in ("blocks", "code_bytes", "scale_bytes", "bias_bytes", "macs", "float_multiplies"):
         assert total[key] == sum(layer[key] for layer in found["layers"])
     assert (total["macs"], total["weights"]) == (630_080, 39_248)
     stored = total["code_bytes"] + total["scale_bytes"] + total["bias_bytes"]
