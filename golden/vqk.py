@@ -29,6 +29,7 @@ __all__ = [
     "recipe_codes",
     "unpack",
     "weight_blocks",
+    "weight_lanes",
 ]
 
 Recipe = Literal["R", "P", "O"]
@@ -89,10 +90,10 @@ class BlockMap(NamedTuple):
         """The largest number of blocks of any group."""
         return self.channel.shape[1]
 
-    @property
-    def filled(self) -> NDArray[np.bool_]:
-        """(groups, blocks, L): where there is a channel."""
-        return self.channel < self.number.shape[1]
+    def filled(self, filters: int) -> NDArray[np.bool_]:
+        """(L, Co, blocks, 1, 1): which :meth:`lanes` have a channel."""
+        lanes = np.moveaxis(self.channel < self.number.shape[1], 2, 0)
+        return lanes.repeat(filters // len(self.channel), 1)[..., None, None]
 
     def lanes(self, weight: NDArray) -> NDArray:
         """(Co, Ci / groups, Kh, Kw) to (L, Co, blocks, Kh, Kw), zeros where there is no channel."""
@@ -146,6 +147,21 @@ def _check(shape: tuple[int, ...], weight_bits: int, block: int, groups: int) ->
         raise ValueError(f"a kernel must be (Co, Ci/groups, Kh, Kw), none 0, not {shape}")
     if groups < 1 or shape[0] % groups:
         raise ValueError(f"groups must divide the {shape[0]} filters, not {groups!r}")
+
+
+def weight_lanes(
+    weight: NDArray, weight_bits: int, block: int, groups: int
+) -> tuple[BlockMap, NDArray[np.float64]]:
+    """The blocks of a float kernel that shall be quantized, and its weights in them.
+
+    Raises ``ValueError`` if a parameter is out of its range or a weight is not finite.
+    """
+    weight = np.asarray(weight, np.float64)
+    _check(weight.shape, weight_bits, block, groups)
+    if not np.isfinite(weight).all():
+        raise ValueError("a non-finite weight cannot be quantized")
+    blocks = block_map(weight.shape[1], groups, block)
+    return blocks, blocks.lanes(weight)
 
 
 # What follows works on lanes (L, ...) of any number of blocks at once.
@@ -295,20 +311,15 @@ class VariableQuantizedKernel:
 
         Raises ``ValueError`` if a weight is not finite.
         """
-        weight = np.asarray(weight, np.float64)
-        _check(weight.shape, weight_bits, block, groups)
+        blocks, lanes = weight_lanes(weight, weight_bits, block, groups)
         if recipe not in get_args(Recipe):
             raise ValueError(f"recipe must be 'R', 'P' or 'O', not {recipe!r}")
-        if not np.isfinite(weight).all():
-            raise ValueError("a non-finite weight cannot be quantized")
-        where = block_map(weight.shape[1], groups, block)
-        lanes = where.lanes(weight)
         if scale_format.signed:
             codes = recipe_codes(lanes, weight_bits, recipe)
             scales = scale_format.round(l2_scale(lanes, codes))
         else:
             codes, scales = power_of_two_codes(lanes, weight_bits, scale_format)
-        codes = where.kernel(codes)
+        codes = blocks.kernel(codes)
         return cls(codes, scales, weight_bits, block, groups, scale_format)
 
     @classmethod
