@@ -6,6 +6,7 @@ Tensors are torch's, (blocks, B, N, H, W) and (C, N, H, W), with the images inne
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from ..golden.bfp import BlockFloat
 from ..golden.floats import FLOAT32
 from ..golden.layers import Layer, Term
+from ..golden.vqk import VariableQuantizedKernel
 from .hardware_kernels import FILTERS, VECTOR, accumulate, requantize
 
 __all__ = ["CompiledLayer", "Source", "Workers", "block_float", "workers"]
@@ -33,7 +35,7 @@ def _spans(size: int, parts: int) -> list[Span]:
     """`size` things in that many parts of nearly the same size, or in single ones."""
     parts = min(size, parts)
     ends = [size * part // parts for part in range(parts + 1)]
-    return list(zip(ends, ends[1:], strict=False))
+    return list(pairwise(ends))
 
 
 @contextmanager
@@ -74,53 +76,73 @@ def _outermost(x: NDArray, images: int) -> torch.Tensor:
     return torch.from_numpy(x).unflatten(-1, (-1, images)).movedim(-1, -3)
 
 
+class _Steps(NamedTuple):
+    """What FILTERS filters do with one kernel position of one block, step by step."""
+
+    table: NDArray[np.int64]
+    """(steps, 5): group of filters, block, kernel position, first lane, number of lanes"""
+    weights: NDArray[np.float32]
+    """(lanes of all steps, FILTERS)"""
+    scales: NDArray[np.float32]
+    """(steps, FILTERS)"""
+    absent: NDArray[np.float32]
+    """(steps, FILTERS): 0, or -infinity where the filter does not meet the block"""
+
+
+def _block_steps(kernel: VariableQuantizedKernel, block: int, maximum: bool) -> _Steps:
+    """The steps of one block; those without any code only under `maximum`."""
+    filters, codes, scales = kernel.block_weights(block)
+    groups = np.arange(filters.start // FILTERS, -(-filters.stop // FILTERS))
+    missing = (filters.start - groups[0] * FILTERS, (groups[-1] + 1) * FILTERS - filters.stop)
+
+    def grouped(x: NDArray, fill: float) -> NDArray:
+        """(filters, ..., Kh, Kw) to (groups, Kh * Kw, ..., FILTERS)."""
+        x = x.reshape(*x.shape[:-2], -1)
+        x = np.pad(x, (missing, *((0, 0),) * (x.ndim - 1)), constant_values=fill)
+        return np.moveaxis(x.reshape(len(groups), FILTERS, *x.shape[1:]), (1, -1), (-1, 1))
+
+    weights = grouped(codes, 0)
+    filled: NDArray[np.bool] = weights.any(-1)  # (groups, Kh * Kw, B)
+    # The lanes from the first to the last one that has a code.
+    used = np.logical_or.accumulate(filled, -1)
+    used &= np.logical_or.accumulate(filled[..., ::-1], -1)[..., ::-1]
+    count = used.sum(-1)
+    kept = (count > 0) | maximum
+    group, tap = kept.nonzero()
+    columns = (groups[group], np.full_like(tap, block), tap, filled.argmax(-1)[kept], count[kept])
+    return _Steps(
+        np.stack(columns, -1),
+        weights[used].astype(np.float32),
+        grouped(scales, 0)[kept],
+        grouped(np.zeros_like(scales), -np.inf)[kept],
+    )
+
+
 class _CompiledTerm:
-    """The weights of a term in the order in which the kernel reads them."""
+    """The weights of a term, in the order in which the kernel reads them."""
 
     def __init__(self, term: Term, planes: int, maximum: bool) -> None:
         self.term = term
         kernel = term.kernel
-        taps = term.kernel_size[0] * term.kernel_size[1]
         blocks = -(-kernel.in_channels // kernel.block)
-        ky, kx = np.divmod(np.arange(taps), term.kernel_size[1])
-        tables, owners, weights, scales, absent = [], [], [], [], []
-        end = 0
-        for block in range(blocks):
-            filters, block_codes, block_scales = kernel.block_weights(block)
-            groups = range(filters.start // FILTERS, -(-filters.stop // FILTERS))
-            place = slice(filters.start - groups.start * FILTERS, filters.stop - groups.start * FILTERS)
-            codes = np.zeros((len(groups) * FILTERS, taps, kernel.block), np.float32)
-            codes[place] = block_codes.reshape(-1, kernel.block, taps).swapaxes(1, 2)
-            codes = codes.reshape(-1, FILTERS, taps, kernel.block).transpose(0, 2, 3, 1)
-            factors = np.zeros((len(groups) * FILTERS, taps), np.float32)
-            factors[place] = block_scales.reshape(-1, taps)
-            missing = np.full(factors.shape, -np.inf, np.float32)
-            missing[place] = 0
-            # Only lanes between the first and the last that any of the filters has a code for.
-            filled = codes.any(3)  # (groups, taps, B)
-            used = np.logical_or.accumulate(filled, 2)
-            used &= np.logical_or.accumulate(filled[..., ::-1], 2)[..., ::-1]
-            count = used.sum(2)
-            first = np.where(count > 0, filled.argmax(2), 0)
-            begin = end + (count.cumsum() - count.ravel()).reshape(count.shape) * FILTERS
-            end += int(count.sum()) * FILTERS
-            weights.append(codes[used].ravel())
-            steps = np.broadcast_arrays(block, ky, kx, first, count, begin)
-            kept = (count > 0) | maximum
-            tables.append(np.stack(steps, -1)[kept])
-            owners.append(np.broadcast_to(np.array(groups)[:, None], count.shape)[kept])
-            for parts, numbers in ((scales, factors), (absent, missing)):
-                parts.append(numbers.reshape(-1, FILTERS, taps).swapaxes(1, 2)[kept])
-        self.weights = np.concatenate(weights)
-        table = np.concatenate(tables * planes)
-        table[:, 0] += np.repeat(np.arange(planes) * blocks, len(table) // planes)
-        owner = np.concatenate(owners * planes)
-        order = owner.argsort(kind="stable")
-        self.steps = np.ascontiguousarray(table[order], np.int64)
-        self.scales = np.concatenate(scales * planes)[order].ravel()
-        self.absent = np.concatenate(absent * planes)[order].ravel()
-        groups = -(-kernel.out_channels // FILTERS)
-        self.starts = np.searchsorted(owner[order], np.arange(groups + 1))
+        parts = zip(*(_block_steps(kernel, n, maximum) for n in range(blocks)), strict=True)
+        table, weights, scales, absent = (np.concatenate(part) for part in parts)
+        group, block, tap, lane, count = table.T
+        ky, kx = np.divmod(tap, term.kernel_size[1])
+        first = (count.cumsum() - count) * FILTERS
+        steps = [
+            np.stack([block + plane * blocks, ky, kx, lane, count, first], -1)
+            for plane in range(planes)
+        ]
+        group = np.tile(group, planes)
+        order = group.argsort(kind="stable")
+        self.starts = np.searchsorted(
+            group[order], np.arange(-(-kernel.out_channels // FILTERS) + 1)
+        )
+        self.steps = np.concatenate(steps)[order]
+        self.weights = weights.ravel()
+        self.scales = np.tile(scales, (planes, 1))[order].ravel()
+        self.absent = np.tile(absent, (planes, 1))[order].ravel()
 
 
 class CompiledLayer:
@@ -155,8 +177,9 @@ class CompiledLayer:
         )
         inputs = []
         for codes, fields, exponents in sources:
-            units = np.ldexp(1.0, np.array(exponents)[:, None] + np.arange(256))
-            inputs.append((_innermost(codes), _innermost(fields), units.astype(np.float32)))
+            with np.errstate(over="ignore"):  # of fields that do not occur
+                units = np.ldexp(np.float32(1), np.array(exponents)[:, None] + np.arange(256))
+            inputs.append((_innermost(codes), _innermost(fields), units))
 
         def work(rows: Span, groups: Span) -> None:
             biases = self.biases

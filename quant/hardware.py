@@ -249,7 +249,9 @@ class _HardwareTerm:
         kernel = term.kernel
         blocks = [kernel.block_weights(n) for n in range(-(-kernel.in_channels // kernel.block))]
         self.scale_bounds = _magnitudes(kernel.scales, default=(1.0, 1.0))
-        self.code_sum = max(int(np.abs(codes, dtype=np.int32).sum(1).max()) for _, codes, _ in blocks)
+        self.code_sum = max(
+            int(np.abs(codes, dtype=np.int32).sum(1).max()) for _, codes, _ in blocks
+        )
         """largest sum of the magnitudes of a block's codes"""
 
     @cached_property

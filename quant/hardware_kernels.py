@@ -6,6 +6,8 @@ processor multiplies and adds. Its product with the scale and the sum with the a
 rounded once each, as the operations of :mod:`..golden.layers` are.
 """
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -20,7 +22,11 @@ VECTOR = 16
 """numbers of a row that it computes at once"""
 
 
-# The register tile: FILTERS vectors of VECTOR float32 numbers.
+# The register tile, FILTERS vectors of VECTOR float32 numbers, and what is done with it. LLVM maps
+# the vectors to the registers that the processor has.
+
+_operation: Any = intrinsic
+"""type checkers do not see that it takes the typing context off"""
 
 
 class _TileType(types.Type):
@@ -46,9 +52,7 @@ def _pointer(context, builder, kind, array, index):
 
 def _vector_at(context, builder, kind, array, index):
     """Pointer to VECTOR elements."""
-    return builder.bitcast(
-        _pointer(context, builder, kind, array, index), _vector.as_pointer()
-    )
+    return builder.bitcast(_pointer(context, builder, kind, array, index), _vector.as_pointer())
 
 
 def _splat(builder, number):
@@ -65,7 +69,7 @@ def _splat_at(context, builder, kind, array, index, number):
     return _splat(builder, builder.load(_pointer(context, builder, kind, array, at)))
 
 
-@intrinsic
+@_operation
 def _zeros(typing_context):
     """A tile of zeros."""
 
@@ -75,7 +79,7 @@ def _zeros(typing_context):
     return _tile(), generate
 
 
-@intrinsic
+@_operation
 def _load(typing_context, array, index, step):
     """The tile whose filters are `step` elements apart."""
 
@@ -91,7 +95,7 @@ def _load(typing_context, array, index, step):
     return _tile(array, types.intp, types.intp), generate
 
 
-@intrinsic
+@_operation
 def _store(typing_context, array, index, step, tile):
     """Writes the tile where :func:`_load` reads it."""
 
@@ -106,7 +110,7 @@ def _store(typing_context, array, index, step, tile):
     return types.void(array, types.intp, types.intp, _tile), generate
 
 
-@intrinsic
+@_operation
 def _add_outer(typing_context, tile, weights, first, values, index):
     """``tile + outer(weights[first :], values[index :])``, fused where the processor can."""
 
@@ -125,7 +129,7 @@ def _add_outer(typing_context, tile, weights, first, values, index):
     return _tile(_tile, weights, types.intp, values, types.intp), generate
 
 
-@intrinsic
+@_operation
 def _add_scaled(typing_context, tile, sums, scales, first):
     """``tile + scales[first :] * sums``, product and sum rounded."""
 
@@ -141,7 +145,7 @@ def _add_scaled(typing_context, tile, sums, scales, first):
     return _tile(_tile, _tile, scales, types.intp), generate
 
 
-@intrinsic
+@_operation
 def _max_scaled(typing_context, tile, sums, scales, first, absent, outside, index):
     """The larger of the tile and ``scales[first :] * sums``.
 
@@ -176,6 +180,8 @@ def _arrange(codes, fields, units, padding, first, stride, images, values):
     blocks, lanes, height, numbers = codes.shape
     top, left, right = padding
     width = numbers // images
+    # Runs of neighbouring columns that stay neighbours.
+    run = width if stride == 1 else 1
     begin, end = max(0, -left), min(width, width + right)
     scale = np.empty(numbers, np.float32)
     for block in range(blocks):
@@ -184,18 +190,13 @@ def _arrange(codes, fields, units, padding, first, stride, images, values):
             for k in range(numbers):
                 scale[k] = units[block, fields[block, y, k]]
             for lane in range(lanes):
-                source = codes[block, lane, y]
-                if stride == 1:
-                    target = values[block, lane, row, 0]
-                    for k in range(begin * images, end * images):
-                        target[left * images + k] = source[k] * scale[k]
-                    continue
-                for x in range(begin, end):
+                for x in range(begin, end, run):
                     turn, phase = divmod(x + left, stride)
-                    target = values[block, lane, row, phase]
-                    for k in range(images):
-                        at = x * images + k
-                        target[turn * images + k] = source[at] * scale[at]
+                    used = slice(x * images, min(x + run, end) * images)
+                    source, factor = codes[block, lane, y][used], scale[used]
+                    target = values[block, lane, row, phase][turn * images :]
+                    for k in range(len(source)):
+                        target[k] = source[k] * factor[k]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
