@@ -102,7 +102,7 @@ def _block_steps(kernel: VariableQuantizedKernel, block: int, maximum: bool) -> 
         return np.moveaxis(x.reshape(len(groups), FILTERS, *x.shape[1:]), (1, -1), (-1, 1))
 
     weights = grouped(codes, 0)
-    filled: NDArray[np.bool] = weights.any(-1)  # (groups, Kh * Kw, B)
+    filled = np.asarray(weights.any(-1))  # (groups, Kh * Kw, B)
     # The lanes from the first to the last one that has a code.
     used = np.logical_or.accumulate(filled, -1)
     used &= np.logical_or.accumulate(filled[..., ::-1], -1)[..., ::-1]
