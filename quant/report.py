@@ -118,8 +118,9 @@ def measure(model: Model, network: QuantizedNetwork, images: NDArray[np.float32]
             if name == INPUT and network.fold is not None:
                 reference = torch.from_numpy(network.fold.compute(reference.numpy()))
             stored = result.raw if result.stored is None else result.stored.decode()
+            stored = stored.transpose(0, 1).contiguous()  # a sum depends on its order
             signal[name] += reference.square().sum().item()
-            noise[name] += (stored.transpose(0, 1) - reference).square().sum().item()
+            noise[name] += (stored - reference).square().sum().item()
             if result.stored is not None:
                 values[name] += tensors[name].numel()
                 saturated[name] += int(result.stored.clipped)

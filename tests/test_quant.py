@@ -37,6 +37,7 @@ from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.golden.vqk import VariableQuantizedKernel
 from shiftcore.quant import hardware
 from shiftcore.quant.calibrate import float_tensors, input_exponent, signed_tensors
+from shiftcore.quant.compiled import CompiledLayer, workers
 from shiftcore.quant.convert import QuantConfig, constant_code, quantize
 from shiftcore.quant.fold import fold_input
 from shiftcore.quant.hardware import HardwareNetwork, evaluate
@@ -519,7 +520,9 @@ def random_networks(draw: st.DrawFn) -> tuple[QuantizedNetwork, np.ndarray]:
         threes, twos = (st.tuples(st.integers(1, n), st.integers(1, n)) for n in (3, 2))
         taps, stride, dilation = draw(threes), draw(threes), draw(twos)
         top, left, bottom, right = draw(st.tuples(*[st.integers(0, 2)] * 4))
-        # Both layers fit whatever is drawn: what they read has at least one pixel.
+        # Both layers fit whatever is drawn: what they read has at least one pixel, an image two.
+        if source == "input":
+            top, left = top - 1, left - 1
         bottom += dilation[0] * (taps[0] - 1)
         right += dilation[1] * (taps[1] - 1)
         padding = (top, bottom, left, right)
@@ -532,7 +535,9 @@ def random_networks(draw: st.DrawFn) -> tuple[QuantizedNetwork, np.ndarray]:
         )
         rounding = draw(st.sampled_from(get_args(Rounding)))
         output = None if last else BlockFloat(block, m, draw(st.booleans()), rounding)
-        return Layer(name, terms, FLOAT32.round(bias), reduce, output)
+        ends = FLOAT32.round(np.sort(random.normal(size=2)) * 2.0**centre)
+        limits = (float(ends[0]), float(ends[1])) if draw(st.booleans()) else None
+        return Layer(name, terms, FLOAT32.round(bias), reduce, output, limits)
 
     groups = draw(st.integers(1, 3))
     channels = [groups * draw(st.integers(1, 7)), groups * draw(st.integers(1, 7))]
@@ -567,18 +572,22 @@ def test_hardware_mode_equals_golden_on_random_networks(
     case: tuple[QuantizedNetwork, np.ndarray],
 ) -> None:
     network, images = case
-    assert not different_tensors(HardwareNetwork(network).compute(images), network.compute(images))
+    golden = network.compute(images)
+    for compiled in (True, False):
+        mode = HardwareNetwork(network, compiled=compiled)
+        assert not different_tensors(mode.compute(images), golden)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("scale", sorted(SCALE_FORMATS))
 @pytest.mark.parametrize(("bits", "block"), [(2, 4), (4, 16), (8, 3)])
 def test_hardware_mode_equals_golden_on_a_converted_network(
-    scale: str, bits: int, block: int
+    scale: str, bits: int, block: int, compiled: bool
 ) -> None:
     net = small_network()
     images = net.images(5)
     network = quantize(net.graph("fc"), images, QuantConfig(bits, bits, block, scale))
-    mode = HardwareNetwork(network)
+    mode = HardwareNetwork(network, compiled=compiled)
     golden = network.compute(images)
     assert not different_tensors(mode.compute(images), golden)
     stored = {name: t for name, t in golden.items() if isinstance(t, BlockTensor)}
@@ -587,21 +596,30 @@ def test_hardware_mode_equals_golden_on_a_converted_network(
         assert np.array_equal(raw.view(np.uint32), layer.accumulate(stored).view(np.uint32))
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_both_ways_to_compute_give_the_same(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = []
+@pytest.mark.parametrize(("fast", "compiled"), [(False, True), (True, True), (True, False)])
+def test_all_ways_to_compute_give_the_same(
+    fast: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, ran = [], []
 
     def plain(self: hardware._HardwareLayer, sources: list[hardware.Stored]) -> bool:
         chosen.append(original(self, sources))
         return fast
 
-    original = hardware._HardwareLayer._plain
+    def kernel(layer: CompiledLayer, *arguments) -> torch.Tensor:
+        ran.append(layer)
+        return loops(layer, *arguments)
+
+    original, loops = hardware._HardwareLayer._plain, CompiledLayer.accumulate
     monkeypatch.setattr(hardware._HardwareLayer, "_plain", plain)
+    monkeypatch.setattr(CompiledLayer, "accumulate", kernel)
     net = small_network()
     images = net.images(5)
     network = quantize(net.graph("fc"), images, QuantConfig(block=4))
-    assert not different_tensors(HardwareNetwork(network).compute(images), network.compute(images))
+    mode = HardwareNetwork(network, compiled=compiled)
+    assert not different_tensors(mode.compute(images), network.compute(images))
     assert all(chosen)  # an ordinary network takes the fast way
+    assert len(ran) == (len(network.layers) if fast and compiled else 0)
 
 
 def test_wide_sums_and_far_exponents_leave_the_fast_way() -> None:
@@ -692,6 +710,33 @@ def test_results_do_not_depend_on_the_callers_precision_or_batch() -> None:
     assert torch.equal(whole, torch.cat(parts))
 
 
+def test_results_do_not_depend_on_threads_or_batch() -> None:
+    net = small_network()
+    images = net.images(34)
+    network = quantize(net.graph("fc"), images, QuantConfig(block=4, scale="fp32"))
+    mode, golden = HardwareNetwork(network), network.compute(images)
+    before = torch.get_num_threads()
+    try:
+        # Fewer and more threads than rows, images that fill vectors and that do not.
+        for threads, batch in ((1, 34), (2, 1), (3, 16), (7, 17), (11, 2)):
+            torch.set_num_threads(threads)
+            for first in range(0, len(images), batch):
+                some = slice(first, first + batch)
+                expected = {name: tensor[some] for name, tensor in golden.items()}
+                assert not different_tensors(mode.compute(images[some]), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_parts_of_a_piece_of_work_cover_it_once() -> None:
+    for threads, size, parts in ((1, (5, 3), 1), (3, (2, 7), 4), (4, (9, 2), 4), (2, (1, 1), 8)):
+        with workers(threads) as run:
+            done = run(lambda rows, columns: (rows, columns), size, parts)
+        cells = [(y, x) for rows, columns in done for y in range(*rows) for x in range(*columns)]
+        assert sorted(cells) == [(y, x) for y in range(size[0]) for x in range(size[1])]
+        assert len(done) >= min(size[0] * size[1], max(threads, parts))
+
+
 def test_hardware_mode_on_a_gpu_equals_golden() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
@@ -758,8 +803,7 @@ def test_the_report_agrees_with_a_direct_computation() -> None:
     units = np.repeat(np.ldexp(1.0, sources["conv"].unit_exponents), 4, axis=1)[:, :5]
     assert report["conv"].saturated == (lost > units / 2).sum() > 0
     reference = batches_of_one(graph, bright)["conv"].double()
-    # A sum depends on its order: channels outermost, as torch's hardware mode has them.
-    kept = torch.from_numpy(sources["conv"].values()).transpose(0, 1).contiguous().transpose(0, 1)
+    kept = torch.from_numpy(sources["conv"].values()).contiguous()
     noise = (kept - reference).square().sum().item()
     expected = 10 * math.log10(reference.square().sum().item() / noise)
     assert report["conv"].output_sqnr_db == expected

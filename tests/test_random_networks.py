@@ -37,4 +37,6 @@ def test_a_random_network(seed: int, tmp_path: Path) -> None:
     network = quantize(graph, images, QuantConfig(bits, int(random.integers(3, 9)), block))
     network.save(tmp_path / "net.safetensors")
     golden = QuantizedNetwork.load(tmp_path / "net.safetensors").compute(images)
-    assert not different_tensors(HardwareNetwork(network).compute(images), golden)
+    for compiled in (True, False):
+        mode = HardwareNetwork(network, compiled=compiled)
+        assert not different_tensors(mode.compute(images), golden)

@@ -48,7 +48,10 @@ def test_hardware_mode_equals_golden(
 ) -> None:
     images, _ = cifar10(data_folder, 2)
     network = quantize(model, calibration[:32], config)
-    assert not different_tensors(HardwareNetwork(network).compute(images), network.compute(images))
+    golden = network.compute(images)
+    for compiled in (True, False):
+        mode = HardwareNetwork(network, compiled=compiled)
+        assert not different_tensors(mode.compute(images), golden)
 
 
 def test_accuracy_of_four_bits(
