@@ -1,6 +1,6 @@
 """What real images tell: the sign of every tensor and the grid of the network input."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,14 @@ from ..golden.bfp import code_limits
 from ..golden.network import INPUT
 from .float_layer import FloatLayer, FloatTerm
 
-__all__ = ["check_images", "float_tensors", "input_exponent", "signed_tensors"]
+__all__ = [
+    "check_images",
+    "convolved",
+    "float_tensors",
+    "input_exponent",
+    "layer_result",
+    "signed_tensors",
+]
 
 BATCH = 50
 
@@ -26,14 +33,27 @@ def check_images(images: NDArray[np.float32], shape: Sequence[int]) -> NDArray[n
     return images.astype(np.float32, copy=False)
 
 
-def _window(x: torch.Tensor, term: FloatTerm, layer: FloatLayer) -> torch.Tensor:
+def convolved(x: torch.Tensor, term: FloatTerm) -> torch.Tensor:
+    """(N, Co, Ho, Wo): what a term of a sum adds for its source `x`, (N, C, H, W)."""
     top, bottom, left, right = term.padding
+    padded = functional.pad(x, (left, right, top, bottom))
     weight = torch.from_numpy(term.weight)
+    return functional.conv2d(padded, weight, None, term.stride, 0, term.dilation, term.groups)
+
+
+def _maximum(x: torch.Tensor, term: FloatTerm) -> torch.Tensor:
+    top, bottom, left, right = term.padding
+    padded = functional.pad(x, (left, right, top, bottom), value=-torch.inf)
+    return functional.max_pool2d(padded, term.weight.shape[2:], term.stride, 0, term.dilation)
+
+
+def layer_result(layer: FloatLayer, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What a layer makes of tensors (N, C, H, W), before it is clamped."""
     if layer.reduce == "max":
-        x = functional.pad(x, (left, right, top, bottom), value=-torch.inf)
-        return functional.max_pool2d(x, weight.shape[2:], term.stride, 0, term.dilation)
-    x = functional.pad(x, (left, right, top, bottom))
-    return functional.conv2d(x, weight, None, term.stride, 0, term.dilation, term.groups)
+        (term,) = layer.terms
+        return _maximum(tensors[term.source], term)
+    sums = torch.stack([convolved(tensors[term.source], term) for term in layer.terms]).sum(0)
+    return sums.add_(torch.from_numpy(layer.bias)[:, None, None])
 
 
 @torch.inference_mode()
@@ -44,10 +64,7 @@ def float_tensors(
     for start in range(0, len(images), BATCH):
         tensors = {INPUT: torch.from_numpy(images[start : start + BATCH])}
         for layer in layers:
-            y = torch.stack([_window(tensors[t.source], t, layer) for t in layer.terms]).sum(0)
-            if layer.reduce == "add":
-                y += torch.from_numpy(layer.bias)[:, None, None]
-            tensors[layer.name] = y.clamp(*layer.limits)
+            tensors[layer.name] = layer_result(layer, tensors).clamp(*layer.limits)
         yield tensors
 
 

@@ -21,13 +21,14 @@ _CHOICES: dict[str, range | tuple[str | None, ...]] = {
 }
 
 
-def check_choices(config: Any) -> None:
+def check_choices(config: Any, **others: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless every field of a configuration holds what it may.
 
-    None is allowed where it is the default.
+    None is allowed where it is the default; `others` are choices that differ from the usual ones.
     """
+    allowed = _CHOICES | others
     for field in fields(config):
-        value, choices = getattr(config, field.name), _CHOICES.get(field.name)
+        value, choices = getattr(config, field.name), allowed.get(field.name)
         if choices is None or (value is None and field.default is None):
             continue
         if isinstance(value, bool) or value not in choices:

@@ -32,7 +32,16 @@ from ..golden.vqk import VariableQuantizedKernel
 from .calibrate import check_images
 from .compiled import CompiledLayer, Source, Workers, block_float, workers
 
-__all__ = ["Evaluation", "HardwareNetwork", "Stored", "evaluate"]
+__all__ = [
+    "Evaluation",
+    "HardwareLayer",
+    "HardwareNetwork",
+    "Result",
+    "Stored",
+    "evaluate",
+    "exact_arithmetic",
+    "fixed_point",
+]
 
 EXACT_FLOAT32 = 1 << 24
 """integers up to this are exact in float32"""
@@ -44,7 +53,7 @@ Device = torch.device | str
 
 
 @contextmanager
-def _exact_arithmetic() -> Iterator[None]:
+def exact_arithmetic() -> Iterator[None]:
     """No reduced precision in matrix products, whatever the caller allows."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -130,6 +139,10 @@ class Stored:
         planes = self.values().unflatten(0, (self.planes, -1)).sum(0)
         return planes.flatten(0, 1)[: self.channels]
 
+    def decode_images(self) -> torch.Tensor:
+        """(N, C, H, W) float32: the nearest to :meth:`decode`."""
+        return self.decode().transpose(0, 1).float().contiguous()
+
     def to_golden(self) -> BlockTensor:
         return BlockTensor(
             self.codes.permute(2, 0, 1, 3, 4).cpu().numpy().astype(np.int16),
@@ -159,7 +172,7 @@ def _unfold(q: torch.Tensor, fold: Fold) -> torch.Tensor:
     return torch.stack(taps, 1).flatten(0, 1)
 
 
-def _fixed_point(spec: FixedPoint, images: torch.Tensor, fold: Fold | None = None) -> Stored:
+def fixed_point(spec: FixedPoint, images: torch.Tensor, fold: Fold | None = None) -> Stored:
     """``QuantizedNetwork.encode_input`` of (N, C, H, W) float32."""
     pixels = images.double().transpose(0, 1) * 2.0**-spec.exponent
     limit = 1 << (spec.bits - 1)
@@ -296,13 +309,33 @@ class _HardwareTerm:
                 )
 
 
-class _HardwareLayer:
-    """One layer, with its weights on the device."""
+class Result(NamedTuple):
+    """One tensor of the network, on the device."""
 
-    def __init__(self, layer: Layer, device: Device, compiled: CompiledLayer | None) -> None:
+    raw: torch.Tensor
+    """(C, N, H, W) float32: the clamped accumulators, or the images themselves"""
+    stored: Stored | None
+    """`raw` as it is stored; None of the network's result"""
+
+
+class HardwareLayer:
+    """One layer, with its weights on the device.
+
+    Parameters
+    ----------
+    layer : of a network whose input has `input_planes` digit planes
+    device, compiled : as of :class:`HardwareNetwork`
+    """
+
+    def __init__(
+        self, layer: Layer, input_planes: int, device: Device = "cpu", *, compiled: bool = True
+    ) -> None:
         self.layer = layer
         self.terms = [_HardwareTerm(term, device) for term in layer.terms]
-        self.compiled = compiled
+        self.compiled = None
+        if compiled:
+            planes = [input_planes if term.source == INPUT else 1 for term in layer.terms]
+            self.compiled = CompiledLayer(layer, planes)
         self.bias = torch.tensor(FLOAT32.round(layer.bias), device=device)
         self.bias_bounds = (math.inf, 0.0)
         if layer.reduce == "add":  # a maximum never adds to it
@@ -344,14 +377,14 @@ class _HardwareLayer:
                     target.copy_(_round(target.double() + product))
         return acc
 
-
-class Result(NamedTuple):
-    """One tensor of the network, on the device."""
-
-    raw: torch.Tensor
-    """(C, N, H, W) float32: the clamped accumulators, or the images themselves"""
-    stored: Stored | None
-    """`raw` as it is stored; None of the network's result"""
+    def result(self, tensors: Mapping[str, Stored], workers: Workers | None) -> Result:
+        """What the layer makes of stored tensors; to be called in :func:`exact_arithmetic`."""
+        raw, stored = self.accumulate(tensors, workers), None
+        if self.layer.limits is not None:
+            raw = raw.clamp(*self.layer.limits)
+        if self.layer.output is not None:
+            stored = _block_float(self.layer.output, raw, workers)
+        return Result(raw, stored)
 
 
 class HardwareNetwork:
@@ -373,27 +406,24 @@ class HardwareNetwork:
         self.network = network
         self.device = torch.device(device)
         self.compiled = compiled and self.device.type == "cpu"
-        self._layers = []
-        for layer in network.layers:
-            planes = [network.input.planes if t.source == INPUT else 1 for t in layer.terms]
-            packed = CompiledLayer(layer, planes) if self.compiled else None
-            self._layers.append(_HardwareLayer(layer, self.device, packed))
+        planes = network.input.planes
+        self._layers = [
+            HardwareLayer(layer, planes, self.device, compiled=self.compiled)
+            for layer in network.layers
+        ]
 
-    @_exact_arithmetic()
+    @exact_arithmetic()
     def results(self, x: torch.Tensor) -> dict[str, Result]:
         """Every tensor of the network, the input included, by name."""
         x = x.to(self.device)
-        tensors = {INPUT: _fixed_point(self.network.input, x, self.network.fold)}
+        tensors = {INPUT: fixed_point(self.network.input, x, self.network.fold)}
         results = {INPUT: Result(x.transpose(0, 1), tensors[INPUT])}
         with self._workers() as workers:
             for hardware in self._layers:
-                layer = hardware.layer
-                raw, stored = hardware.accumulate(tensors, workers), None
-                if layer.limits is not None:
-                    raw = raw.clamp(*layer.limits)
-                if layer.output is not None:
-                    tensors[layer.name] = stored = _block_float(layer.output, raw, workers)
-                results[layer.name] = Result(raw, stored)
+                name, result = hardware.layer.name, hardware.result(tensors, workers)
+                results[name] = result
+                if result.stored is not None:
+                    tensors[name] = result.stored
         return results
 
     def _workers(self) -> AbstractContextManager[Workers | None]:
