@@ -4,10 +4,13 @@
 4-bit weights and activations: float torch, the compiled loops of hardware mode, and the conversion
 of its activations to block floating point, by turns on as many threads as torch has.
 
-Formula (6) of DSConv's ICCV supplementary says of one multiply-accumulate (MAC): T_ds = T_int (1 + η)
-+ T_FP / B. T_FP is the float convolution's time for a MAC and η T_int the conversion's; T_int is what
-the kernel takes beside its blocks, the constant of a straight line through its times over 1 / B.
+Formula (6) of DSConv's ICCV supplementary, for one multiply-accumulate (MAC), is
+T_ds = T_int (1 + η) + T_FP / B. T_FP is the float convolution's time for a MAC, and η T_int the
+conversion's. T_int is what the kernel takes beside its blocks: the constant of a straight line
+through its times over 1 / B.
 """
+
+from collections.abc import Callable
 
 import click
 import numpy as np
@@ -38,7 +41,8 @@ def measure(images: int, repetitions: int) -> list[Row]:
     # Images innermost, as the kernel leaves its results; float torch has its own order.
     innermost = x.relu().permute(1, 2, 3, 0).contiguous().permute(0, 3, 1, 2)
     filters = torch.from_numpy(weight)
-    tasks = {"float": lambda: functional.conv2d(x, filters, padding=1)}
+    tasks: dict[str, Callable[[], object]] = {}
+    tasks["float"] = lambda: functional.conv2d(x, filters, padding=1)
     with workers(torch.get_num_threads()) as threads, torch.inference_mode():
         for block in BLOCKS:
             kernel = VariableQuantizedKernel.quantize(weight, weight_bits=BITS, block=block)

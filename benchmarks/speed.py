@@ -12,6 +12,7 @@ images per second on the CPU (medians), or if the conversion takes 10 s.
 
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 
 import click
@@ -49,11 +50,11 @@ def fastest(mode: Scores, images: torch.Tensor, batches: Sequence[int]) -> int:
 
 def float_modes(network: torch.nn.Module, device: str) -> dict[str, Scores]:
     """The float network on `device`, in both memory formats."""
-    network = network.to(device)
     modes = {}
     for name, layout in (("", torch.contiguous_format), (", NHWC", torch.channels_last)):
-        modes[f"float torch{name}"] = lambda x, layout=layout: network.to(memory_format=layout)(
-            x.to(device, memory_format=layout)
+        placed = deepcopy(network).to(device).to(memory_format=layout)
+        modes[f"float torch{name}"] = lambda x, placed=placed, layout=layout: placed(
+            x.to(device).contiguous(memory_format=layout)
         )
     return modes
 
