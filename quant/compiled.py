@@ -93,13 +93,14 @@ def _block_steps(kernel: VariableQuantizedKernel, block: int, maximum: bool) -> 
     """The steps of one block; those without any code only under `maximum`."""
     filters, codes, scales = kernel.block_weights(block)
     groups = np.arange(filters.start // FILTERS, -(-filters.stop // FILTERS))
-    missing = (filters.start - groups[0] * FILTERS, (groups[-1] + 1) * FILTERS - filters.stop)
+    first = filters.start % FILTERS
 
     def grouped(x: NDArray, fill: float) -> NDArray:
         """(filters, ..., Kh, Kw) to (groups, Kh * Kw, ..., FILTERS)."""
         x = x.reshape(*x.shape[:-2], -1)
-        x = np.pad(x, (missing, *((0, 0),) * (x.ndim - 1)), constant_values=fill)
-        return np.moveaxis(x.reshape(len(groups), FILTERS, *x.shape[1:]), (1, -1), (-1, 1))
+        whole = np.full((len(groups) * FILTERS, *x.shape[1:]), fill, x.dtype)
+        whole[first : first + len(x)] = x
+        return np.moveaxis(whole.reshape(len(groups), FILTERS, *x.shape[1:]), (1, -1), (-1, 1))
 
     weights = grouped(codes, 0)
     filled = np.asarray(weights.any(-1))  # (groups, Kh * Kw, B)

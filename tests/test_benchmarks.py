@@ -8,7 +8,16 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from shiftcore.benchmarks import area, models, networks, simulation, utilization, verilog
+from shiftcore.benchmarks import (
+    area,
+    block_sizes,
+    models,
+    networks,
+    simulation,
+    speed,
+    utilization,
+    verilog,
+)
 from shiftcore.hw.verilog import TOP
 from shiftcore.tests.networks import CONFIG
 
@@ -198,3 +207,36 @@ def test_simulation_speeds_are_compared(monkeypatch):
         assert found["ratio"] == found["accelerator_cycles_per_s"] / found["array_cycles_per_s"]
         assert found["cycles_per_image"] > 10_000
     assert run.stderr.endswith(f"the ratio must be at least 100.0, not {found['ratio']:.2f}\n")
+
+
+def speed_row(what: str, of_float: float, least: float | None) -> dict:
+    return {"what": what, "batch": 1, "images_per_s": 1.0, "of_float": of_float, "least": least}
+
+
+@pytest.mark.parametrize(
+    ("compiled", "in_torch", "seconds", "status"),
+    [(0.25, 0.1, 9.9, 0), (0.249, 0.1, 9.9, 1), (0.25, 0.099, 9.9, 1), (0.25, 0.1, 10.0, 1)],
+)
+def test_a_missed_speed_fails(monkeypatch, compiled, in_torch, seconds, status):
+    rows = [
+        speed_row("float", 1.0, None),
+        speed_row("compiled", compiled, speed.COMPILED),
+        speed_row("torch", in_torch, speed.TORCH),
+    ]
+    last = {"what": "conversion", "seconds": seconds, "below_s": speed.SECONDS}
+    monkeypatch.setattr(speed, "inference", lambda images, repetitions: rows)
+    monkeypatch.setattr(speed, "conversion", lambda: last)
+    run = CliRunner().invoke(speed.main, ["--json"])
+    assert (run.exit_code, json.loads(run.stdout)) == (status, [*rows, last])
+    assert CliRunner().invoke(speed.main, []).exit_code == status
+
+
+def test_the_table_of_block_sizes(monkeypatch):
+    monkeypatch.setattr(block_sizes, "CHANNELS", 40)
+    run = CliRunner().invoke(block_sizes.main, ["--images", "1", "--repetitions", "1", "--json"])
+    assert run.exit_code == 0, run.output
+    rows = json.loads(run.stdout)
+    assert [row["block"] for row in rows] == [8, 16, 32, 64, 128]
+    assert all(row["conversion_per_activation"] > 0 for row in rows)
+    # One activation meets 9 taps of 40 filters.
+    assert all(row["conversion_per_activation"] > 359 * row["conversion"] for row in rows)
