@@ -406,10 +406,17 @@ def structure(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 def stored_weights(
-    model: nn.Module, graph: Graph, form: ScaleFormat
+    model: nn.Module, graph: Graph, network: QuantizedNetwork, form: ScaleFormat
 ) -> dict[str, tuple[DSConv2d | DSLinear, NDArray[np.float64]]]:
     """Every DSConv layer and its weight in the file: ``code * round(scale * phi * norm)``."""
-    norms = {node.inputs[0]: node.scale for node in graph.nodes if isinstance(node, BatchNorm)}
+    # A batch norm that could not be folded is layers of its own.
+    layers = [f"{layer.name}." for layer in network.layers]
+    norms = {
+        node.inputs[0]: node.scale
+        for node in graph.nodes
+        if isinstance(node, BatchNorm)
+        and not any(layer.startswith(f"{node.name}.") for layer in layers)
+    }
     found = {}
     for name, layer in model.named_modules():
         if isinstance(layer, DSConv2d | DSLinear):
@@ -442,7 +449,7 @@ def test_training_ends_in_the_network_file_unchanged(name: str):
         for layer in network.layers
     }
     everything = [kernel for layer in kernels.values() for kernel in layer]
-    for path, (layer, weight) in stored_weights(model, graph, BF16).items():
+    for path, (layer, weight) in stored_weights(model, graph, network, BF16).items():
         # By its own name, inside of the layer of an addition, or as the parts of a concatenation.
         own = [k for n, part in kernels.items() if f"{n}.".startswith(f"{path}.") for k in part]
         candidates = [kernel for kernel in (*own, *everything) if kernel.codes.size == weight.size]
