@@ -1,5 +1,6 @@
 """A training loop: reproducible, resumable, in one process or in many."""
 
+import atexit
 import hashlib
 import math
 import os
@@ -145,8 +146,8 @@ def fit(
     if not data or not len(data[0]) or any(len(tensor) != len(data[0]) for tensor in data):
         raise ValueError(f"data must be tensors of one length, not {[len(t) for t in data]}")
     device = next(iter(trained.values())).device
+    rank, processes = _join(device)
     with ExitStack() as stack:
-        rank, processes = stack.enter_context(_processes(device))
         stack.enter_context(_mode(model, config.mode))
         on_cuda = device.type == "cuda"
         stack.enter_context(torch.random.fork_rng([device] if on_cuda else []))
@@ -196,23 +197,19 @@ def _mode(model: nn.Module, mode: str) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def _processes(device: torch.device) -> Iterator[tuple[int, int]]:
-    """Rank and number of the processes, joined as ``torchrun`` says unless they are already."""
-    joined = distributed.is_available() and distributed.is_initialized()
-    if not joined and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0, 1
-        return
-    if not joined:
+def _join(device: torch.device) -> tuple[int, int]:
+    """Rank and number of the processes, which are joined once if ``torchrun`` started them."""
+    if not distributed.is_available():
+        return 0, 1
+    if not distributed.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return 0, 1
         on_cuda = device.type == "cuda"
         if on_cuda:
             torch.cuda.set_device(device)
         distributed.init_process_group("nccl" if on_cuda else "gloo")
-    try:
-        yield distributed.get_rank(), distributed.get_world_size()
-    finally:
-        if not joined:
-            distributed.destroy_process_group()
+        atexit.register(distributed.destroy_process_group)
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 @dataclass
@@ -239,7 +236,7 @@ class _Training:
         if self.processes > 1:
             # Batch norms in training go on from the statistics of the first process.
             training = config.mode == "train"
-            model = DistributedDataParallel(self.model, broadcast_buffers=training)
+            model = DistributedDataParallel(self.model, forward_sync_buffers=training)
         task = bar.add_task("training", total=config.epochs * steps, completed=len(losses))
         for epoch in range(len(losses) // steps, config.epochs):
             order = torch.randperm(count, generator=_generator(config.seed, _ORDER, epoch))

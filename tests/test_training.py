@@ -80,7 +80,7 @@ def test_the_loss_falls_and_the_rest_stays() -> None:
     state = torch.get_rng_state()
     losses = fit(network, loss, data(), replace(CONFIG, epochs=20))
     assert len(losses) == 20 * 4
-    assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
     assert fingerprint(network[4].state_dict()) == frozen
     assert [module.training for module in network] == [True] + [False] * 7
     assert torch.equal(torch.get_rng_state(), state)
@@ -293,8 +293,8 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     )
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
-        [sys.executable, "-P", "-m", *launcher, code],
-        check=False, capture_output=True, text=True, env=environment(),
+        [sys.executable, "-P", "-W", "error", "-m", *launcher, code],
+        check=False, capture_output=True, text=True, env=environment(), timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     first, second = (torch.load(tmp_path / f"{rank}.result") for rank in (0, 1))
