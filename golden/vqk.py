@@ -6,6 +6,7 @@ B consecutive input channels, cut at group boundaries. It holds integers of b bi
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -14,13 +15,21 @@ from numpy.typing import NDArray
 from .floats import BF16, ScaleFormat
 
 __all__ = [
+    "BlockMap",
     "BlockSlice",
     "BlockWeights",
     "Recipe",
     "VariableQuantizedKernel",
+    "block_map",
+    "divide",
+    "l2_scale",
+    "nearest_codes",
     "pack",
+    "power_of_two_codes",
+    "recipe_codes",
     "unpack",
     "weight_blocks",
+    "weight_lanes",
 ]
 
 Recipe = Literal["R", "P", "O"]
@@ -62,6 +71,73 @@ def weight_blocks(group_channels: int, group: int, block: int) -> tuple[BlockSli
     return tuple(slices)
 
 
+class BlockMap(NamedTuple):
+    """Which channel of a group is in which of its weight blocks, as indices for whole arrays.
+
+    A channel has a lane in its block, counted from the block's first channel; L is the number of
+    channels of the largest block.
+    """
+
+    number: NDArray[np.int64]
+    """(groups, Ci / groups): of every channel, the block"""
+    slot: NDArray[np.int64]
+    """(groups, Ci / groups): of every channel, ``block * L + lane``"""
+    channel: NDArray[np.int64]
+    """(groups, blocks, L): of every lane, the channel; Ci / groups where there is none"""
+
+    @property
+    def blocks(self) -> int:
+        """The largest number of blocks of any group."""
+        return self.channel.shape[1]
+
+    def filled(self, filters: int) -> NDArray[np.bool_]:
+        """(L, Co, blocks, 1, 1): which :meth:`lanes` have a channel."""
+        lanes = np.moveaxis(self.channel < self.number.shape[1], 2, 0)
+        return lanes.repeat(filters // len(self.channel), 1)[..., None, None]
+
+    def lanes(self, weight: NDArray) -> NDArray:
+        """(Co, Ci / groups, Kh, Kw) to (L, Co, blocks, Kh, Kw), zeros where there is no channel."""
+        filters, _, *taps = weight.shape
+        padded = np.concatenate([weight, np.zeros((filters, 1, *taps), weight.dtype)], 1)
+        found = _along(padded, self.channel.reshape(len(self.channel), -1))
+        found = found.reshape(filters, self.blocks, -1, *taps)
+        return np.ascontiguousarray(np.moveaxis(found, 2, 0))
+
+    def kernel(self, lanes: NDArray) -> NDArray:
+        """Inverse of :meth:`lanes`."""
+        moved = np.moveaxis(lanes, 0, 2)  # (Co, blocks, L, Kh, Kw)
+        return _along(moved.reshape(len(moved), -1, *moved.shape[3:]), self.slot)
+
+    def expand(self, scales: NDArray) -> NDArray:
+        """(Co, blocks, Kh, Kw) to (Co, Ci / groups, Kh, Kw): every channel its block's value."""
+        return _along(scales, self.number)
+
+
+def _along(values: NDArray, index: NDArray[np.int64]) -> NDArray:
+    """(Co, n, Kh, Kw) to (Co, m, Kh, Kw): of the filters of every group the entries `index`."""
+    grouped = values.reshape(len(index), -1, *values.shape[1:])
+    taken = np.take_along_axis(grouped, index[:, None, :, None, None], 2)
+    return taken.reshape(len(values), -1, *values.shape[2:])
+
+
+@lru_cache(maxsize=256)
+def block_map(group_channels: int, groups: int, block: int) -> BlockMap:
+    """The weight blocks (:func:`weight_blocks`) of the filters of all groups."""
+    first = np.arange(groups)[:, None] * group_channels
+    channels = np.arange(group_channels)
+    number = (first + channels) // block - first // block
+    blocks = int(number.max()) + 1
+    starts = (first // block + np.arange(blocks + 1)) * block - first
+    starts = np.clip(starts, 0, group_channels)
+    sizes = np.diff(starts)
+    lanes = np.arange(sizes.max())
+    channel = np.where(lanes < sizes[..., None], starts[:, :-1, None] + lanes, group_channels)
+    slot = number * lanes.size + channels - np.take_along_axis(starts, number, 1)
+    for index in (number, slot, channel):
+        index.flags.writeable = False
+    return BlockMap(number, slot, channel)
+
+
 def _check(shape: tuple[int, ...], weight_bits: int, block: int, groups: int) -> None:
     if weight_bits not in range(2, 9):
         raise ValueError(f"weight_bits must be 2 to 8, not {weight_bits!r}")
@@ -73,60 +149,87 @@ def _check(shape: tuple[int, ...], weight_bits: int, block: int, groups: int) ->
         raise ValueError(f"groups must divide the {shape[0]} filters, not {groups!r}")
 
 
-def _divide(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def weight_lanes(
+    weight: NDArray, weight_bits: int, block: int, groups: int
+) -> tuple[BlockMap, NDArray[np.float64]]:
+    """The blocks of a float kernel that shall be quantized, and its weights in them.
+
+    Raises ``ValueError`` if a parameter is out of its range or a weight is not finite.
+    """
+    weight = np.asarray(weight, np.float64)
+    _check(weight.shape, weight_bits, block, groups)
+    if not np.isfinite(weight).all():
+        raise ValueError("a non-finite weight cannot be quantized")
+    blocks = block_map(weight.shape[1], groups, block)
+    return blocks, blocks.lanes(weight)
+
+
+# What follows works on lanes (L, ...) of any number of blocks at once.
+
+
+def divide(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``a / b``, and 0 where `b` is 0."""
     return np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape)), where=b != 0)
 
 
-def _codes(weights: NDArray, scale: NDArray, bits: int) -> NDArray[np.int8]:
+def nearest_codes(
+    lanes: NDArray[np.float64], factor: NDArray[np.float64], bits: int
+) -> NDArray[np.int8]:
+    """``lanes * factor`` rounded to nearest even and clamped to the range of `bits`."""
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    return np.clip(np.rint(weights * scale), low, high).astype(np.int8)
+    scaled = lanes * factor
+    np.rint(scaled, out=scaled)
+    return np.clip(scaled, low, high, out=scaled).astype(np.int8)
 
 
-def _l2(weights: NDArray, codes: NDArray[np.int8]) -> NDArray[np.float64]:
+def l2_scale(lanes: NDArray[np.float64], codes: NDArray[np.int8]) -> NDArray[np.float64]:
     """Scale that minimises the squared error of each block: sum(w q) / sum(q q) (v1, eq. 4)."""
     q = codes.astype(np.float64)
-    return _divide((weights * q).sum(1), (q * q).sum(1))
+    return divide((lanes * q).sum(0), (q * q).sum(0))
 
 
-def _encode_block(
-    weights: NDArray[np.float64], bits: int, recipe: Recipe, form: ScaleFormat
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes (Co, n, Kh, Kw) and scales (Co, Kh, Kw) of one block of every filter."""
+def recipe_codes(lanes: NDArray[np.float64], bits: int, recipe: Recipe) -> NDArray[np.int8]:
+    """Codes by a recipe; see :meth:`VariableQuantizedKernel.quantize`."""
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    largest, smallest = weights.max(1), weights.min(1)
-    if not form.signed:
-        # A power of two is too coarse to be corrected after the codes are chosen: choose it first.
-        # Beyond the last step nothing is clamped any more, and the grid only gets coarser. Below
-        # the first one the clamped extreme alone costs more than all that the finer grid can gain.
-        extreme = np.maximum(largest, -smallest)
-        base = np.floor(np.log2(np.where(extreme == 0, 1.0, extreme))).astype(np.int64) - bits + 1
-        best_error = np.full(extreme.shape, np.inf)
-        best_codes = np.zeros(weights.shape, np.int8)
-        best_scale = np.zeros(extreme.shape)
-        first = min(-1, 2 * bits - 2 - weights.shape[1].bit_length())
-        for step in range(first, 3):
-            scale = form.round(np.where(extreme == 0, 0.0, np.ldexp(1.0, base + step)))
-            scale = scale.astype(np.float64)
-            codes = _codes(weights, _divide(np.ones_like(scale), scale)[:, None], bits)
-            error = ((weights - codes * scale[:, None]) ** 2).sum(1)
-            better = error < best_error
-            best_error = np.where(better, error, best_error)
-            best_codes = np.where(better[:, None], codes, best_codes)
-            best_scale = np.where(better, scale, best_scale)
-        return best_codes, best_scale.astype(np.float32)
+    largest, smallest = lanes.max(0), lanes.min(0)
     if recipe == "R":
         extreme = np.where(np.abs(smallest) >= np.abs(largest), smallest, largest)
-        factor = _divide(np.full_like(extreme, low), extreme)
+        factor = divide(np.full_like(extreme, low), extreme)
     elif recipe == "O":
-        up = np.where(largest > 0, _divide(np.full_like(largest, high), largest), np.inf)
-        down = np.where(smallest < 0, _divide(np.full_like(smallest, low), smallest), np.inf)
+        up = np.where(largest > 0, divide(np.full_like(largest, high), largest), np.inf)
+        down = np.where(smallest < 0, divide(np.full_like(smallest, low), smallest), np.inf)
         factor = np.minimum(up, down)
         factor = np.where(np.isfinite(factor), factor, 0.0)
     else:
         extreme = np.maximum(largest, -smallest)
-        factor = _divide(np.full_like(extreme, high), extreme)
-    codes = _codes(weights, factor[:, None], bits)
-    return codes, form.round(_l2(weights, codes))
+        factor = divide(np.full_like(extreme, high), extreme)
+    return nearest_codes(lanes, factor, bits)
+
+
+def power_of_two_codes(
+    lanes: NDArray[np.float64], bits: int, form: ScaleFormat
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The codes and the power of two that together reconstruct each block best.
+
+    A power of two is too coarse to be corrected after the codes are chosen: it is chosen first.
+    """
+    extreme = np.abs(lanes).max(0)
+    base = np.floor(np.log2(np.where(extreme == 0, 1.0, extreme))).astype(np.int64) - bits + 1
+    best_error = np.full(extreme.shape, np.inf)
+    best_codes = np.zeros(lanes.shape, np.int8)
+    best_scale = np.zeros(extreme.shape)
+    # Beyond the last step nothing is clamped any more, and the grid only gets coarser. Below the
+    # first one the clamped extreme alone costs more than all that the finer grid can gain.
+    for step in range(min(-1, 2 * bits - 2 - len(lanes).bit_length()), 3):
+        scale = form.round(np.where(extreme == 0, 0.0, np.ldexp(1.0, base + step)))
+        scale = scale.astype(np.float64)
+        codes = nearest_codes(lanes, divide(np.ones_like(scale), scale), bits)
+        error = ((lanes - codes * scale) ** 2).sum(0)
+        better = error < best_error
+        best_error = np.where(better, error, best_error)
+        best_codes = np.where(better, codes, best_codes)
+        best_scale = np.where(better, scale, best_scale)
+    return best_codes, best_scale.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,11 +259,11 @@ class VariableQuantizedKernel:
 
     def __post_init__(self) -> None:
         _check(self.codes.shape, self.weight_bits, self.block, self.groups)
-        filters, depth, *taps = self.codes.shape
+        filters, _, *taps = self.codes.shape
         low, high = -(1 << (self.weight_bits - 1)), (1 << (self.weight_bits - 1)) - 1
         if self.codes.min() < low or self.codes.max() > high:
             raise ValueError(f"codes must lie in {low} to {high}")
-        blocks = max(len(weight_blocks(depth, g, self.block)) for g in range(self.groups))
+        blocks = self.blocks.blocks
         if self.scales.shape != (filters, blocks, *taps):
             raise ValueError(f"scales must be {(filters, blocks, *taps)}, not {self.scales.shape}")
         self.scale_format.encode(self.scales)
@@ -172,6 +275,11 @@ class VariableQuantizedKernel:
     @property
     def out_channels(self) -> int:
         return self.codes.shape[0]
+
+    @property
+    def blocks(self) -> BlockMap:
+        """Where the channels are in the blocks."""
+        return block_map(self.codes.shape[1], self.groups, self.block)
 
     def group_filters(self, group: int) -> slice:
         """The filters of a group."""
@@ -203,24 +311,15 @@ class VariableQuantizedKernel:
 
         Raises ``ValueError`` if a weight is not finite.
         """
-        weight = np.asarray(weight, np.float64)
-        _check(weight.shape, weight_bits, block, groups)
+        blocks, lanes = weight_lanes(weight, weight_bits, block, groups)
         if recipe not in get_args(Recipe):
             raise ValueError(f"recipe must be 'R', 'P' or 'O', not {recipe!r}")
-        if not np.isfinite(weight).all():
-            raise ValueError("a non-finite weight cannot be quantized")
-        filters, depth, *taps = weight.shape
-        blocks = max(len(weight_blocks(depth, g, block)) for g in range(groups))
-        codes = np.zeros(weight.shape, np.int8)
-        scales = np.zeros((filters, blocks, *taps), np.float32)
-        size = filters // groups
-        for group in range(groups):
-            rows = slice(group * size, (group + 1) * size)
-            for index, part in enumerate(weight_blocks(depth, group, block)):
-                columns = slice(part.channel, part.channel + part.size)
-                codes[rows, columns], scales[rows, index] = _encode_block(
-                    weight[rows, columns], weight_bits, recipe, scale_format
-                )
+        if scale_format.signed:
+            codes = recipe_codes(lanes, weight_bits, recipe)
+            scales = scale_format.round(l2_scale(lanes, codes))
+        else:
+            codes, scales = power_of_two_codes(lanes, weight_bits, scale_format)
+        codes = blocks.kernel(codes)
         return cls(codes, scales, weight_bits, block, groups, scale_format)
 
     @classmethod
@@ -267,13 +366,7 @@ class VariableQuantizedKernel:
 
     def reconstruct(self) -> NDArray[np.float64]:
         """(Co, Ci / groups, Kh, Kw): ``code * scale``."""
-        weight = self.codes.astype(np.float64)
-        for group in range(self.groups):
-            rows = self.group_filters(group)
-            for index, part in enumerate(self.group_blocks(group)):
-                columns = slice(part.channel, part.channel + part.size)
-                weight[rows, columns] *= self.scales[rows, index, None]
-        return weight
+        return self.codes * self.blocks.expand(self.scales).astype(np.float64)
 
 
 def pack(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from ..golden.layers import Layer, Term
 from ..golden.network import INPUT, QuantizedNetwork
 from ..golden.vqk import Recipe, VariableQuantizedKernel
 from .calibrate import check_images, input_exponent, signed_tensors
+from .config import check_choices, check_overrides
 from .float_layer import UNLIMITED, FloatLayer, FloatTerm
 from .fold import fold_input
 from .lower import lower
@@ -59,32 +60,10 @@ class QuantConfig:
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        allowed: dict[str, range | tuple[str, ...]] = {
-            "weight_bits": range(2, 9),
-            "act_bits": range(2, 9),
-            "block": range(1, 1025),
-            "scale": tuple(SCALE_FORMATS),
-            "recipe": ("R", "P", "O"),
-            "rounding": ("nearest", "truncate"),
-            "input_bits": range(2, 17),
-        }
-        for name, values in allowed.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or value not in values:
-                choice = (
-                    f"{values[0]} to {values[-1]}"
-                    if isinstance(values, range)
-                    else " or ".join(values)
-                )
-                raise ValueError(f"{name} must be {choice}, not {value!r}")
-        for layer, values in self.overrides.items():
-            unknown = sorted(set(values) - _PER_LAYER)
-            if unknown:
-                raise ValueError(
-                    f"overrides of layer {layer!r}: {unknown[0]!r} is not one of "
-                    f"{', '.join(sorted(_PER_LAYER))}"
-                )
-            self.layer(layer)
+        check_choices(self)
+        check_overrides(self.overrides, _PER_LAYER)
+        for name in self.overrides:
+            self.layer(name)
 
     @property
     def scale_format(self) -> ScaleFormat:
