@@ -18,7 +18,7 @@ from rich.progress import Progress
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Augment", "Loss", "TrainingConfig", "fingerprint", "fit", "process_device"]
+__all__ = ["Augment", "Loss", "TrainingConfig", "fingerprint", "fit", "in_mode", "process_device"]
 
 Loss = Callable[..., torch.Tensor]
 """``loss(model, *batch)``: the mean over the batch of what is to be made small"""
@@ -148,12 +148,12 @@ def fit(
     device = next(iter(trained.values())).device
     rank, processes = _join(device)
     with ExitStack() as stack:
-        stack.enter_context(_mode(model, config.mode))
+        stack.enter_context(in_mode(model, config.mode))
         on_cuda = device.type == "cuda"
         stack.enter_context(torch.random.fork_rng([device] if on_cuda else []))
-        bar = stack.enter_context(
-            Progress(console=Console(stderr=True), transient=True, disable=rank > 0)
-        )
+        console = Console(stderr=True)
+        hidden = rank > 0 or not console.is_terminal
+        bar = stack.enter_context(Progress(console=console, transient=True, disable=hidden))
         return _Training(
             model, loss, data, config, augment, rank, processes, device, list(trained.values()),
             _facts(model, trained, data, config) | {"processes": processes} | dict(facts or {}),
@@ -186,7 +186,7 @@ def _seed(*key: int) -> int:
 
 
 @contextmanager
-def _mode(model: nn.Module, mode: str) -> Iterator[None]:
+def in_mode(model: nn.Module, mode: str) -> Iterator[None]:
     """The model in that mode; afterwards every module is in its own again."""
     before = {module: module.training for module in model.modules()}
     model.train(mode == "train")
