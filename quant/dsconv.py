@@ -18,8 +18,10 @@ from torch import nn
 from torch.nn import functional
 
 from ..frontend.coded import expand
+from ..golden.bfp import BlockFloat, Rounding
 from ..golden.floats import BF16, SCALE_FORMATS, ScaleFormat
 from ..golden.vqk import Recipe, VariableQuantizedKernel, block_map
+from .activation import Requantized, requantize_
 from .config import check_choices, check_overrides
 from .scales import Method, encode, encode_with_bias
 
@@ -53,6 +55,9 @@ class DSConvConfig:
         it, and the network file rounds again
     scale_bias : whether blocks have a bias too, in weight space, which no accelerator computes
     pixels : pixels that a linear layer's features come from, H * W of what was flattened
+    act_bits : m, 2 to 8: also block floating point after every ReLU (:mod:`.activation`), in blocks
+        of B channels; None leaves activations as they are
+    rounding : of activations, "nearest" or "truncate"
     overrides : by the module's name in the network, other values for some of the above
     """
 
@@ -63,6 +68,8 @@ class DSConvConfig:
     scale: str = "fp32"
     scale_bias: bool = False
     pixels: int = 1
+    act_bits: int | None = None
+    rounding: Rounding = "nearest"
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -388,7 +395,7 @@ def quantize_(model: nn.Module, config: DSConvConfig, filter_fn: Filter | None =
     """Make the convolutions and linear layers of a network DSConv layers, in place.
 
     Either all of them change or, after an error, none. Each keeps the layer that it was made from,
-    for :func:`restore_`.
+    for :func:`restore_`. With ``config.act_bits`` activations become block floating point too.
 
     Parameters
     ----------
@@ -401,7 +408,8 @@ def quantize_(model: nn.Module, config: DSConvConfig, filter_fn: Filter | None =
     ------
     ValueError
         naming the layer, if its weights are not finite or it cannot be a DSConv layer; if an
-        override names no layer that is changed; or if the model itself is the layer
+        override names no layer that is changed; if the model itself is the layer; or if activations
+        cannot be placed
     """
     chosen = {
         name: module
@@ -423,6 +431,8 @@ def quantize_(model: nn.Module, config: DSConvConfig, filter_fn: Filter | None =
             changed[module] = _converted(module, config.layer(name))
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from None
+    if config.act_bits is not None:
+        requantize_(model, BlockFloat(config.block, config.act_bits, rounding=config.rounding))
     _set(model, changed)
 
 
@@ -433,7 +443,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, _Shifted]]:
 
 
 def restore_(model: nn.Module) -> None:
-    """Put the layers back that :func:`quantize_` changed, as they were, on the model's device.
+    """Undo :func:`quantize_`: the layers as they were, on the model's device.
 
     Raises ``ValueError``, naming the layer, if one was frozen or was never made from another.
     """
@@ -442,6 +452,9 @@ def restore_(model: nn.Module) -> None:
         if layer.source is None:
             raise ValueError(f"layer {name!r}: it has no source weights to go back to")
         sources[layer] = layer.source.to(layer.scale.device).train(layer.training)
+    for module in model.modules():
+        if isinstance(module, Requantized):
+            sources[module] = module[0]
     _set(model, sources)
 
 

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from ..frontend.block_float import channel_blocks, mantissas, power_of_two
 from ..golden.bfp import BlockFloat, BlockTensor, FixedPoint, unit_exponent
 from ..golden.floats import FLOAT32
 from ..golden.fold import Fold
@@ -67,11 +68,6 @@ def _magnitudes(values: NDArray[np.float32], default: tuple[float, float]) -> tu
     return (float(magnitudes.min()), float(magnitudes.max())) if magnitudes.size else default
 
 
-def _power_of_two(exponents: torch.Tensor) -> torch.Tensor:
-    """``2.0**exponents`` in float64, exactly, of integers from -1022 to 1023."""
-    return ((exponents.long() + 1023) << 52).view(torch.float64)
-
-
 @dataclass(frozen=True, eq=False)
 class Stored:
     """A stored tensor on the device: :class:`..golden.bfp.BlockTensor` with the images innermost.
@@ -101,7 +97,7 @@ class Stored:
         """(blocks, N, H, W) float64: what code 1 stands for."""
         offsets = [unit_exponent(self.bits, signed) for signed in self.signed]
         offset = torch.tensor(offsets, device=self.fields.device)[:, None, None, None]
-        return _power_of_two(self.fields + offset)
+        return power_of_two(self.fields + offset)
 
     def values(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """(blocks, B, N, H, W): what the codes stand for."""
@@ -121,12 +117,6 @@ class Stored:
             self.channels,
             self.planes,
         )
-
-
-def _blocks(x: torch.Tensor, block: int) -> torch.Tensor:
-    """(C, N, H, W) to (blocks, B, N, H, W), the last block filled up with zeros."""
-    missing = -len(x) % block
-    return functional.pad(x, (0, 0) * 3 + (0, missing)).unflatten(0, (-1, block))
 
 
 def _unfold(q: torch.Tensor, fold: Fold) -> torch.Tensor:
@@ -162,7 +152,7 @@ def _fixed_point(spec: FixedPoint, images: torch.Tensor, fold: Fold | None = Non
         shifted = q >> shift
         digits.append(shifted if plane == 0 else shifted & ((1 << spec.act_bits) - 1))
         fields.append(spec.exponent + shift - unit_exponent(spec.act_bits, signed=plane == 0))
-    codes = torch.cat([_blocks(digit, spec.block) for digit in digits]).float()
+    codes = torch.cat([channel_blocks(digit, spec.block) for digit in digits]).float()
     per_plane = len(codes) // spec.planes
     exponents = torch.tensor(fields, device=q.device).repeat_interleave(per_plane)
     signed = tuple(index < per_plane for index in range(len(codes)))
@@ -180,11 +170,7 @@ def _fixed_point(spec: FixedPoint, images: torch.Tensor, fold: Fold | None = Non
 
 def _block_float(spec: BlockFloat, acc: torch.Tensor) -> Stored:
     """``spec.compute`` of (C, N, H, W) float32."""
-    lanes = _blocks(acc if spec.signed else acc.clamp(min=0), spec.block)
-    fields = (lanes.abs().amax(1).view(torch.int32) >> 23) & 0xFF
-    shift = _power_of_two(127 + spec.magnitude_bits - 1 - fields)
-    scaled = lanes * shift[:, None]
-    whole = scaled.round() if spec.rounding == "nearest" else scaled.trunc()
+    whole, fields = mantissas(spec, acc)
     limit = (1 << spec.magnitude_bits) - 1
     codes = whole.clamp(-limit, limit).float()
     clipped = (whole.abs() > limit).sum()
