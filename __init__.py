@@ -12,23 +12,32 @@ if TYPE_CHECKING:
     from .golden.network import QuantizedNetwork
     from .golden.vqk import VariableQuantizedKernel
     from .quant.convert import quantize
+    from .quant.dsconv import DSConv2d, DSConvConfig, DSLinear, quantize_
 
 __all__ = [
     "BlockFloat",
+    "DSConv2d",
+    "DSConvConfig",
+    "DSLinear",
     "HardwareConfig",
     "QuantizedNetwork",
     "VariableQuantizedKernel",
     "quantize",
+    "quantize_",
 ]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "BlockFloat": ".golden.bfp",
+    "DSConv2d": ".quant.dsconv",
+    "DSConvConfig": ".quant.dsconv",
+    "DSLinear": ".quant.dsconv",
     "HardwareConfig": ".golden.config",
     "QuantizedNetwork": ".golden.network",
     "VariableQuantizedKernel": ".golden.vqk",
     "quantize": ".quant.convert",
+    "quantize_": ".quant.dsconv",
 }
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ..golden.bfp import BlockFloat, unit_exponent
 
-__all__ = ["block_float", "channel_blocks", "mantissas", "power_of_two"]
+__all__ = ["BLOCK_FLOAT", "block_float", "channel_blocks", "mantissas", "power_of_two"]
 
 SMALLEST = 2.0**-126
 """smallest normal number of float32"""
@@ -68,3 +68,6 @@ def _(x, block, bits, signed, rounding):
 
 
 block_float.register_autograd(lambda ctx, gradient: (gradient, None, None, None, None))
+
+BLOCK_FLOAT = torch.ops.shiftcore.block_float.default
+"""the operator, as it stands in exported programs"""

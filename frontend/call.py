@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from .arrange import ZERO, Place
-from .graph import Node
+from .graph import Coded, Node
 
 __all__ = ["Activation", "Call", "Made", "Operand", "Reader", "UnsupportedLayer", "Workspace"]
 
@@ -150,9 +150,16 @@ class Call:
         value = self.arguments[name]
         if value is None and default is not None:
             return default
+        if isinstance(value, Coded):
+            return value.weight.astype(np.float32)
         if not isinstance(value, torch.Tensor):
             raise self.refuse(f"{name} is computed by the network", "it must be a constant tensor")
         return value.to(torch.float32).numpy()
+
+    def coded(self, name: str) -> Coded | None:
+        """The codes of argument `name`, if it was made of codes."""
+        value = self.arguments[name]
+        return value if isinstance(value, Coded) else None
 
     def pair(self, name: str) -> tuple[int, int]:
         """(vertical, horizontal) of an integer list of one or two entries."""

@@ -5,16 +5,13 @@ program, so that an archive holds the codes and the scales themselves, and not o
 Loading such an archive needs this module.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..golden.vqk import block_map
 
-__all__ = ["Coded", "expand"]
+__all__ = ["EXPAND", "expand", "steps"]
 
 
 def _along(values: torch.Tensor, index: NDArray[np.int64]) -> torch.Tensor:
@@ -105,30 +102,15 @@ def _gradients(ctx, gradient: torch.Tensor):
 
 expand.register_autograd(_gradients, setup_context=_save)
 
+EXPAND = torch.ops.shiftcore.expand.default
+"""the operator, as it stands in exported programs"""
 
-@dataclass(frozen=True, eq=False)
-class Coded:
-    """A weight as codes: ``codes * steps``, element by element.
 
-    Parameters
-    ----------
-    codes : int8
-    steps : float64, of the same shape; the same number for all of a weight block
-    weight_bits : b
+def steps(
+    scale: torch.Tensor, channel_scale: torch.Tensor, number: NDArray[np.int64]
+) -> torch.Tensor:
+    """What code 1 of every weight stands for, in float64: exact, if the scales are float32.
+
+    `number` is that of the weight's :class:`..golden.vqk.BlockMap`.
     """
-
-    codes: NDArray[np.int8]
-    steps: NDArray[np.float64]
-    weight_bits: int
-
-    @property
-    def weight(self) -> NDArray[np.float64]:
-        return self.codes * self.steps
-
-    def map(self, move: Callable[[NDArray], NDArray]) -> "Coded":
-        """The weight after `move`, which only moves elements and adds zeros."""
-        return Coded(move(self.codes), move(self.steps), self.weight_bits)
-
-    def scaled(self, factors: NDArray[np.float64]) -> "Coded":
-        """The weight times `factors`, which broadcast against it."""
-        return Coded(self.codes, self.steps * factors, self.weight_bits)
+    return _along(scale.double(), number) * channel_scale.double()[:, None, None, None]

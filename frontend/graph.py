@@ -3,12 +3,15 @@
 Shapes are those of one image: ``(C, H, W)``, or ``(features,)`` after a flatten.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..golden.bfp import BlockFloat
+from ..golden.vqk import block_map
 
 __all__ = [
     "Add",
@@ -16,6 +19,7 @@ __all__ = [
     "AvgPool",
     "BatchNorm",
     "Clamp",
+    "Coded",
     "Conv2d",
     "Flatten",
     "Graph",
@@ -26,6 +30,7 @@ __all__ = [
     "Output",
     "Padding",
     "ReLU",
+    "Requantize",
     "Shape",
     "Unknown",
     "result_shape",
@@ -53,6 +58,46 @@ def _window_shape(
     if height < 1 or width < 1:
         raise ValueError(f"a {kernel} window does not fit {shape}")
     return height, width
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """A weight as codes: ``codes * steps``, element by element.
+
+    Parameters
+    ----------
+    codes : (Co, Ci / groups, ...) int8
+    steps : float64, of the same shape
+    weight_bits : b
+    block : B, channels of the blocks in which it has one step
+    """
+
+    codes: NDArray[np.int8]
+    steps: NDArray[np.float64]
+    weight_bits: int
+    block: int
+
+    @property
+    def weight(self) -> NDArray[np.float64]:
+        return self.codes * self.steps
+
+    def map(self, move: Callable[[NDArray], NDArray]) -> "Coded":
+        """The weight after `move`, which only moves elements and adds zeros."""
+        return replace(self, codes=move(self.codes), steps=move(self.steps))
+
+    def scaled(self, factors: NDArray[np.float64]) -> "Coded":
+        """The weight times `factors`, which broadcast against it."""
+        return replace(self, steps=self.steps * factors)
+
+    def block_steps(self, groups: int = 1, block: int | None = None) -> NDArray[np.float64] | None:
+        """(Co, blocks, Kh, Kw): the step of each block of `block` channels, 0 of one without codes.
+
+        None if a block has codes of several steps. `block` is by default that of the weight.
+        """
+        blocks = block_map(self.codes.shape[1], groups, block or self.block)
+        used, steps = blocks.lanes(self.codes) != 0, blocks.lanes(self.steps)
+        found = np.where(used.any(0), np.where(used, steps, -np.inf).max(0), 0)
+        return None if (used & (steps != found)).any() else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +130,10 @@ class Input(Node):
 
 @dataclass(frozen=True, eq=False)
 class Conv2d(Node):
-    """`weight` (Co, Ci / groups, Kh, Kw), `bias` (Co,); the padding is zeros."""
+    """`weight` (Co, Ci / groups, Kh, Kw), `bias` (Co,); the padding is zeros.
+
+    `coded` is the weight as codes, where it was made of codes.
+    """
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -93,6 +141,7 @@ class Conv2d(Node):
     padding: Padding = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    coded: Coded | None = None
 
     def output_shape(self, *shapes: Shape) -> Shape:
         filters, depth, kh, kw = self.weight.shape
@@ -108,10 +157,11 @@ class Conv2d(Node):
 
 @dataclass(frozen=True, eq=False)
 class Linear(Node):
-    """`weight` (Co, features), `bias` (Co,)."""
+    """`weight` (Co, features), `bias` (Co,), `coded` as of :class:`Conv2d`."""
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
+    coded: Coded | None = None
 
     def output_shape(self, *shapes: Shape) -> Shape:
         if shapes[0] != self.weight.shape[1:]:
@@ -268,6 +318,13 @@ class Flatten(Node):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         return (int(np.prod(shapes[0])),)
+
+
+@dataclass(frozen=True, eq=False)
+class Requantize(Node):
+    """The values that `spec` stores; the machine does that to every activation that it stores."""
+
+    spec: BlockFloat
 
 
 @dataclass(frozen=True, eq=False)

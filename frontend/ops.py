@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
+from ..golden.bfp import BlockFloat
 from .arrange import ZERO
+from .block_float import BLOCK_FLOAT
 from .call import Activation, Call, Made, Operand, Reader
-from .graph import Add, BatchNorm, Clamp, Conv2d, Linear, Node, Padding, ReLU
+from .graph import Add, BatchNorm, Clamp, Coded, Conv2d, Linear, Node, Padding, ReLU, Requantize
 from .pools import POOLS
 
 __all__ = ["READERS", "hint"]
@@ -36,6 +38,7 @@ def _conv(call: Call, padding: Padding) -> tuple[Node, ...]:
             padding,
             call.pair("dilation"),
             call.arguments["groups"],
+            call.coded("weight"),
         ),
     )
 
@@ -61,7 +64,7 @@ def _conv2d_named_padding(call: Call) -> tuple[Node, ...]:
 
 
 def _product(
-    call: Call, name: str, weight: np.ndarray, bias: np.ndarray
+    call: Call, name: str, weight: np.ndarray, bias: np.ndarray, coded: Coded | None
 ) -> tuple[Node, ...] | Made:
     """``x @ weight.T + bias`` over the last dimension of argument `name`."""
     value = call.activation(name)
@@ -75,7 +78,8 @@ def _product(
         source = None if pixels is None else workspace.arranged(pixels, call)
         if source is None:
             raise call.refuse(f"its input is {tuple(value.shape[1:])}", "flatten its input")
-        node = Conv2d(call.layer, (source,), weight[:, :, None, None], bias)
+        pixelwise = None if coded is None else coded.map(_as_kernel)
+        node = Conv2d(call.layer, (source,), _as_kernel(weight), bias, coded=pixelwise)
         return Made((node,), lambda index: index.permute(0, 2, 3, 1))
     if value.shape[-1] != weight.shape[1]:
         shape = tuple(value.shape[1:])
@@ -83,18 +87,29 @@ def _product(
     parts = workspace.operands(value)
     flat = [workspace.flattened(part.place.name, value.origin) for part in parts]
     if len(parts) == 1 and _in_order(parts[0], weight.shape[1]):
-        return (Linear(call.layer, (flat[0],), weight, bias),)
+        return (Linear(call.layer, (flat[0],), weight, bias, coded),)
     # Features in another order, or of several tensors: the weights go where the features are.
     nodes: list[Node] = []
     for number, (source, part) in enumerate(zip(flat, parts, strict=True)):
-        moved = np.zeros((part.place.size, len(weight)), np.float32)
-        np.add.at(moved, part.elements, weight.T[part.features])
+
+        def moved(values: np.ndarray, part: Operand = part) -> np.ndarray:
+            placed = np.zeros((part.place.size, len(values)), values.dtype)
+            np.add.at(placed, part.elements, values.T[part.features])
+            return np.ascontiguousarray(placed.T)
+
+        if coded is not None and np.unique(part.elements).size < part.elements.size:
+            raise call.refuse("a feature is read twice by a weight of codes", "read it once")
         layer = call.layer if len(parts) == 1 else workspace.unique(f"{call.layer}.{number}")
         start = np.zeros_like(bias) if number else bias
-        nodes.append(Linear(layer, (source,), np.ascontiguousarray(moved.T), start))
+        own = None if coded is None else coded.map(moved)
+        nodes.append(Linear(layer, (source,), moved(weight), start, own))
     if len(parts) > 1:
         nodes.append(Add(call.layer, tuple(node.name for node in nodes)))
     return tuple(nodes)
+
+
+def _as_kernel(weight: np.ndarray) -> np.ndarray:
+    return weight[:, :, None, None]
 
 
 def _in_order(part: Operand, count: int) -> bool:
@@ -105,21 +120,27 @@ def _in_order(part: Operand, count: int) -> bool:
 
 def _linear(call: Call) -> tuple[Node, ...] | Made:
     weight = call.weight("weight")
-    return _product(call, "input", weight, call.weight("bias", np.zeros(len(weight), np.float32)))
+    bias = call.weight("bias", np.zeros(len(weight), np.float32))
+    return _product(call, "input", weight, bias, call.coded("weight"))
 
 
 def _addmm(call: Call) -> tuple[Node, ...] | Made:
     call.require("alpha", 1)
     call.require("beta", 1)
-    weight, bias = call.weight("mat2").T, call.weight("self")
-    bias = np.broadcast_to(bias, (len(weight),)).copy()
-    return _product(call, "mat1", np.ascontiguousarray(weight), bias)
+    weight, coded = _transposed(call, "mat2")
+    bias = np.broadcast_to(call.weight("self"), (len(weight),)).copy()
+    return _product(call, "mat1", weight, bias, coded)
+
+
+def _transposed(call: Call, name: str) -> tuple[np.ndarray, Coded | None]:
+    weight, coded = np.ascontiguousarray(call.weight(name).T), call.coded(name)
+    return weight, None if coded is None else coded.map(np.transpose)
 
 
 def _matmul(second: str) -> Reader:
     def read(call: Call) -> tuple[Node, ...] | Made:
-        weight = np.ascontiguousarray(call.weight(second).T)
-        return _product(call, "self", weight, np.zeros(len(weight), np.float32))
+        weight, coded = _transposed(call, second)
+        return _product(call, "self", weight, np.zeros(len(weight), np.float32), coded)
 
     return read
 
@@ -217,6 +238,11 @@ def _add(call: Call) -> tuple[Node, ...] | Activation:
     return (Add(call.layer, (call.source("self"), call.source("other"))),)
 
 
+def _requantize(call: Call) -> tuple[Node, ...]:
+    spec = BlockFloat(*(call.arguments[name] for name in ("block", "bits", "signed", "rounding")))
+    return (Requantize(call.layer, (call.source("x"),), spec),)
+
+
 def _is_zero(value: object) -> bool:
     if isinstance(value, torch.Tensor):
         return not bool(value.any())
@@ -248,6 +274,7 @@ READERS: Mapping[object, Reader] = {
     ATEN.maximum.default: _extreme(True),
     ATEN.minimum.default: _extreme(False),
     ATEN.add.Tensor: _add,
+    BLOCK_FLOAT: _requantize,
     **POOLS,
 }
 

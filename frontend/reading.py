@@ -11,9 +11,11 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from ..golden.vqk import block_map
 from .arrange import ZERO, Memory, Place, arrange
 from .call import Activation, Call, Made, Operand, UnsupportedLayer
-from .graph import Flatten, Graph, Input, Node, Output, Shape, result_shape
+from .coded import EXPAND, steps
+from .graph import Coded, Flatten, Graph, Input, Node, Output, Shape, result_shape
 from .moves import ALIASES, MOVES, zeros
 from .ops import READERS, hint
 
@@ -21,6 +23,8 @@ __all__ = ["Reading"]
 
 IMAGES = 2
 """images of a program whose batch is dynamic"""
+LEAVES = ("torch.nn.modules.", f"{__name__.rsplit('.', 2)[0]}.quant.")
+"""packages whose modules stand for one layer"""
 
 
 class Reading:
@@ -257,6 +261,10 @@ class Reading:
         if target is torch.ops.aten.sym_size.int:
             return arguments[0].shape[arguments[1]]
         if not active:
+            if target is EXPAND:
+                return _coded(call)
+            if any(isinstance(value, Coded) for value in call.arguments.values()):
+                return _moved_codes(call, target, arguments, options)
             return target(*arguments, **options)  # pyright: ignore[reportCallIssue]
         if target in ALIASES:
             return self._alias(call)
@@ -344,7 +352,7 @@ class Reading:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path, kind = stack[-1] if stack else ("", "")
         kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-        if path and kind.startswith("torch.nn.modules."):
+        if path and kind.startswith(LEAVES):
             return self.unique(path)
         schema = getattr(node.target, "_schema", None)
         op = schema.name.rpartition("::")[2] if schema else node.name
@@ -366,6 +374,29 @@ def _named(schema: Any, arguments: Sequence[Any], options: dict[str, Any]) -> di
         else:
             named[argument.name] = options.get(argument.name, argument.default_value)
     return named
+
+
+def _coded(call: Call) -> Coded:
+    """A weight that the program makes of codes and scales."""
+    codes, scale, bias, channel_scale, weight_bits, block, groups = call.arguments.values()
+    if bias is not None and bias.any():
+        raise call.refuse(
+            "its weight blocks have a bias, for which the accelerator would have to add up "
+            "activations",
+            "train with scale_bias=False",
+        )
+    number = block_map(codes.shape[1], groups, block).number
+    return Coded(codes.numpy(), steps(scale, channel_scale, number).numpy(), weight_bits, block)
+
+
+def _moved_codes(call: Call, target: Any, arguments: Any, options: Any) -> Coded:
+    """A weight of codes, flattened or transposed."""
+    value, *rest = arguments
+    if target not in MOVES or not isinstance(value, Coded):
+        raise call.refuse(
+            "it computes with a weight of codes", "only convolutions and linear layers may read it"
+        )
+    return value.map(lambda part: target(torch.from_numpy(part), *rest, **options).numpy())
 
 
 def _activations(values: Any) -> list[Activation]:

@@ -120,8 +120,8 @@ def requantized_modules(model: nn.Module) -> tuple[str, ...]:
         if node.op in ("call_function", "call_method") and node.target in _CALLS:
             path, _ = next(reversed(node.meta["nn_module_stack"].values()), (node.name, None))
             raise ValueError(
-                f"layer {path or node.name!r}: this ReLU is a function call; make it a module, nn.ReLU(), "
-                "so that an activation can follow it"
+                f"layer {path or node.name!r}: a ReLU is a function call; make it a module, "
+                "nn.ReLU(), so that an activation can follow it"
             )
         if isinstance(kind(node), nn.MaxPool2d):
             readings.setdefault(str(node.target), set()).update(

@@ -13,7 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ..frontend.archive import read
-from ..frontend.graph import Graph, Input
+from ..frontend.graph import Coded, Graph, Input, Requantize
 from ..golden.bfp import BlockFloat, FixedPoint, Rounding
 from ..golden.floats import FLOAT32, SCALE_FORMATS, ScaleFormat
 from ..golden.layers import Layer, Term
@@ -110,7 +110,27 @@ def _constant_kernel(term: FloatTerm, config: QuantConfig) -> VariableQuantizedK
     return replace(kernel, codes=codes, scales=scales)
 
 
+def _coded_kernel(coded: Coded, groups: int, config: QuantConfig) -> VariableQuantizedKernel:
+    """The kernel of a weight that is codes already: in the blocks of the machine."""
+    steps = coded.block_steps(groups, config.block)
+    if steps is None:
+        raise ValueError(
+            f"blocks of {config.block} channels would hold codes of several scales; quantize with "
+            f"the layer's own block, {coded.block} (and make a linear layer with its pixels)"
+        )
+    return VariableQuantizedKernel(
+        coded.codes,
+        config.scale_format.round(steps),
+        coded.weight_bits,
+        config.block,
+        groups,
+        config.scale_format,
+    )
+
+
 def _kernel(term: FloatTerm, config: QuantConfig) -> VariableQuantizedKernel:
+    if term.coded is not None:
+        return _coded_kernel(term.coded, term.groups, config)
     if term.constant:
         return _constant_kernel(term, config)
     return VariableQuantizedKernel.quantize(
@@ -121,6 +141,20 @@ def _kernel(term: FloatTerm, config: QuantConfig) -> VariableQuantizedKernel:
         recipe=config.recipe,
         scale_format=config.scale_format,
     )
+
+
+def _check_requantization(graph: Graph, config: QuantConfig) -> None:
+    """Raise ``ValueError`` if the network was trained with other activations than it shall have."""
+    for node in graph.nodes:
+        if isinstance(node, Requantize):
+            spec = node.spec
+            trained = {"block": spec.block, "act_bits": spec.bits, "rounding": spec.rounding}
+            for name, value in trained.items():
+                if value != getattr(config, name):
+                    raise ValueError(
+                        f"layer {node.name!r}: it was trained with {name} {value!r}, not "
+                        f"{getattr(config, name)!r}; quantize with {value!r}"
+                    )
 
 
 def _limits(layer: FloatLayer, signed: bool | None) -> tuple[float, float] | None:
@@ -136,15 +170,13 @@ def _limits(layer: FloatLayer, signed: bool | None) -> tuple[float, float] | Non
 
 def _layer(layer: FloatLayer, config: QuantConfig, signed: bool | None) -> Layer:
     """Encode one layer; its result is stored signed or unsigned, or raw if `signed` is None."""
+    try:
+        kernels = [_kernel(term, config) for term in layer.terms]
+    except ValueError as error:
+        raise ValueError(f"layer {layer.name!r}: {error}") from None
     terms = tuple(
-        Term(
-            term.source,
-            _kernel(term, config),
-            term.stride,
-            term.padding,
-            term.dilation,
-        )
-        for term in layer.terms
+        Term(term.source, kernel, term.stride, term.padding, term.dilation)
+        for term, kernel in zip(layer.terms, kernels, strict=True)
     )
     output = None
     if signed is not None:
@@ -177,6 +209,7 @@ def quantize(
     graph = as_graph(model, calibration)
     shape = next(node.shape for node in graph.nodes if isinstance(node, Input))
     images = check_images(calibration, shape)
+    _check_requantization(graph, config)
     layers = lower(graph)
     unknown = sorted(set(config.overrides) - {layer.name for layer in layers})
     if unknown:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frontend.graph import Padding
+from ..frontend.graph import Coded, Padding
 from ..golden.layers import Reduce
 
 __all__ = ["UNLIMITED", "FloatLayer", "FloatTerm"]
@@ -24,6 +24,7 @@ class FloatTerm:
     weight : (Co, Ci / groups, Kh, Kw)
     stride, padding, dilation, groups : as of the convolution
     constant : the weights are 0 or one constant by construction (identity, pool), not learnt
+    coded : the weight as codes, where it was made of codes; they are not chosen again
     """
 
     source: str
@@ -33,6 +34,13 @@ class FloatTerm:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     constant: bool = False
+    coded: Coded | None = None
+
+    def scaled(self, scale: NDArray[np.float64]) -> "FloatTerm":
+        """The term times ``scale`` (Co,)."""
+        factors = scale[:, None, None, None]
+        coded = None if self.coded is None else self.coded.scaled(factors)
+        return replace(self, weight=self.weight * factors, coded=coded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +75,7 @@ class FloatLayer:
 
     def scaled(self, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> "FloatLayer":
         """The layer followed by ``scale * y + shift``, channel by channel."""
-        terms = tuple(
-            replace(term, weight=term.weight * scale[:, None, None, None]) for term in self.terms
-        )
+        terms = tuple(term.scaled(scale) for term in self.terms)
         return replace(self, terms=terms, bias=self.bias * scale + shift)
 
     def clamped(self, low: float, high: float) -> "FloatLayer":

@@ -16,7 +16,8 @@ def fold_input(
     """The window to fold the image by, and the layers that read it so; None if it saves nothing.
 
     Folding needs ``ceil(C * Kh * Kw / B)`` steps a plane instead of ``Kh * Kw * ceil(C / B)``. The
-    image must be read by one term only, and that a learnt one.
+    image must be read by one term only, and that a learnt one whose weights are not codes already:
+    those have a scale for each kernel position.
     """
     layers = tuple(layers)
     readers = [
@@ -31,7 +32,7 @@ def fold_input(
     filters, depth, *taps = term.weight.shape
     channels, positions = depth * term.groups, taps[0] * taps[1]
     saves = -(-channels * positions // block) < positions * -(-channels // block)
-    if term.constant or not saves:
+    if term.constant or term.coded is not None or not saves:
         return None, layers
     fold = Fold((taps[0], taps[1]), term.stride, term.padding, term.dilation)
     folded = replace(

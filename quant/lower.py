@@ -29,6 +29,7 @@ from ..frontend.graph import (
     AvgPool,
     BatchNorm,
     Clamp,
+    Coded,
     Conv2d,
     Flatten,
     Graph,
@@ -39,6 +40,7 @@ from ..frontend.graph import (
     Output,
     Padding,
     ReLU,
+    Requantize,
 )
 from ..golden.network import INPUT
 from .float_layer import FloatLayer, FloatTerm
@@ -47,6 +49,9 @@ from .layout import NOTHING, Axis, Layout, Part, Window, plain, window
 __all__ = ["FloatLayer", "FloatTerm", "lower"]
 
 Windows = tuple[Window, Window]
+Weight = NDArray[np.float64] | Coded
+Alias = Flatten | Requantize
+"""nodes that compute nothing here: every layer requantizes its result when it stores it"""
 POINT = (Window(1), Window(1))
 WASTE = 2
 """A tensor is worked on as a whole unless more than this times the channels wanted are there."""
@@ -67,19 +72,34 @@ def _windows(
     return vertical, Window(kernel[1], stride[1], padding[2], padding[3], dilation[1])
 
 
+def _map(weight: Weight, move: Callable[[NDArray], NDArray]) -> Weight:
+    return weight.map(move) if isinstance(weight, Coded) else move(weight)
+
+
+def _weight(node: Conv2d | Linear) -> Weight:
+    return node.weight.astype(np.float64) if node.coded is None else node.coded
+
+
+def _with(term: FloatTerm, weight: Weight) -> FloatTerm:
+    """The term with a learnt weight."""
+    coded = weight if isinstance(weight, Coded) else None
+    values = weight.weight if isinstance(weight, Coded) else weight
+    return replace(term, weight=values, constant=False, coded=coded)
+
+
 def _term(
-    source: str, weight: NDArray[np.float64], windows: Windows, groups: int = 1, **options
+    source: str, weight: Weight, windows: Windows, groups: int = 1, constant: bool = False
 ) -> FloatTerm:
     rows, columns = windows
-    return FloatTerm(
+    term = FloatTerm(
         source,
-        weight,
+        np.zeros(()),
         (rows.stride, columns.stride),
         (rows.before, rows.after, columns.before, columns.after),
         (rows.dilation, columns.dilation),
         groups,
-        **options,
     )
+    return replace(_with(term, weight), constant=constant)
 
 
 class _Lowering:
@@ -94,18 +114,18 @@ class _Lowering:
         self.layouts: dict[str, Layout] = {}
         """where the result of every node is"""
         self.alias: dict[str, str] = {}
-        """the node behind a flatten"""
+        """the node behind one that is an alias"""
         for node in graph.nodes:
-            if isinstance(node, Flatten):
+            if isinstance(node, Alias):
                 self.alias[node.name] = self._behind(node.inputs[0])
-        readers = (node for node in graph.nodes if not isinstance(node, Flatten))
+        readers = (node for node in graph.nodes if not isinstance(node, Alias))
         self.uses = Counter(self._behind(name) for node in readers for name in node.inputs)
 
     def layers(self) -> tuple[FloatLayer, ...]:
         for node in self.graph.nodes:
             if isinstance(node, Output):
                 self._finish(node)
-            elif not isinstance(node, Flatten):
+            elif not isinstance(node, Alias):
                 self.layouts[node.name] = self._layout(node)
         return tuple(self.stored)
 
@@ -195,7 +215,7 @@ class _Lowering:
         return self._open(layer, layout.size)
 
     def _convolution(
-        self, name: str, layout: Layout, weight: NDArray[np.float64], on: Windows, groups: int = 1
+        self, name: str, layout: Layout, weight: Weight, on: Windows, groups: int = 1
     ) -> tuple[FloatTerm, ...]:
         """Terms that convolve an activation, wherever its channels are."""
         reached = self._reach(layout, on)
@@ -204,14 +224,30 @@ class _Lowering:
             reached = [on]
         if self._is_plain(layout):
             return (_term(self._store(layout.parts[0].tensor), weight, reached[0], groups),)
-        terms = []
-        for number, (part, windows) in enumerate(zip(layout.parts, reached, strict=True)):
-            source = self._store(part.tensor)
-            result, place = layout.channels(number)
-            scattered = np.zeros((self.shapes[source][0], len(weight), *weight.shape[2:]))
-            np.add.at(scattered, place, weight[:, result].swapaxes(0, 1))
-            terms.append(_term(source, scattered.swapaxes(0, 1), windows))
-        return tuple(terms)
+        moved = [self._scattered(layout, number, weight) for number in range(len(layout.parts))]
+        if isinstance(weight, Coded) and (
+            layout.repeats
+            or any(isinstance(each, Coded) and each.block_steps() is None for each in moved)
+        ):
+            # The scales of codes belong to blocks of the activation, not of what it is made of.
+            layout = self._gathered(layout, self._fresh(f"{name}.gather"))
+            return self._convolution(name, layout, weight, on)
+        return tuple(
+            _term(self._store(part.tensor), each, windows)
+            for part, each, windows in zip(layout.parts, moved, reached, strict=True)
+        )
+
+    def _scattered(self, layout: Layout, number: int, weight: Weight) -> Weight:
+        """A weight on an activation as that on one of its parts."""
+        result, place = layout.channels(number)
+        depth = self.shapes[layout.parts[number].tensor][0]
+
+        def scattered(values: NDArray) -> NDArray:
+            moved = np.zeros((depth, len(values), *values.shape[2:]), values.dtype)
+            np.add.at(moved, place, values[:, result].swapaxes(0, 1))
+            return moved.swapaxes(0, 1)
+
+        return _map(weight, scattered)
 
     def _channelwise(
         self,
@@ -327,23 +363,27 @@ class _Lowering:
         return Layout(tuple(parts), source, channel, node.size)
 
     def _conv(self, node: Conv2d) -> Layout:
-        layout, weight = self._operand(node), node.weight.astype(np.float64)
+        layout, weight = self._operand(node), _weight(node)
         bias = node.bias.astype(np.float64)
-        on = _windows(weight.shape[2:], node.stride, node.padding, node.dilation)
+        filters, depth, *taps = node.weight.shape
+        on = _windows((taps[0], taps[1]), node.stride, node.padding, node.dilation)
         size = on[0].count(layout.size[0]), on[1].count(layout.size[1])
-        outputs = len(weight) // node.groups
-        if weight.shape[1] == 1 and node.groups > 1 and not self._is_plain(layout):
+        outputs = filters // node.groups
+        if depth == 1 and node.groups > 1 and not self._is_plain(layout):
 
             def depthwise(name: str, term: FloatTerm, wanted: NDArray[np.int64]) -> FloatLayer:
                 chosen = np.repeat(wanted, outputs)
-                filters = (wanted[:, None] * outputs + np.arange(outputs)).ravel()
+                order = (wanted[:, None] * outputs + np.arange(outputs)).ravel()
                 own = chosen != NOTHING
-                taps = np.where(own[:, None, None, None], weight[filters], 0)
+
+                def ordered(values: NDArray) -> NDArray:
+                    return np.where(own[:, None, None, None], values[order], values.dtype.type(0))
+
                 return FloatLayer(
                     name,
-                    (replace(term, weight=taps, constant=False),),
-                    np.where(own, bias[filters], 0),
-                    macs_per_pixel=int(own.sum()) * taps[0].size,
+                    (_with(term, _map(weight, ordered)),),
+                    np.where(own, bias[order], 0),
+                    macs_per_pixel=int(own.sum()) * taps[0] * taps[1],
                 )
 
             return self._channelwise(
@@ -355,7 +395,7 @@ class _Lowering:
 
     def _linear(self, node: Linear) -> Layout:
         layout = self._operand(node)
-        weight = node.weight.astype(np.float64).reshape(-1, *layout.shape)  # (Co, C, H, W)
+        weight = _map(_weight(node), lambda values: values.reshape(-1, *layout.shape))
         on = Window(layout.size[0]), Window(layout.size[1])
         terms = self._convolution(node.name, layout, weight, on)
         bias = node.bias.astype(np.float64)
