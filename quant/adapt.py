@@ -222,8 +222,8 @@ def distillation_loss(
         raise ValueError(f"logits are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}")
     if kind == "mse":
         return functional.mse_loss(student, teacher)
-    logs = (functional.log_softmax(logits / temperature, 1) for logits in (student, teacher))
-    divergence = functional.kl_div(*logs, reduction="batchmean", log_target=True)
+    given, wanted = (functional.log_softmax(x / temperature, 1) for x in (student, teacher))
+    divergence = functional.kl_div(given, wanted, reduction="batchmean", log_target=True)
     return divergence * temperature**2
 
 

@@ -89,7 +89,8 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        bits = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(bits.numpy().data)
     return digest.hexdigest()
 
 

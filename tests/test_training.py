@@ -19,7 +19,7 @@ CONFIG = TrainingConfig(epochs=3, batch=8, rate=1e-2, schedule="cosine", every=2
 SAMPLES = 28  # four batches of seven
 
 
-def model() -> nn.Module:
+def model() -> nn.Sequential:
     """Something of all: a frozen layer, statistics, random numbers."""
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_training_is_refused(checkpoint: Path) -> None:
     images, labels = data()
     other = model()
     with torch.no_grad():
-        other[0].bias[0] += 1
+        other.get_parameter("0.bias")[0] += 1
     frozen = model()
     frozen[0].requires_grad_(False)
     message = rf"^checkpoint {checkpoint} is that of another training: "
@@ -178,7 +178,9 @@ def test_a_checkpoint_of_another_training_is_refused(checkpoint: Path) -> None:
 
 def test_a_damaged_checkpoint_is_refused(checkpoint: Path) -> None:
     content = bytearray(checkpoint.read_bytes())
-    weight = model()[4].weight.detach().numpy().tobytes()  # frozen: in the file as it is here
+    weight = (
+        model().get_parameter("4.weight").detach().numpy().tobytes()
+    )  # frozen: in the file as it is here
     place = bytes(content).index(weight)
     flipped = content.copy()
     flipped[place] ^= 1
@@ -255,7 +257,7 @@ EXACT = TrainingConfig(epochs=2, batch=4, rate=0.25, optimizer="sgd", mode="eval
 CLOSE = replace(CONFIG, mode="eval", batch=7)  # parts of four and three samples
 
 
-def exact() -> nn.Module:
+def exact() -> nn.Linear:
     network = nn.Linear(4, 1, bias=False)
     nn.init.zeros_(network.weight)
     return network
@@ -281,7 +283,7 @@ def in_each_process(folder: str) -> None:
     averaged = fit(small, linear, whole_numbers(), EXACT)
     result = {"model": network.state_dict(), "losses": losses, "exact": small.weight.data}
     torch.save(result | {"averaged": averaged}, Path(folder, f"{rank}.result"))
-    with pytest.raises(ValueError, match="^2 processes need a batch of 2 samples$"):
+    with pytest.raises(ValueError, match=r"^2 processes need a batch of 2 samples$"):
         fit(small, linear, whole_numbers(), replace(EXACT, batch=1))
 
 

@@ -39,7 +39,7 @@ def cifar10(
 
 
 def crop_and_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Every normalised image moved by up to four pixels each way, black moving in, half mirrored."""
+    """Every normalised image moved by up to four pixels, black moving in, half of them mirrored."""
     count, channels, height, width = images.shape
     padded = torch.from_numpy(-MEAN / STD).repeat(count, 1, height + 8, width + 8)
     padded[:, :, 4:-4, 4:-4] = images
