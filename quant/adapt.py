@@ -159,7 +159,8 @@ def replace_classifier(
         torch.manual_seed(seed)
         layer = nn.Linear(linear[name].in_features, classes, dtype=parameter.dtype)
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer.to(parameter.device))
+    layer = layer.to(parameter.device).train(linear[name].training)
+    setattr(model.get_submodule(parent), child, layer)
     return name
 
 

@@ -145,6 +145,7 @@ def test_which_classifier_is_replaced() -> None:
 
     assert replace_classifier(network, 5) == "1.0"
     assert weight("1.0").shape == (5, 3)
+    assert network.get_submodule("1.0").training
     assert replace_classifier(network, 7, name="0") == "0"
     first = weight("0")
     assert first.shape == (7, 4)
@@ -152,8 +153,9 @@ def test_which_classifier_is_replaced() -> None:
     assert torch.equal(weight("0"), first)
     replace_classifier(network, 7, name="0", seed=1)
     assert not torch.equal(weight("0"), first)
-    quantize_(network, DSConvConfig())
+    quantize_(network.eval(), DSConvConfig())
     assert replace_classifier(network, 2) == "1.0"
+    assert not any(module.training for module in network.modules())
     with pytest.raises(ValueError, match=r"^'1\.1' is no linear layer; linear are 0, 1\.0$"):
         replace_classifier(network, 2, name="1.1")
     with pytest.raises(ValueError, match=r"^classes must be at least 1, not 0$"):
