@@ -11,7 +11,7 @@ accuracy (transfer: if the shifters do not), or if anything changes that is froz
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import click
@@ -26,13 +26,13 @@ from torch.nn import functional
 from shiftcore.benchmarks.models import data_folder
 from shiftcore.benchmarks.report import Row, show
 from shiftcore.examples.digits import data as digits
-from shiftcore.examples.zoo.cifar import cifar10, normalised
+from shiftcore.examples.zoo.cifar import cifar10, crop_and_flip, normalised
 from shiftcore.examples.zoo.resnet20 import resnet20
-from shiftcore.quant.adapt import transfer, tune_shifters
+from shiftcore.quant.adapt import frozen_state, transfer, tune_shifters
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.quant.dsconv import DSConv2d, DSConvConfig, quantize_, shifters
 from shiftcore.quant.hardware import HardwareNetwork
-from shiftcore.quant.training import TrainingConfig, fingerprint, process_device
+from shiftcore.quant.training import Augment, TrainingConfig, process_device
 
 BATCH = 250
 CALIBRATION = 256
@@ -61,7 +61,7 @@ def coded(weight_bits: int, block: int) -> nn.Module:
     network = resnet20(data_folder("resnet20"))
     config = DSConvConfig(weight_bits, block)
     quantize_(network, config, lambda module, _: isinstance(module, nn.Conv2d))
-    return network.to(process_device())
+    return network.requires_grad_(False).to(process_device())
 
 
 def top1(network: nn.Module, calibration: Images, images: Images, labels: Labels) -> float:
@@ -70,7 +70,8 @@ def top1(network: nn.Module, calibration: Images, images: Images, labels: Labels
     stored = quantize(network.cpu(), calibration, QuantConfig(8, 8, block))
     compute, right = HardwareNetwork(stored), 0
     starts = range(0, len(images), BATCH)
-    for first in track(starts, "hardware mode", console=STATUS, transient=True):
+    hidden = not STATUS.is_terminal
+    for first in track(starts, "hardware mode", console=STATUS, transient=True, disable=hidden):
         scores = compute(torch.from_numpy(images[first : first + BATCH])).flatten(1)
         right += int((scores.argmax(1).numpy() == labels[first : first + BATCH]).sum())
     network.to(process_device())
@@ -88,8 +89,7 @@ def float_top1(images: Images, labels: Labels) -> float:
 def frozen(network: nn.Module, trained: Sequence[str] = ()) -> dict[str, str]:
     """Hashes of what must not change: all but the shifters and the parameters `trained`."""
     moved = {name for name, _ in shifters(network)} | set(trained)
-    state = network.state_dict()
-    return {name: fingerprint({name: state[name]}) for name in state if name not in moved}
+    return {name: value for name, value in frozen_state(network).items() if name not in moved}
 
 
 def differing(before: dict[str, str], after: dict[str, str]) -> int:
@@ -98,7 +98,13 @@ def differing(before: dict[str, str], after: dict[str, str]) -> int:
 
 
 def tuned(
-    weight_bits: int, block: int, x: Images, y: Labels, test: tuple[Images, Labels], rate: float
+    weight_bits: int,
+    block: int,
+    x: Images,
+    y: Labels,
+    test: tuple[Images, Labels],
+    rate: float,
+    augment: Augment | None = None,
 ) -> Row:
     """One row of the table of shifters, but for the float network."""
     network = coded(weight_bits, block)
@@ -109,7 +115,7 @@ def tuned(
     state = frozen(network)
     config = TrainingConfig(batch=32, rate=rate, schedule="cosine")
     start = time.perf_counter()
-    tune_shifters(network, x, y, config)
+    tune_shifters(network, x, y, config, augment=augment)
     return row | {
         "images_per_s": len(x) / (time.perf_counter() - start),
         "frozen": len(state),
@@ -118,14 +124,22 @@ def tuned(
     }
 
 
-def transferred(weight_bits: int, block: int, images: int | None, epochs: int, rate: float) -> Row:
+def transferred(
+    weight_bits: int,
+    block: int,
+    images: int | None,
+    test_images: int | None,
+    epochs: int,
+    rate: float,
+) -> Row:
     """One row of the table of transfer."""
     training, test = digits.load()
     x, y = enlarged(training.x)[:images], training.y[:images]
-    test_images = enlarged(test.x)
+    labels = test.y[:test_images]
+    test_x = enlarged(test.x[:test_images])
     row: Row = {
         "weight_bits": weight_bits, "block": block, "images": len(x), "epochs": epochs,
-        "rate": rate, "test_images": len(test_images), "frozen": 0, "changed": 0,
+        "rate": rate, "test_images": len(test_x), "frozen": 0, "changed": 0,
     }  # fmt: skip
     config = TrainingConfig(epochs=epochs, batch=32, rate=rate, schedule="cosine")
     for name, with_shifters in (("classifier", False), ("both", True)):
@@ -134,7 +148,7 @@ def transferred(weight_bits: int, block: int, images: int | None, epochs: int, r
         transfer(network, CLASSES, x, y, config, with_shifters=with_shifters)
         row["frozen"] = len(state)
         row["changed"] += differing(state, frozen(network, CLASSIFIER))
-        row[name] = top1(network, x[:CALIBRATION], test_images, test.y)
+        row[name] = top1(network, x[:CALIBRATION], test_x, labels)
     return row
 
 
@@ -186,6 +200,12 @@ _bits = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
+def _rate(default: float) -> Callable:
+    return click.option(
+        "--rate", default=default, show_default=True, help="First learning rate, of Adam."
+    )
+
+
 @main.command("shifters")
 @_bits
 @click.option(
@@ -194,7 +214,8 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 )  # fmt: skip
 @click.option("--images", type=click.IntRange(CALIBRATION, TRAINING), default=TRAINING)
 @click.option("--test-images", type=click.IntRange(1, TEST), default=TEST)
-@click.option("--rate", default=RATE, show_default=True, help="First learning rate, of Adam.")
+@_rate(RATE)
+@click.option("--augment", is_flag=True, help="Crop and mirror the training images at random.")
 @_json
 def shifters_command(
     bits: tuple[int, ...],
@@ -202,6 +223,7 @@ def shifters_command(
     images: int,
     test_images: int,
     rate: float,
+    augment: bool,
     as_json: bool,
 ) -> None:
     """Table 1: one epoch for the shifters alone."""
@@ -211,7 +233,8 @@ def shifters_command(
     floating = float_top1(*test)
     rows = []
     for weight_bits, block in product(bits or (2, 3), blocks):
-        rows.append(tuned(weight_bits, block, x, y, test, rate) | {"float_top1": floating})
+        row = tuned(weight_bits, block, x, y, test, rate, crop_and_flip if augment else None)
+        rows.append(row | {"float_top1": floating})
         STATUS.print(*tuned_cells(rows[-1]))
     show(
         rows,
@@ -228,19 +251,24 @@ def shifters_command(
 @_bits
 @click.option("--block", "-B", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--images", type=click.IntRange(CALIBRATION), help="Digits to train on; default all.")
+@click.option("--test-images", type=click.IntRange(1), help="Digits to test; default all.")
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
-@click.option(
-    "--rate", default=TRANSFER_RATE, show_default=True, help="First learning rate, of Adam."
-)
+@_rate(TRANSFER_RATE)
 @_json
 def transfer_command(
-    bits: tuple[int, ...], block: int, images: int | None, epochs: int, rate: float, as_json: bool
+    bits: tuple[int, ...],
+    block: int,
+    images: int | None,
+    test_images: int | None,
+    epochs: int,
+    rate: float,
+    as_json: bool,
 ) -> None:
     """Table 5: another task, with a new classifier alone and with the shifters."""
-    rows = [
-        transferred(weight_bits, block, images, epochs, rate)
-        for weight_bits in bits or (3, 4, 5, 6)
-    ]
+    rows = []
+    for weight_bits in bits or (3, 4, 5, 6):
+        rows.append(transferred(weight_bits, block, images, test_images, epochs, rate))
+        STATUS.print(*transferred_cells(rows[-1]))
     show(
         rows,
         TRANSFER_HEADINGS,
