@@ -22,7 +22,7 @@ from shiftcore.examples.zoo.resnet20 import resnet20
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.network import QuantizedNetwork
 
-__all__ = ["DATA", "GAP", "LATENCY", "TRAINED", "Model", "hardware", "load"]
+__all__ = ["DATA", "GAP", "LATENCY", "TRAINED", "Model", "data_folder", "hardware", "load"]
 
 LATENCY, GAP = 20, 0
 """of the simulated memory: cycles to the first beat, and between beats"""
@@ -52,7 +52,8 @@ def hardware(network: QuantizedNetwork) -> HardwareConfig:
     return replace(config, clamp=config.clamp or limited)
 
 
-def _data(name: str) -> Path:
+def data_folder(name: str) -> Path:
+    """The folder that :data:`DATA` names; without it, an error that says that `name` needs it."""
     if not os.environ.get(DATA):
         raise click.ClickException(f"{name} needs {DATA}, a folder with its weights and CIFAR-10")
     return Path(os.environ[DATA])
@@ -64,13 +65,13 @@ def _digits() -> Model:
 
 
 def _resnet8() -> Model:
-    folder = _data("resnet8")
+    folder = data_folder("resnet8")
     calibration, _ = raw_cifar10(folder, CALIBRATION, "train-20k")
     return Model(resnet8(folder), calibration, raw_cifar10(folder, CIFAR_TEST))
 
 
 def _resnet20() -> Model:
-    folder = _data("resnet20")
+    folder = data_folder("resnet20")
     calibration, _ = cifar10(folder, CALIBRATION, "train-20k")
     return Model(resnet20(folder), calibration, cifar10(folder, CIFAR_TEST))
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from shiftcore.benchmarks import (
+    adaptation,
     area,
     block_sizes,
     models,
@@ -240,3 +241,53 @@ def test_the_table_of_block_sizes(monkeypatch):
     assert all(row["conversion_per_activation"] > 0 for row in rows)
     # One activation meets 9 taps of 40 filters.
     assert all(row["conversion_per_activation"] > 359 * row["conversion"] for row in rows)
+
+
+TUNED_ROW = {
+    "weight_bits": 2, "block": 8, "images": 300, "test_images": 100, "float_top1": 91.5,
+    "before": 50.0, "after": 50.1, "frozen": 116, "changed": 0, "images_per_s": 100.0,
+}  # fmt: skip
+TRANSFERRED_ROW = {
+    "weight_bits": 3, "block": 128, "images": 300, "epochs": 1, "test_images": 360,
+    "classifier": 80.0, "both": 80.1, "frozen": 116, "changed": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "row", "change"),
+    [
+        ("shifters", "tuned", TUNED_ROW, {"after": 50.0}),
+        ("shifters", "tuned", TUNED_ROW, {"changed": 1}),
+        ("transfer", "transferred", TRANSFERRED_ROW, {"both": 80.0}),
+        ("transfer", "transferred", TRANSFERRED_ROW, {"changed": 1}),
+    ],
+)
+def test_adaptation_without_gain_fails(
+    data_folder: Path, monkeypatch, command, function, row, change
+):
+    monkeypatch.setattr(adaptation, "float_top1", lambda *_: row["float_top1"])
+    for found, code in ((row, 0), (row | change, 1)):
+        monkeypatch.setattr(adaptation, function, lambda *_, found=found: found)
+        options = ["--images", "256", "--test-images", "1"] if command == "shifters" else []
+        run = CliRunner().invoke(adaptation.main, [command, "--bits", "2", *options])
+        assert run.exit_code == code, run.output
+
+
+def test_shifters_of_few_bits_gain_on_few_images(data_folder: Path):
+    options = ["--bits", "2", "--block", "32", "--images", "512", "--test-images", "100"]
+    run = CliRunner().invoke(adaptation.main, ["shifters", *options, "--rate", "2e-3", "--json"])
+    assert run.exit_code == 0, run.output
+    (row,) = json.loads(run.stdout)
+    assert (row["images"], row["test_images"], row["changed"]) == (512, 100, 0)
+    assert row["after"] > row["before"] + 5
+
+
+def test_transfer_gains_by_the_shifters(data_folder: Path):
+    options = ["--bits", "3", "--block", "64", "--images", "512", "--epochs", "1"]
+    run = CliRunner().invoke(
+        adaptation.main, ["transfer", *options, "--test-images", "100", "--json"]
+    )
+    assert run.exit_code == 0, run.output
+    (row,) = json.loads(run.stdout)
+    assert (row["images"], row["test_images"], row["changed"]) == (512, 100, 0)
+    assert row["both"] > row["classifier"] + 5

@@ -13,7 +13,7 @@ from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import predict
 from shiftcore.examples.zoo.blocks import calibrated
 from shiftcore.examples.zoo.catalogue import CATALOGUE
-from shiftcore.examples.zoo.cifar import raw_cifar10
+from shiftcore.examples.zoo.cifar import crop_and_flip, normalised, raw_cifar10
 from shiftcore.examples.zoo.resnet8 import resnet8
 from shiftcore.frontend import graph as nodes
 from shiftcore.frontend.archive import read
@@ -138,3 +138,26 @@ def test_resnet8_keeps_its_accuracy(data_folder: Path) -> None:
     assert evaluate(network, images, labels).top1 >= floating - 10
     wide = quantize(model, raw_cifar10(data_folder, 64, "train-20k")[0], QuantConfig(8, 4))
     assert evaluate(wide, images, labels).top1 >= floating - 3
+
+
+def test_augmented_images_are_moved_or_mirrored_ones():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(16, 3, 6, 5, generator=generator)
+    moved = crop_and_flip(images, generator)
+    black = torch.from_numpy(normalised(np.zeros((3, 14, 13), np.float32)))
+    found = []
+    for image, result in zip(images, moved, strict=True):
+        wide = black.clone()
+        wide[:, 4:-4, 4:-4] = image
+        crops = {(y, x): wide[:, y : y + 6, x : x + 5] for y in range(9) for x in range(9)}
+        found += [
+            (*place, mirrored)
+            for place, crop in crops.items()
+            for mirrored in (False, True)
+            if torch.equal(result, crop.flip(2) if mirrored else crop)
+        ]
+    assert len(found) == len(images)
+    # Every direction, mirrored and not.
+    assert {mirrored for *_, mirrored in found} == {False, True}
+    for axis in (0, 1):
+        assert {np.sign(place[axis] - 4) for place in found} >= {-1, 1}
