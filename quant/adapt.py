@@ -10,17 +10,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from ..golden.network import QuantizedNetwork
+from .calibrate import check_images
+from .convert import Model, as_graph
 from .dsconv import DSLinear, shifters
-from .training import Augment, TrainingConfig, fingerprint, fit, in_mode
+from .fold import fold_input
+from .lower import lower
+from .student import Student, Teacher
+from .training import Augment, TrainingConfig, fingerprint, fit, in_mode, process_device
 
 __all__ = [
     "DistillationConfig",
     "distill",
+    "distill_network",
     "distillation_loss",
     "frozen_state",
     "replace_classifier",
@@ -269,3 +277,38 @@ def distill(
     if fingerprint(teacher.state_dict()) != facts["teacher"]:
         raise RuntimeError("training changed the teacher")
     return losses
+
+
+def distill_network(
+    model: Model,
+    network: QuantizedNetwork,
+    images: NDArray[np.float32],
+    config: DistillationConfig,
+    *,
+    augment: Augment | None = None,
+    device: torch.device | None = None,
+) -> QuantizedNetwork:
+    """Train a quantized network to answer as the float network does, on images without labels.
+
+    Codes, scales and biases train, as :class:`.student.Student` says; formats and bits stay.
+
+    Parameters
+    ----------
+    model : what :func:`.convert.quantize` was given
+    network : what it returned
+    images : (N, C, H, W) float32
+    config : see :class:`DistillationConfig`; its rate is in codes of the weights
+    augment : as of :func:`.training.fit`
+    device : where to train, by default :func:`.training.process_device`
+
+    Raises ``ValueError`` if the images do not fit or the network was not made from the model.
+    """
+    images = check_images(images, network.input_shape)
+    layers = lower(as_graph(model, images))
+    if [layer.name for layer in layers] != [layer.name for layer in network.layers]:
+        raise ValueError("the quantized network was not made from this model: layers differ")
+    _, references = fold_input(layers, network.block)
+    place = process_device() if device is None else device
+    student, teacher = Student(network, references).to(place), Teacher(layers).to(place)
+    distill(student, teacher, images, config, augment=augment)
+    return student.network()

@@ -37,7 +37,7 @@ def convolved(x: torch.Tensor, term: FloatTerm) -> torch.Tensor:
     """(N, Co, Ho, Wo): what a term of a sum adds for its source `x`, (N, C, H, W)."""
     top, bottom, left, right = term.padding
     padded = functional.pad(x, (left, right, top, bottom))
-    weight = torch.from_numpy(term.weight)
+    weight = torch.from_numpy(term.weight).to(x.device)
     return functional.conv2d(padded, weight, None, term.stride, 0, term.dilation, term.groups)
 
 
@@ -53,7 +53,7 @@ def layer_result(layer: FloatLayer, tensors: Mapping[str, torch.Tensor]) -> torc
         (term,) = layer.terms
         return _maximum(tensors[term.source], term)
     sums = torch.stack([convolved(tensors[term.source], term) for term in layer.terms]).sum(0)
-    return sums.add_(torch.from_numpy(layer.bias)[:, None, None])
+    return sums.add_(torch.from_numpy(layer.bias).to(sums.device)[:, None, None])
 
 
 @torch.inference_mode()

@@ -1,11 +1,11 @@
 """Error-compensated rounding: the codes of a network from images without labels.
 
-Layer after layer, in the order of execution, a layer's weights and bias are fitted to what the float
-network gives, as least squares on what the quantized network really stores: so every layer makes up
-for the errors of those before it. The fitted weights are then rounded one input after the other,
-and what is left of each is passed on to the inputs not yet rounded, as far as these see the same
-images (Hassibi & Stork 1993; GPTQ, Frantar et al., arXiv 2210.17323). Last, codes and scales are
-changed one at a time as long as that lowers the error, and the bias takes the mean of what is left.
+Layer after layer, in the order of execution, weights and bias are fitted to what the float network
+gives, as least squares on what the quantized network really stores: so each layer makes up for
+errors of those before it. The fitted weights are then rounded one input after the other, and what
+is left of each is passed on to the inputs that are still to come, as far as these go along with it
+(Hassibi & Stork 1993; GPTQ, Frantar et al., arXiv 2210.17323). Last, single codes and scales are
+changed as long as that lowers the error, and the bias takes the mean of what is left.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -21,8 +21,8 @@ from ..golden.layers import Layer
 from ..golden.network import INPUT, QuantizedNetwork
 from ..golden.vqk import VariableQuantizedKernel
 from .calibrate import convolved, layer_result
-from .float_layer import FloatLayer, FloatTerm
 from .compiled import workers
+from .float_layer import FloatLayer, FloatTerm
 from .hardware import HardwareLayer, exact_arithmetic, fixed_point
 from .scales import encode
 
@@ -192,8 +192,7 @@ def fitted(weight: Array, moments: Moments) -> tuple[Array, Array]:
 
 def _features(kernel: VariableQuantizedKernel, group: int) -> list[NDArray[np.int64]]:
     """Of every weight block, (block, ky, kx) in order, the inputs of a group's filters in it."""
-    _, depth, *taps = kernel.codes.shape
-    positions = taps[0] * taps[1]
+    positions = kernel.codes[0, 0].size
     return [
         np.arange(part.channel, part.channel + part.size) * positions + tap
         for part in kernel.group_blocks(group)
@@ -251,9 +250,7 @@ def _batches(images: int, values: int) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, images, size))
 
 
-def _moments(
-    x: torch.Tensor, target: torch.Tensor, term: FloatTerm
-) -> tuple[Moments, ...]:
+def _moments(x: torch.Tensor, target: torch.Tensor, term: FloatTerm) -> tuple[Moments, ...]:
     """Of every group, the moments of the term's inputs `x` and of `target` (N, Co, Ho, Wo)."""
     filters, depth, *taps = term.weight.shape
     features, outputs = depth * taps[0] * taps[1], filters // term.groups
@@ -333,7 +330,9 @@ def compensate(
     images = _enough(network, images)
     x = torch.from_numpy(images)
     tensors = {INPUT: fixed_point(network.input, x, network.fold)}
-    floating = {INPUT: x if network.fold is None else torch.from_numpy(network.fold.compute(images))}
+    floating = {
+        INPUT: x if network.fold is None else torch.from_numpy(network.fold.compute(images))
+    }
     stored = {INPUT: tensors[INPUT].decode_images()}
     last = {term.source: layer.name for layer in references for term in layer.terms}
     layers = []

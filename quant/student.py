@@ -20,10 +20,11 @@ from ..golden.layers import Layer, Term
 from ..golden.network import INPUT, QuantizedNetwork
 from ..golden.vqk import VariableQuantizedKernel
 from .activation import block_float
+from .calibrate import layer_result
 from .float_layer import FloatLayer
 from .hardware import fixed_point
 
-__all__ = ["Student"]
+__all__ = ["Student", "Teacher"]
 
 GAIN = 0.1
 """relative change of scales and biases where a shadow moves by one code: they need smaller steps"""
@@ -88,7 +89,7 @@ class _Layer(nn.Module):
             else:
                 self.weights[str(number)] = _Weight(term.kernel)
         start = torch.from_numpy(FLOAT32.round(layer.bias))
-        size = float(start.square().mean().sqrt())
+        size = float(start.square().mean().sqrt()) if self.weights else 0.0
         self.change = nn.Parameter(torch.zeros_like(start), bool(self.weights))
         self.register_buffer("start", start, False)
         self.register_buffer("unit", torch.tensor(GAIN * (size if size > 0 else 1.0)), False)
@@ -133,6 +134,33 @@ class _Layer(nn.Module):
             for number, term in enumerate(self.layer.terms)
         )
         return replace(self.layer, terms=terms, bias=FLOAT32.round(self.bias().cpu().numpy()))
+
+
+class Teacher(nn.Module):
+    """A network in floating point, as layers of the machine: images (N, C, H, W) to scores (N, Co).
+
+    It has nothing to train.
+
+    Parameters
+    ----------
+    layers : those of :func:`.lower.lower`, the image not folded
+    """
+
+    def __init__(self, layers: Sequence[FloatLayer]) -> None:
+        super().__init__()
+        self.layers = layers
+        # A checkpoint of training knows the teacher by its state.
+        for number, layer in enumerate(layers):
+            self.register_buffer(f"bias{number}", torch.from_numpy(layer.bias))
+            for index, term in enumerate(layer.terms):
+                self.register_buffer(f"weight{number}_{index}", torch.from_numpy(term.weight))
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tensors = {INPUT: x}
+        for layer in self.layers:
+            tensors[layer.name] = layer_result(layer, tensors).clamp(*layer.limits)
+        return tensors[self.layers[-1].name].flatten(1)
 
 
 class Student(nn.Module):
