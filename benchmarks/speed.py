@@ -52,7 +52,10 @@ def float_modes(network: torch.nn.Module, device: str) -> dict[str, Scores]:
     """The float network on `device`, in both memory formats."""
     modes = {}
     for name, layout in (("", torch.contiguous_format), (", NHWC", torch.channels_last)):
-        placed = deepcopy(network).to(device).to(memory_format=layout)
+        placed = deepcopy(network).to(device)
+        for parameter in placed.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=layout)
         modes[f"float torch{name}"] = lambda x, placed=placed, layout=layout: placed(
             x.to(device).contiguous(memory_format=layout)
         )
