@@ -386,9 +386,9 @@ def _converted(module: nn.Module, config: DSConvConfig) -> nn.Module:
 def _set(model: nn.Module, changed: Mapping[nn.Module, nn.Module]) -> None:
     """Put other modules in the places of some, in all of their places."""
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
+        for name, child in parent._modules.items():  # all places, also of what is shared
             if child in changed:
-                setattr(parent, name, changed[child])
+                parent._modules[name] = changed[child]
 
 
 def quantize_(model: nn.Module, config: DSConvConfig, filter_fn: Filter | None = None) -> None:

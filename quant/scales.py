@@ -176,11 +176,15 @@ class _Search:
 
     def stored(self, choice: _Choice, form: ScaleFormat) -> _Choice:
         """The choice with a scale that `form` holds, and the best codes for that."""
-        rounded = choice._replace(scale=form.round(choice.scale).astype(np.float64))
-        codes, bias = self.recoded(rounded), choice.bias
-        if self.biased:
-            bias = _mean_rest(self.lanes, codes, rounded.scale, self.filled)
-        return self._choice(codes, rounded.scale, bias)
+        scale = form.round(choice.scale).astype(np.float64)
+        bias = self._bias(choice.codes, scale)
+        codes = self.recoded(choice._replace(scale=scale, bias=bias))
+        return self._choice(codes, scale, self._bias(codes, scale))
+
+    def _bias(self, codes: Codes, scale: Array) -> Array:
+        if not self.biased:
+            return np.zeros_like(scale)
+        return _mean_rest(self.lanes, codes, scale, self.filled)
 
 
 def joint(
