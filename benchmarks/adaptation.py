@@ -41,7 +41,8 @@ CLASSES = 10
 CLASSIFIER = ("linear.weight", "linear.bias")
 RATE = 3e-4
 """of Adam: the paper's 1e-5 hardly moves the scales in so few steps, 3e-3 destroys small blocks"""
-TRANSFER_RATE = 3e-3
+CLASSIFIER_RATE = 3e-3
+"""of a new classifier, alone or with the shifters, whose rate is the other one"""
 STATUS = Console(stderr=True)
 SHIFTERS_HEADINGS = (
     "weight bits", "block", "training images", "test images", "top-1 float", "before", "after",
@@ -145,7 +146,10 @@ def transferred(
     for name, with_shifters in (("classifier", False), ("both", True)):
         network = coded(weight_bits, block)
         state = frozen(network, CLASSIFIER)
-        transfer(network, CLASSES, x, y, config, with_shifters=with_shifters)
+        transfer(
+            network, CLASSES, x, y, config,
+            with_shifters=with_shifters, classifier_rate=CLASSIFIER_RATE,
+        )  # fmt: skip
         row["frozen"] = len(state)
         row["changed"] += differing(state, frozen(network, CLASSIFIER))
         row[name] = top1(network, x[:CALIBRATION], test_x, labels)
@@ -253,7 +257,7 @@ def shifters_command(
 @click.option("--images", type=click.IntRange(CALIBRATION), help="Digits to train on; default all.")
 @click.option("--test-images", type=click.IntRange(1), help="Digits to test; default all.")
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
-@_rate(TRANSFER_RATE)
+@_rate(RATE)
 @_json
 def transfer_command(
     bits: tuple[int, ...],

@@ -108,13 +108,14 @@ def _classify(
     labels: Array,
     config: TrainingConfig,
     augment: Augment | None,
+    rates: Mapping[str, float] | None = None,
 ) -> list[float]:
     def loss(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(network(x), y)
 
     data = torch.as_tensor(images), torch.as_tensor(labels)
     with _only(model, chosen.values()):
-        return fit(model, loss, data, replace(config, mode="eval"), augment=augment)
+        return fit(model, loss, data, replace(config, mode="eval"), augment=augment, rates=rates)
 
 
 def tune_shifters(
@@ -180,6 +181,7 @@ def transfer(
     config: TrainingConfig,
     *,
     with_shifters: bool = True,
+    classifier_rate: float | None = None,
     classifier: str | None = None,
     augment: Augment | None = None,
 ) -> list[float]:
@@ -196,6 +198,9 @@ def transfer(
     labels : (N,) integers from 0 to ``classes - 1``
     config, augment : as of :func:`.training.fit`
     with_shifters : whether the shifters of DSConv layers train too
+    classifier_rate : first learning rate of the classifier, by default that of ``config``, which is
+        also the shifters'. Scales are small, the more so the more bits: what a new classifier needs
+        is too much for them
     classifier : the name of the layer to replace, by default the last linear one
 
     Returns the loss of every step. Raises ``ValueError`` if there is no such classifier, no DSConv
@@ -206,12 +211,13 @@ def transfer(
         raise ValueError(f"labels must be 0 to {classes - 1}, not up to {int(targets.max())}")
     name = replace_classifier(model, classes, name=classifier, seed=config.seed)
     chosen = {f"{name}.{part}": p for part, p in model.get_submodule(name).named_parameters()}
+    rates = {} if classifier_rate is None else dict.fromkeys(chosen, classifier_rate)
     if with_shifters:
         moved = dict(shifters(model))
         if not moved:
             raise ValueError("the model has no DSConv layers, whose shifters could be trained")
         chosen |= moved
-    return _classify(model, chosen, images, targets, config, augment)
+    return _classify(model, chosen, images, targets, config, augment, rates)
 
 
 def distillation_loss(

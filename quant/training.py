@@ -77,11 +77,9 @@ class TrainingConfig:
                 allowed = " or ".join(map(repr, choice))
                 raise ValueError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
 
-    def rate_at(self, progress: float) -> float:
-        """The learning rate after a part of the training, from 0 to 1."""
-        if self.schedule == "constant":
-            return self.rate
-        return self.rate * (1 + math.cos(math.pi * progress)) / 2
+    def factor_at(self, progress: float) -> float:
+        """Of the first rate, what is left after a part of the training, from 0 to 1."""
+        return 1.0 if self.schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -108,6 +106,7 @@ def fit(
     config: TrainingConfig,
     *,
     augment: Augment | None = None,
+    rates: Mapping[str, float] | None = None,
     facts: Mapping[str, str | float] | None = None,
 ) -> list[float]:
     """Train in place, on the model's device, the parameters that require a gradient.
@@ -129,6 +128,7 @@ def fit(
     data : tensors of one length, of which the first holds what is augmented
     config : see :class:`TrainingConfig`
     augment : changes the first tensor of a batch
+    rates : first learning rates of some parameters by name, where not ``config.rate``
     facts : what else must agree when a checkpoint is read, by name
 
     Returns the loss of every step, those before a resumption included.
@@ -146,6 +146,10 @@ def fit(
         raise ValueError("nothing to train: no parameter of the model requires a gradient")
     if not data or not len(data[0]) or any(len(tensor) != len(data[0]) for tensor in data):
         raise ValueError(f"data must be tensors of one length, not {[len(t) for t in data]}")
+    rates = dict(rates or {})
+    for name, rate in rates.items():
+        if name not in trained or not (math.isfinite(rate) and rate > 0):
+            raise ValueError(f"rates must be above 0, of trained parameters, not {name}: {rate!r}")
     device = next(iter(trained.values())).device
     rank, processes = _join(device)
     with ExitStack() as stack:
@@ -156,8 +160,10 @@ def fit(
         hidden = rank > 0 or not console.is_terminal
         bar = stack.enter_context(Progress(console=console, transient=True, disable=hidden))
         return _Training(
-            model, loss, data, config, augment, rank, processes, device, list(trained.values()),
-            _facts(model, trained, data, config) | {"processes": processes} | dict(facts or {}),
+            model, loss, data, config, augment, rank, processes, device, trained, rates,
+            _facts(model, trained, data, config)
+            | {"rates": str(rates), "processes": processes}
+            | dict(facts or {}),
         ).run(bar)  # fmt: skip
 
 
@@ -223,7 +229,8 @@ class _Training:
     rank: int
     processes: int
     device: torch.device
-    trained: list[nn.Parameter]
+    trained: Mapping[str, nn.Parameter]
+    rates: Mapping[str, float]
     facts: dict[str, Any]
 
     def run(self, bar: Progress) -> list[float]:
@@ -243,8 +250,9 @@ class _Training:
             order = torch.randperm(count, generator=_generator(config.seed, _ORDER, epoch))
             for chosen in order.tensor_split(steps)[len(losses) - epoch * steps :]:
                 step = len(losses)
+                factor = config.factor_at(step / (config.epochs * steps))
                 for group in optimizer.param_groups:
-                    group["lr"] = config.rate_at(step / (config.epochs * steps))
+                    group["lr"] = group["rate"] * factor
                 losses.append(self._step(model, optimizer, chosen, step))
                 bar.update(task, advance=1, description=f"loss {losses[-1]:.4f}")
                 if len(losses) % config.every == 0:
@@ -256,10 +264,14 @@ class _Training:
         return losses
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        rate, decay = self.config.rate, self.config.weight_decay
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.trained.items():
+            groups.setdefault(self.rates.get(name, self.config.rate), []).append(parameter)
+        given = [{"params": group, "rate": rate} for rate, group in groups.items()]
+        decay = self.config.weight_decay
         if self.config.optimizer == "adam":
-            return torch.optim.Adam(self.trained, rate, weight_decay=decay)
-        return torch.optim.SGD(self.trained, rate, 0.9, weight_decay=decay, nesterov=True)
+            return torch.optim.Adam(given, weight_decay=decay)
+        return torch.optim.SGD(given, momentum=0.9, weight_decay=decay, nesterov=True)
 
     def _step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, chosen: torch.Tensor, step: int

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from shiftcore.examples.zoo.catalogue import CATALOGUE
+from shiftcore.examples.zoo.resnet20 import ResNet20
 from shiftcore.golden.bfp import BlockFloat, Rounding
 from shiftcore.quant.activation import BlockFloatActivation, block_float, requantized_modules
 from shiftcore.quant.dsconv import DSConvConfig, quantize_, restore_
@@ -157,6 +158,12 @@ PLACES = {
         "features.13.2",
     ],
 }  # fmt: skip
+
+
+def test_placement_in_resnet20():
+    blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)]
+    relus = [f"{block}.relu{number}" for block in blocks for number in (1, 2)]
+    assert list(requantized_modules(ResNet20())) == ["relu", *relus]
 
 
 @pytest.mark.parametrize("name", PLACES)

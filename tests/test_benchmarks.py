@@ -283,7 +283,7 @@ def test_shifters_of_few_bits_gain_on_few_images(data_folder: Path):
 
 
 def test_transfer_gains_by_the_shifters(data_folder: Path):
-    options = ["--bits", "3", "--block", "64", "--images", "512", "--epochs", "1"]
+    options = ["--bits", "3", "--block", "64", "--images", "512", "--epochs", "1", "--rate", "1e-3"]
     run = CliRunner().invoke(
         adaptation.main, ["transfer", *options, "--test-images", "100", "--json"]
     )

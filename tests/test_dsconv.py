@@ -476,7 +476,7 @@ def test_a_saved_program_is_quantized_in_another_process(tmp_path: Path):
     kernels = {layer.name: layer.terms[0].kernel for layer in network.layers}
     assert [kernel.weight_bits for kernel in kernels.values()] == [4, 4, 4, 8]
     for name, (layer, weight) in stored_weights(
-        model, read(model, IMAGES[:1]), SCALE_FORMATS["fp16"]
+        model, read(program), network, SCALE_FORMATS["fp16"]
     ).items():
         assert np.array_equal(kernels[name].codes.reshape(layer.codes.shape), layer.codes)
         assert np.array_equal(kernels[name].reconstruct().reshape(weight.shape), weight)

@@ -233,9 +233,25 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
 
 
 def test_the_rate_of_a_schedule() -> None:
-    assert [CONFIG.rate_at(progress) for progress in (0, 1)] == [1e-2, 0]
-    assert CONFIG.rate_at(0.5) == 1e-2 * (1 + 6.123233995736766e-17) / 2
-    assert replace(CONFIG, schedule="constant").rate_at(0.5) == 1e-2
+    assert [CONFIG.factor_at(progress) for progress in (0, 1)] == [1, 0]
+    assert abs(CONFIG.factor_at(0.5) - 0.5) < 1e-15
+    assert replace(CONFIG, schedule="constant").factor_at(0.5) == 1
+
+
+def test_parameters_have_rates_of_their_own() -> None:
+    def moved(**options) -> list[float]:
+        pair = nn.ParameterDict({"a": torch.zeros(1), "b": torch.zeros(1)})
+        config = TrainingConfig(rate=0.5, optimizer="sgd", batch=2)
+        fit(pair, lambda p, x: p["a"].sum() - p["b"].sum(), (torch.zeros(2),), config, **options)
+        return [pair["a"].item(), pair["b"].item()]
+
+    # Nesterov's first step is 1.9 times the gradient.
+    assert moved() == [-0.5 * torch.tensor(1.9).item(), 0.5 * torch.tensor(1.9).item()]
+    assert moved(rates={"b": 0.25})[1] == moved()[1] / 2
+    assert moved(rates={"b": 0.25})[0] == moved()[0]
+    for rates in ({"c": 1.0}, {"a": 0.0}):
+        with pytest.raises(ValueError, match=r"^rates must be above 0, of trained parameters, not"):
+            moved(rates=rates)
 
 
 def test_a_fingerprint_sees_every_bit() -> None:
