@@ -8,7 +8,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from shiftcore.benchmarks import area, models, networks, simulation, utilization, verilog
+from shiftcore.benchmarks import (
+    area,
+    models,
+    networks,
+    reconstruction,
+    simulation,
+    utilization,
+    verilog,
+)
 from shiftcore.hw.verilog import TOP
 from shiftcore.tests.networks import CONFIG
 
@@ -198,3 +206,24 @@ def test_simulation_speeds_are_compared(monkeypatch):
         assert found["ratio"] == found["accelerator_cycles_per_s"] / found["array_cycles_per_s"]
         assert found["cycles_per_image"] > 10_000
     assert run.stderr.endswith(f"the ratio must be at least 100.0, not {found['ratio']:.2f}\n")
+
+
+def test_the_reconstruction_table(monkeypatch):
+    monkeypatch.delenv(models.DATA, raising=False)
+    cells = {cell: reconstruction.PUBLISHED[cell] for cell in ((8, 2), (128, 4))}
+    monkeypatch.setattr(reconstruction, "PUBLISHED", cells)
+    run = CliRunner().invoke(reconstruction.main, ["--weights", "65536", "--json"])
+    assert run.exit_code == 0, run.output
+    assert run.stderr == "SHIFTCORE_DATA is not set: no comparison of KL with L2\n"
+    for row in json.loads(run.stdout):
+        assert row["joint + bias"] < row["joint"] < row["R"] < row["O"] < row["P"]
+    monkeypatch.setitem(cells, (8, 2), (0.191, 0.143, 0.072, 0.059, 0.03))
+    assert CliRunner().invoke(reconstruction.main, ["--weights", "65536"]).exit_code == 1
+
+
+def test_the_divergence_table_fails_at_a_slope(data_folder, monkeypatch):
+    monkeypatch.setattr(reconstruction, "PUBLISHED", {})
+    rows = list(reconstruction.agreement(data_folder, 4, 64))
+    assert len(rows) == 19
+    monkeypatch.setattr(reconstruction, "agreement", lambda *_: [rows[0] | {"slope": 1e-8}])
+    assert CliRunner().invoke(reconstruction.main, []).exit_code == 1
