@@ -14,6 +14,7 @@ from shiftcore.benchmarks import (
     block_sizes,
     models,
     networks,
+    reconstruction,
     simulation,
     speed,
     utilization,
@@ -291,3 +292,24 @@ def test_transfer_gains_by_the_shifters(data_folder: Path):
     (row,) = json.loads(run.stdout)
     assert (row["images"], row["test_images"], row["changed"]) == (512, 100, 0)
     assert row["both"] > row["classifier"] + 5
+
+
+def test_the_reconstruction_table(monkeypatch):
+    monkeypatch.delenv(models.DATA, raising=False)
+    cells = {cell: reconstruction.PUBLISHED[cell] for cell in ((8, 2), (128, 4))}
+    monkeypatch.setattr(reconstruction, "PUBLISHED", cells)
+    run = CliRunner().invoke(reconstruction.main, ["--weights", "65536", "--json"])
+    assert run.exit_code == 0, run.output
+    assert run.stderr == "SHIFTCORE_DATA is not set: no comparison of KL with L2\n"
+    for row in json.loads(run.stdout):
+        assert row["joint + bias"] < row["joint"] < row["R"] < row["O"] < row["P"]
+    monkeypatch.setitem(cells, (8, 2), (0.191, 0.143, 0.072, 0.059, 0.03))
+    assert CliRunner().invoke(reconstruction.main, ["--weights", "65536"]).exit_code == 1
+
+
+def test_the_divergence_table_fails_at_a_slope(data_folder, monkeypatch):
+    monkeypatch.setattr(reconstruction, "PUBLISHED", {})
+    rows = list(reconstruction.agreement(data_folder, 4, 64))
+    assert len(rows) == 19
+    monkeypatch.setattr(reconstruction, "agreement", lambda *_: [rows[0] | {"slope": 1e-8}])
+    assert CliRunner().invoke(reconstruction.main, []).exit_code == 1
