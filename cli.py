@@ -1,6 +1,7 @@
 """The ``shiftcore`` command: parses arguments, calls the library, prints."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ class _Command(click.Group):
             ValueError,
             RuntimeError,
             OSError,
+            FloatingPointError,
             ModuleNotFoundError,
             SafetensorError,
         ) as error:
@@ -139,6 +141,24 @@ def import_(model: Path, as_json: bool) -> None:
 @click.option("--act-bits", default=4, show_default=True)
 @click.option("--block", default=16, show_default=True, help="Channels that share an exponent.")
 @click.option("--scale", default="bf16", show_default=True, help=f"{', '.join(SCALE_FORMATS)}")
+@click.option(
+    "--method",
+    default="compensated",
+    show_default=True,
+    type=click.Choice(["compensated", "joint", "kl", "l2"]),
+    help="How codes and scales are chosen.",
+)
+@click.option(
+    "--epochs",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Passes over the images to learn from the float network in, after that.",
+)
+@click.option("--rate", default=2e-3, show_default=True, help="Learning rate, in weight codes.")
+@click.option("--batch", default=64, show_default=True, help="Images of a learning step.")
+@click.option("--seed", default=0, show_default=True, help="Of the order of the images.")
+@click.option("--checkpoint", type=_PATH, help="Where learning writes its state, and goes on from.")
 @_as_json
 def quantize(
     model: Path,
@@ -148,9 +168,20 @@ def quantize(
     act_bits: int,
     block: int,
     scale: str,
+    method: Literal["compensated", "joint", "kl", "l2"],
+    epochs: int,
+    rate: float,
+    batch: int,
+    seed: int,
+    checkpoint: Path | None,
     as_json: bool,
 ) -> None:
-    """Quantize MODEL (a torch.export archive, .pt2) with DSConv."""
+    """Quantize MODEL (a torch.export archive, .pt2) with DSConv.
+
+    With --epochs the codes, scales and biases then learn to answer as MODEL does (distillation). No
+    labels are read. Under torchrun several processes share that work.
+    """
+    from .quant.adapt import DistillationConfig, distill_network
     from .quant.convert import QuantConfig
     from .quant.convert import quantize as convert
     from .quant.data import load_images
@@ -158,9 +189,17 @@ def quantize(
 
     _check_folder(output)
     images, _ = load_images(calib)
-    config = QuantConfig(weight_bits, act_bits, block, scale)
+    config = QuantConfig(weight_bits, act_bits, block, scale, method)
+    learning = DistillationConfig(
+        max(epochs, 1), batch, rate, schedule="cosine", seed=seed, checkpoint=checkpoint
+    )
     with _busy("quantizing"):
         network = convert(model, images, config)
+    if epochs:
+        network = distill_network(model, network, images, learning)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    with _busy("measuring"):
         report = measure(model, network, images)
     network.save(output)
     values = {

@@ -252,15 +252,15 @@ def _batches(images: int, values: int) -> Iterator[slice]:
 
 def _moments(x: torch.Tensor, target: torch.Tensor, term: FloatTerm) -> tuple[Moments, ...]:
     """Of every group, the moments of the term's inputs `x` and of `target` (N, Co, Ho, Wo)."""
-    filters, depth, *taps = term.weight.shape
-    features, outputs = depth * taps[0] * taps[1], filters // term.groups
+    filters, depth, rows, columns = term.weight.shape
+    features, outputs = depth * rows * columns, filters // term.groups
     moments = tuple(Moments.zero(features, outputs) for _ in range(term.groups))
     top, bottom, left, right = term.padding
     pixels = target.shape[2] * target.shape[3]
     for batch in _batches(len(x), features * term.groups * pixels):
         padded = functional.pad(x[batch], (left, right, top, bottom))
-        columns = functional.unfold(padded, taps, term.dilation, 0, term.stride)
-        inputs = columns.transpose(0, 1).unflatten(0, (term.groups, -1)).flatten(2)
+        unfolded = functional.unfold(padded, (rows, columns), term.dilation, 0, term.stride)
+        inputs = unfolded.transpose(0, 1).unflatten(0, (term.groups, -1)).flatten(2)
         wanted = target[batch].transpose(0, 1).unflatten(0, (term.groups, -1)).flatten(2)
         for moment, own, part in zip(moments, inputs, wanted, strict=True):
             moment.add(own, part)

@@ -81,13 +81,14 @@ class _Layer(nn.Module):
     def __init__(self, layer: Layer, constant: Sequence[bool]) -> None:
         super().__init__()
         self.layer = layer
-        self.weights = nn.ModuleDict()
+        self.weights: dict[int, _Weight] = {}
         for number, (term, fixed) in enumerate(zip(layer.terms, constant, strict=True)):
             if fixed:
                 weight = torch.from_numpy(term.kernel.reconstruct().astype(np.float32))
                 self.register_buffer(f"constant{number}", weight, False)
             else:
-                self.weights[str(number)] = _Weight(term.kernel)
+                self.weights[number] = _Weight(term.kernel)
+                self.add_module(f"weight{number}", self.weights[number])
         start = torch.from_numpy(FLOAT32.round(layer.bias))
         size = float(start.square().mean().sqrt()) if self.weights else 0.0
         self.change = nn.Parameter(torch.zeros_like(start), bool(self.weights))
@@ -98,8 +99,8 @@ class _Layer(nn.Module):
         return self.start + self.unit * self.change
 
     def weight(self, number: int) -> torch.Tensor:
-        if str(number) in self.weights:
-            return self.weights[str(number)]()
+        if number in self.weights:
+            return self.weights[number]()
         return self.get_buffer(f"constant{number}")
 
     def _term(self, number: int, term: Term, x: torch.Tensor) -> torch.Tensor:
@@ -128,9 +129,7 @@ class _Layer(nn.Module):
     @torch.no_grad()
     def stored(self) -> Layer:
         terms = tuple(
-            replace(term, kernel=self.weights[str(number)].stored())
-            if str(number) in self.weights
-            else term
+            replace(term, kernel=self.weights[number].stored()) if number in self.weights else term
             for number, term in enumerate(self.layer.terms)
         )
         return replace(self.layer, terms=terms, bias=FLOAT32.round(self.bias().cpu().numpy()))
@@ -175,10 +174,10 @@ class Student(nn.Module):
     def __init__(self, network: QuantizedNetwork, references: Sequence[FloatLayer]) -> None:
         super().__init__()
         self.start = network
-        self.layers = nn.ModuleList(
-            _Layer(layer, [term.constant for term in reference.terms])
-            for layer, reference in zip(network.layers, references, strict=True)
-        )
+        self.layers: list[_Layer] = []
+        for layer, reference in zip(network.layers, references, strict=True):
+            self.layers.append(_Layer(layer, [term.constant for term in reference.terms]))
+            self.add_module(f"layer{len(self.layers)}", self.layers[-1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

@@ -11,13 +11,16 @@ from torch import nn
 from torch.nn import functional
 
 from shiftcore.examples.digits import data, model
+from shiftcore.golden.bfp import FixedPoint
 from shiftcore.golden.floats import BF16, SCALE_FORMATS
+from shiftcore.golden.fold import Fold
 from shiftcore.golden.layers import Layer
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.quant import rounding
 from shiftcore.quant.convert import QuantConfig, quantize
-from shiftcore.quant.dsconv import DSConvConfig, quantize_
+from shiftcore.quant.dsconv import DSConv2d, DSConvConfig, quantize_
 from shiftcore.quant.float_layer import FloatTerm
+from shiftcore.quant.hardware import Stored, fixed_point
 from shiftcore.quant.report import measure
 from shiftcore.quant.rounding import Moments, Rounding, fitted
 
@@ -224,15 +227,15 @@ def test_of_large_images_fewer_are_used(monkeypatch) -> None:
     sizes = plain.sizes()
     largest = max(layer.bias.size * np.prod(sizes[layer.name]) for layer in plain.layers)
     used = []
+
+    def counted(spec: FixedPoint, x: torch.Tensor, fold: Fold | None) -> Stored:
+        used.append(len(x))
+        return fixed_point(spec, x, fold)
+
     monkeypatch.setattr(rounding, "VALUES", int(20 * largest + 1))
-    monkeypatch.setattr(
-        rounding, "fixed_point", lambda spec, x, fold: used.append(len(x)) or _fixed(spec, x, fold)
-    )
+    monkeypatch.setattr(rounding, "fixed_point", counted)
     quantize(network, digits(64), QuantConfig(3))
     assert used == [20]
-
-
-_fixed = rounding.fixed_point
 
 
 def test_codes_of_a_trained_layer_stay() -> None:
@@ -245,6 +248,7 @@ def test_codes_of_a_trained_layer_stay() -> None:
     found = quantize(network, images, QuantConfig(block=4))
     plain = quantize(network, images, QuantConfig(block=4, method="l2"))
     trained = network[2]
+    assert isinstance(trained, DSConv2d)
     assert np.array_equal(found.layers[1].terms[0].kernel.codes, trained.codes.numpy())
     changed = [a != b for a, b in zip(contents(found), contents(plain), strict=True)]
     assert changed == [True, False, True]

@@ -112,10 +112,11 @@ def test_a_seed_gives_the_same_bits_again() -> None:
 def test_an_interrupted_training_ends_in_the_same_bits(
     tmp_path: Path, optimizer: str, steps: int
 ) -> None:
-    config = replace(CONFIG, optimizer=optimizer, checkpoint=tmp_path / "deep" / "state.pt")
+    path = tmp_path / "deep" / "state.pt"
+    config = replace(CONFIG, optimizer=optimizer, checkpoint=path)
     with pytest.raises(KeyboardInterrupt):
         trained(config, loss=stopping(steps, fail))
-    assert Path(config.checkpoint).exists() == (steps >= CONFIG.every)
+    assert path.exists() == (steps >= CONFIG.every)
     assert trained(config) == trained(replace(config, checkpoint=None))
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["state.pt"]
     # The finished training is only read.
@@ -222,14 +223,15 @@ def test_nothing_to_train_with() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
-    config = replace(CONFIG, checkpoint=tmp_path / "state.pt")
+    path = tmp_path / "state.pt"
+    config = replace(CONFIG, checkpoint=path)
 
     def lost(network: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
         return loss(network, *batch) * torch.nan
 
     with pytest.raises(FloatingPointError, match=r"^the loss of step 0 is nan; lower the rate$"):
         trained(config, loss=lost)
-    assert not Path(config.checkpoint).exists()
+    assert not path.exists()
 
 
 def test_the_rate_of_a_schedule() -> None:
