@@ -387,7 +387,7 @@ def _set(model: nn.Module, changed: Mapping[nn.Module, nn.Module]) -> None:
     """Put other modules in the places of some, in all of their places."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():  # all places, also of what is shared
-            if child in changed:
+            if child is not None and child in changed:
                 parent._modules[name] = changed[child]
 
 

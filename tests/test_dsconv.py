@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -41,8 +42,10 @@ from shiftcore.quant.dsconv import (
 from shiftcore.quant.hardware import HardwareNetwork
 from shiftcore.quant.lower import lower
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def moved(model: nn.Module, seed: int = 0) -> nn.Module:
+
+def moved(model: Network, seed: int = 0) -> Network:
     """The model with every shifter moved, as training does."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -95,9 +98,8 @@ def test_the_forward_is_a_convolution_with_the_expanded_weight(
     torch.testing.assert_close(layer.weight(), weight)
     x = torch.randn(2, conv.in_channels, 7, 6, dtype=torch.float64)
     bias = layer.channel_bias if layer.bias is None else layer.bias + layer.channel_bias
-    expected = functional.conv2d(
-        x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups
-    )
+    options: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    expected = functional.conv2d(x, weight, bias, *options)
     torch.testing.assert_close(layer(x), expected)
     assert conv.state_dict().keys() == before.keys()
     assert all(torch.equal(conv.state_dict()[name], before[name]) for name in before)
@@ -132,13 +134,15 @@ def test_gradients_are_those_of_the_paper():
     layer = moved(DSConv2d.from_conv(conv, DSConvConfig(4, 2, scale_bias=True)))
     gradient = torch.randn(3, 5, 1, 1, dtype=torch.float64)
     layer.weight().backward(gradient)
+    scale: Any = layer.scale
+    scale_bias: Any = layer.scale_bias
     phi = layer.channel_scale.detach()[:, None]
     g, q = gradient[:, :, 0, 0], layer.codes[:, :, 0, 0]
     for number, channels in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
         by_scale = (phi * g * q)[:, channels].sum(1)
-        torch.testing.assert_close(layer.scale.grad[:, number, 0, 0], by_scale)
+        torch.testing.assert_close(scale.grad[:, number, 0, 0], by_scale)
         by_bias = (phi * g)[:, channels].sum(1)
-        torch.testing.assert_close(layer.scale_bias.grad[:, number, 0, 0], by_bias)
+        torch.testing.assert_close(scale_bias.grad[:, number, 0, 0], by_bias)
 
 
 def test_the_operator_is_registered_as_torch_wants_it():
@@ -149,7 +153,7 @@ def test_the_operator_is_registered_as_torch_wants_it():
     assert set(torch.library.opcheck(expand, arguments).values()) == {"SUCCESS"}
 
 
-def small() -> nn.Sequential:
+def small() -> Any:
     """Groups, depthwise, a bias, no bias, a ragged block, a linear layer over four pixels."""
     torch.manual_seed(0)
     return nn.Sequential(
@@ -169,7 +173,7 @@ CONFIG = DSConvConfig(4, 4, overrides={"8": {"pixels": 4, "weight_bits": 8}})
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def converted() -> nn.Sequential:
+def converted() -> Any:
     model = small()
     quantize_(model, CONFIG)
     return model
@@ -329,7 +333,7 @@ def test_a_network_that_diverges_names_the_layer():
     [
         (lambda: DSConvConfig(1), r"weight_bits must be 2 to 8, not 1"),
         (lambda: DSConvConfig(block=0), r"block must be 1 to 1024, not 0"),
-        (lambda: DSConvConfig(method="mse"), r"method must be l2 or kl or joint, not 'mse'"),
+        (lambda: DSConvConfig(**{"method": "mse"}), r"method must be l2 or kl or joint, not 'mse'"),
         (lambda: DSConvConfig(act_bits=9), r"act_bits must be 2 to 8, not 9"),
         (
             lambda: DSConvConfig(overrides={"0": {"act_bits": 4}}),
