@@ -11,6 +11,7 @@ through its times over 1 / B.
 """
 
 from collections.abc import Callable
+from statistics import linear_regression
 
 import click
 import numpy as np
@@ -59,7 +60,7 @@ def measure(images: int, repetitions: int) -> list[Row]:
     macs, activations = x.numel() * CHANNELS * 9, x.numel()
     per_mac = {name: found / macs * 1e9 for name, found in seconds.items()}
     kernels = [per_mac[f"kernel {block}"] for block in BLOCKS]
-    _, integer = np.polyfit(1 / np.array(BLOCKS), kernels, 1)
+    integer = linear_regression([1 / block for block in BLOCKS], kernels).intercept
     rows = []
     for block, kernel in zip(BLOCKS, kernels, strict=True):
         conversion = per_mac[f"conversion {block}"]
@@ -70,11 +71,10 @@ def measure(images: int, repetitions: int) -> list[Row]:
                 "float": per_mac["float"],
                 "conversion_per_activation": seconds[f"conversion {block}"] / activations * 1e9,
                 "conversion": conversion,
-                "integer": float(integer),
-                "eta": conversion / float(integer),
+                "integer": integer,
+                "eta": conversion / integer,
                 "speed_up": per_mac["float"] / (kernel + conversion),
-                "formula": per_mac["float"]
-                / (float(integer) + conversion + per_mac["float"] / block),
+                "formula": per_mac["float"] / (integer + conversion + per_mac["float"] / block),
             }
         )
     return rows
