@@ -3,9 +3,10 @@
 import json
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +22,6 @@ from .golden.floats import SCALE_FORMATS
 
 if TYPE_CHECKING:
     from .estimate.network import Estimate
-    from .golden.network import QuantizedNetwork
 
 __all__ = ["main"]
 
@@ -203,6 +203,10 @@ class _Numbers(click.ParamType):
 @click.option("--weight-bits", type=_Numbers(), default="2,3,4,8", show_default=True)
 @click.option("--act-bits", type=_Numbers(), default="4,8", show_default=True)
 @click.option("--blocks", type=_Numbers(), default="8,16,32", show_default=True)
+@click.option(
+    "--points", type=click.IntRange(2), default=8, show_default=True,
+    help="Networks that are measured, about, beside the uniform ones.",
+)  # fmt: skip
 @click.option("--scale", default="bf16", show_default=True, help=f"{', '.join(SCALE_FORMATS)}")
 @click.option(
     "-o",
@@ -221,6 +225,7 @@ def search_bits(
     weight_bits: tuple[int, ...],
     act_bits: tuple[int, ...],
     blocks: tuple[int, ...],
+    points: int,
     scale: str,
     output: Path,
     as_json: bool,
@@ -232,6 +237,7 @@ def search_bits(
     divergence from the float network in nats, and top-1 if there are labels. With --hw, weights
     wider than the array's are left out. Leaves net.safetensors, front.json, front.md and front.svg.
     """
+    from .estimate.network import network_cycles
     from .frontend.archive import read
     from .quant.convert import QuantConfig
     from .quant.data import load_images
@@ -251,16 +257,15 @@ def search_bits(
             raise ValueError(
                 f"{hw} has {config.weight_bits}-bit weights: --weight-bits must name that or fewer"
             )
-        weight_bits, cycles = narrow, partial(_cycles, config)
+        weight_bits, cycles = narrow, partial(network_cycles, config)
     images, labels = load_images(calib)
     with _busy("reading"):
         graph = read(model)
     with Progress(console=_STATUS, transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
+        tasks = defaultdict[str, TaskID](lambda: bar.add_task(""))
 
         def progress(message: str, done: int, of: int) -> None:
-            task = tasks.setdefault(message, bar.add_task(message) if message not in tasks else 0)
-            bar.update(task, completed=done, total=of)
+            bar.update(tasks[message], description=message, completed=done, total=of)
 
         found = search(
             graph,
@@ -272,6 +277,7 @@ def search_bits(
             blocks=blocks,
             labels=labels,
             cycles=cycles,
+            points=points,
             progress=progress,
         )
     with _busy("drawing"):
@@ -287,15 +293,6 @@ def search_bits(
     for row in rows:
         table.add_row(*row)
     _print(False, {}, table)
-
-
-def _cycles(config: HardwareConfig, network: "QuantizedNetwork") -> int:
-    """Of one image on the hardware with the rows and activations that the network needs."""
-    from .compiler.network import compile_network
-    from .estimate.network import estimate
-
-    own = replace(config, rows=network.block, act_bits=network.act_bits)
-    return estimate(compile_network(network, own), network.macs()).total.cycles
 
 
 @main.command()

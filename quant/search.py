@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, product
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -30,10 +30,12 @@ from .lower import lower
 __all__ = [
     "Budget",
     "Choices",
+    "Measured",
     "Point",
     "Progress",
     "Search",
     "best_choices",
+    "measure",
     "search",
     "sensitivities",
 ]
@@ -43,6 +45,13 @@ STATES = 1 << 16
 HELD_OUT = 4
 """one image in so many measures whole networks; the others choose and calibrate"""
 
+ACT_BITS = 8
+"""m where sensitivities are measured: fewer bits would drown them in the activations' noise"""
+METHOD = "joint"
+"""how codes are chosen there: fast"""
+
+Cycles = Callable[[QuantizedNetwork], int]
+"""The cycles that a network takes for one image."""
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how often it was done, and how often it will be."""
 
@@ -114,6 +123,27 @@ def _divergence(reference: torch.Tensor, scores: torch.Tensor) -> float:
     and averaged over all further axes."""
     wanted, found = (x.double().log_softmax(1) for x in (reference, scores))
     return float((wanted.exp() * (wanted - found)).sum(1).flatten(1).mean(1).sum())
+
+
+class Measured(NamedTuple):
+    loss: float
+    """mean KL divergence of the scores from the float network's, in nats an image"""
+    classes: NDArray[np.int64]
+    """(N,) of the largest scores"""
+
+
+def measure(
+    network: QuantizedNetwork, references: Sequence[FloatLayer], images: NDArray[np.float32]
+) -> Measured:
+    """A whole network in hardware mode on images (N, C, H, W); `references` are its layers in
+    floating point."""
+    hardware = HardwareNetwork(network)
+    loss, classes = 0.0, []
+    for tensors in float_tensors(references, images):
+        scores = hardware(tensors[INPUT])
+        loss += _divergence(tensors[references[-1].name], scores)
+        classes.append(scores.flatten(1).argmax(1).numpy())
+    return Measured(loss / len(images), np.concatenate(classes))
 
 
 def _scores(
@@ -236,7 +266,7 @@ class _Bench:
         model: Model,
         images: NDArray[np.float32],
         labels: NDArray[np.integer] | None,
-        cycles: Callable[[QuantizedNetwork], int] | None,
+        cycles: Cycles | None,
     ) -> None:
         graph = as_graph(model, images)
         held_out = np.arange(len(images)) % HELD_OUT == HELD_OUT - 1
@@ -245,21 +275,14 @@ class _Bench:
         self.graph, self.references, self.cycles = graph, lower(graph), cycles
         self.images, self.held_out = images[~held_out], images[held_out]
         self.labels = None if labels is None else labels[held_out]
-        last = self.references[-1].name
-        self.wanted = [
-            tensors[last].clone() for tensors in float_tensors(self.references, self.held_out)
-        ]
+
+    def quantize(self, config: QuantConfig) -> QuantizedNetwork:
+        return quantize(self.graph, self.images, config)
 
     def point(self, config: QuantConfig) -> Point:
-        network = quantize(self.graph, self.images, config)
-        hardware = HardwareNetwork(network)
-        parts = torch.from_numpy(self.held_out).split([len(wanted) for wanted in self.wanted])
-        scores = [hardware(part) for part in parts]
-        loss = sum(map(_divergence, self.wanted, scores)) / len(self.held_out)
-        top1 = None
-        if self.labels is not None:
-            classes = torch.cat(scores).flatten(1).argmax(1).numpy()
-            top1 = 100 * float((classes == self.labels).mean())
+        network = self.quantize(config)
+        loss, classes = measure(network, self.references, self.held_out)
+        top1 = None if self.labels is None else 100 * float((classes == self.labels).mean())
         size = total(account_network(network)).memory.bytes
         cycles = None if self.cycles is None else self.cycles(network)
         return Point(config, network, size, loss, top1, cycles)
@@ -267,80 +290,115 @@ class _Bench:
 
 @dataclass(frozen=True)
 class _Family:
-    """The networks of one (m, B): one for each b, the widest last, and what sums of layers tell."""
+    """The networks of one (m, B).
 
-    uniform: tuple[Point, ...]
+    Parameters
+    ----------
+    config : of its widest network
+    layers : their names
+    bits : the candidates for b
+    choices : of an option for each layer, with what they lose beside `loss`
+    loss, cycles : of the widest network
+    """
+
+    config: QuantConfig
+    layers: tuple[str, ...]
+    bits: tuple[int, ...]
     choices: Choices
+    loss: float
+    cycles: int
 
-    def config(self, number: int) -> QuantConfig:
-        """That of a choice."""
-        widest = self.uniform[-1]
-        overrides = {name: dict(values) for name, values in widest.config.overrides.items()}
-        for layer, option in zip(widest.network.layers, self.choices.options[number], strict=True):
-            bits = self.uniform[option].config.weight_bits
-            if bits != widest.config.weight_bits:
-                overrides[layer.name] = overrides.get(layer.name, {}) | {"weight_bits": bits}
-        return replace(widest.config, overrides=overrides)
+    def mixed(self, number: int) -> QuantConfig:
+        """The configuration of a choice: overrides where a layer is narrower than the widest."""
+        bits = [self.bits[option] for option in self.choices.options[number]]
+        overrides = {name: dict(values) for name, values in self.config.overrides.items()}
+        for layer, b in zip(self.layers, bits, strict=True):
+            if b != max(bits):
+                overrides[layer] = overrides.get(layer, {}) | {"weight_bits": b}
+        return replace(self.config, weight_bits=max(bits), overrides=overrides)
 
 
-def _family(
+def _families(
     bench: _Bench,
-    configs: Sequence[QuantConfig],
-    most_cycles: float,
+    config: QuantConfig,
+    bits: tuple[int, ...],
+    act_bits: Sequence[int],
+    budget: Budget,
     progress: Callable[[int, int], None],
-) -> _Family | Point:
-    """The networks of one (m, B), of which `configs` differ in b; the widest if it is too slow."""
+) -> tuple[list[_Family], int]:
+    """Those of the block of `config`, one for every m that keeps the budget of cycles, and the
+    fewest cycles of any m."""
     batches = -(-len(bench.images) // BATCH)
-    steps, done = len(configs) + batches * len(bench.references), count()
+    steps = len(act_bits) + len(bits) + batches * len(bench.references)
+    done = count()
 
     def step() -> None:
         progress(next(done), steps)
 
-    step()
-    uniform: list[Point] = []
-    for config in reversed(configs):
-        uniform.insert(0, bench.point(config))
+    def fast(m: int, b: int) -> QuantizedNetwork:
         step()
-        if (uniform[0].cycles or 0) > most_cycles:
-            return uniform[0]
-    networks = [point.network for point in uniform]
+        return bench.quantize(replace(config, method=METHOD, act_bits=m, weight_bits=b))
+
+    widest = {m: fast(m, bits[-1]) for m in act_bits}
+    taken = {m: 0 if bench.cycles is None else bench.cycles(n) for m, n in widest.items()}
+    if min(taken.values()) > budget.cycles:
+        return [], min(taken.values())
+    networks = [fast(ACT_BITS, b) for b in bits[:-1]]
+    networks.append(widest.get(ACT_BITS) or fast(ACT_BITS, bits[-1]))
     losses = sensitivities(networks, bench.references, bench.images, step)
     sizes = np.array([[a.memory.bytes for a in account_network(n)] for n in networks]).T
-    # What the widest loses is counted once, with the first layer.
-    base = losses[0, -1]
-    losses -= base
-    losses[0] += base
-    return _Family(tuple(uniform), best_choices(sizes, losses))
+    choices = best_choices(sizes, losses - losses[:, -1:])
+    families = [
+        _Family(
+            replace(config, act_bits=m, weight_bits=bits[-1]),
+            tuple(layer.name for layer in network.layers),
+            bits,
+            choices,
+            measure(network, bench.references, bench.images).loss,
+            taken[m],
+        )
+        for m, network in widest.items()
+        if taken[m] <= budget.cycles
+    ]
+    return families, min(taken.values())
 
 
 def _promising(families: Sequence[_Family], budget: Budget, points: int) -> list[QuantConfig]:
-    """The choices to measure, by the sums of their layers' losses.
+    """The networks to measure, by the sums of their layers' losses.
 
     They are the best for sizes from the smallest to the largest in equal ratios, for every number
-    of cycles, and the best of each (m, B) within the budget.
+    of cycles; the best within the budget, first of all; and the uniform ones of its m and B.
     """
-    sizes = [size for family in families for size in family.choices.sizes[[0, -1]]]
-    levels = sorted({family.uniform[-1].cycles or 0 for family in families})
-    found: dict[tuple[int, int], QuantConfig] = {}
 
-    def add(numbered: Iterable[tuple[int, _Family]], size: float) -> None:
+    def best(able: Sequence[_Family], size: float) -> tuple[_Family, int] | None:
         options = [
-            (float(family.choices.losses[number]), index, number, family)
-            for index, family in numbered
+            (family.loss + family.choices.losses[number], order, number)
+            for order, family in enumerate(able)
             if (number := family.choices.within(size)) is not None
         ]
-        if options:
-            _, index, number, family = min(options, key=lambda option: option[:3])
-            found[index, number] = family.config(number)
+        if not options:
+            return None
+        _, order, number = min(options)
+        return able[order], number
 
-    numbered = list(enumerate(families))
-    for level in levels:
-        able = [(n, family) for n, family in numbered if (family.uniform[-1].cycles or 0) <= level]
-        for size in np.geomspace(min(sizes), max(sizes), max(2, points // len(levels))):
-            add(able, size + 0.5)
-    for pair in numbered:
-        add([pair], budget.bytes)
-    return list(found.values())
+    chosen = best(families, budget.bytes)
+    if chosen is None:
+        least = min(int(family.choices.sizes[0]) for family in families)
+        raise ValueError(
+            f"no network takes {budget.bytes:.0f} bytes or less: the smallest takes {least}"
+        )
+    sizes = [size for family in families for size in family.choices.sizes[[0, -1]]]
+    levels = sorted({family.cycles for family in families})
+    targets = np.geomspace(min(sizes), max(sizes) + 1, max(2, points // len(levels)))
+    able = [[family for family in families if family.cycles <= level] for level in levels]
+    found = [chosen, *(best(some, size) for size in targets for some in able)]
+    family, _ = chosen
+    uniform = [replace(family.config, weight_bits=b) for b in family.bits]
+    configs: list[QuantConfig] = []
+    for config in (*uniform, *(family.mixed(number) for family, number in filter(None, found))):
+        if config not in configs:
+            configs.append(config)
+    return configs
 
 
 def search(
@@ -349,12 +407,12 @@ def search(
     budget: Budget,
     config: QuantConfig | None = None,
     *,
-    weight_bits: Sequence[int] = (2, 3, 4, 8),
-    act_bits: Sequence[int] = (4, 8),
-    blocks: Sequence[int] = (8, 16, 32),
+    weight_bits: Iterable[int] = (2, 3, 4, 8),
+    act_bits: Iterable[int] = (4, 8),
+    blocks: Iterable[int] = (8, 16, 32),
     labels: NDArray[np.integer] | None = None,
-    cycles: Callable[[QuantizedNetwork], int] | None = None,
-    points: int = 12,
+    cycles: Cycles | None = None,
+    points: int = 8,
     progress: Progress = lambda message, done, of: None,
 ) -> Search:
     """Choose m, B, and each layer's b within a budget.
@@ -367,8 +425,9 @@ def search(
     config : everything else of the networks
     weight_bits, act_bits, blocks : the candidates for b, m and B
     labels : (N,) of the images, for top-1; the choice does not use them
-    cycles : those of a network on the hardware of its m and B, by which `budget.cycles` is kept
-    points : how many mixed networks are measured, about; a uniform one of every (m, B, b) is too
+    cycles : those of a network on the hardware of its m and B
+    points : networks that are measured, about, beside the best within the budget and the uniform
+        ones of its m and B
     progress : told what is done, how often it was done and how often it will be
 
     Raises
@@ -380,36 +439,28 @@ def search(
         raise ValueError("a budget of cycles needs the hardware that they are counted on")
     config = config or QuantConfig()
     bench = _Bench(model, images, labels, cycles)
+    bits, widths = tuple(sorted(set(weight_bits))), sorted(set(act_bits))
+    blocks = sorted(set(blocks))
+    for name, values in (("weight_bits", bits), ("act_bits", widths), ("block", blocks)):
+        for value in values:
+            replace(config, **{name: value})  # refused before the work
     families: list[_Family] = []
-    slow: list[Point] = []
-    for m, block in product(sorted(set(act_bits)), sorted(set(blocks))):
-        own = replace(config, act_bits=m, block=block)
-        configs = [replace(own, weight_bits=b) for b in sorted(set(weight_bits))]
-        told = partial(progress, f"m = {m}, B = {block}")
-        family = _family(bench, configs, budget.cycles, told)
-        if isinstance(family, Point):
-            slow.append(family)
-        else:
-            families.append(family)
+    fewest: list[int] = []
+    for block in blocks:
+        told = partial(progress, f"sensitivity, B = {block}")
+        own = replace(config, block=block)
+        found, least = _families(bench, own, bits, widths, budget, told)
+        families += found
+        fewest.append(least)
     if not families:
-        least = min(slow, key=lambda point: point.cycles or 0)
         raise ValueError(
-            f"no network takes {budget.cycles:.0f} cycles or less: the fastest, of "
-            f"{least.config.act_bits}-bit activations in blocks of {least.config.block}, takes "
-            f"{least.cycles}"
+            f"no network takes {budget.cycles:.0f} cycles or less: the fastest takes {min(fewest)}"
         )
-    measured = [point for family in families for point in family.uniform]
-    known = [point.config for point in measured]
-    mixed = [config for config in _promising(families, budget, points) if config not in known]
-    for number, each in enumerate(mixed):
-        progress("mixed networks", number, len(mixed))
+    measured: list[Point] = []
+    promising = _promising(families, budget, points)
+    for number, each in enumerate(promising):
+        progress("whole networks", number, len(promising))
         measured.append(bench.point(each))
-    progress("mixed networks", len(mixed), len(mixed))
     measured.sort(key=lambda point: (point.bytes, point.loss))
     kept = [point for point in measured if budget.holds(point)]
-    if not kept:
-        raise ValueError(
-            f"no network takes {budget.bytes:.0f} bytes or less: the smallest takes "
-            f"{measured[0].bytes}"
-        )
     return Search(tuple(measured), min(kept, key=lambda point: (point.loss, point.bytes)))

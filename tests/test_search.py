@@ -92,3 +92,96 @@ def test_a_sensitivity_is_the_loss_of_the_network_with_that_layer() -> None:
         layers = (*base.layers[:index], layer, *base.layers[index + 1 :])
         expected = divergence(replace(base, layers=layers), images)
         np.testing.assert_allclose(losses[index, 0], expected, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def found() -> Search:
+    images, labels = data.load()[0]
+    cycles = {4: 5000, 6: 4000}
+    return search(
+        model.load(),
+        images[:64],
+        Budget(bytes=20_000),
+        weight_bits=(2, 3, 4),
+        act_bits=(4, 6),
+        blocks=(16,),
+        labels=labels[:64],
+        cycles=lambda network: cycles[network.act_bits],
+        points=4,
+    )
+
+
+def test_the_chosen_network_keeps_the_budget(found: Search, tmp_path: Path) -> None:
+    chosen = found.chosen
+    assert chosen.bytes <= 20_000
+    assert not chosen.uniform
+    fitting = [point for point in found.points if point.bytes <= 20_000]
+    assert chosen.loss == min(point.loss for point in fitting)
+    # What the configuration gives is the network, and its bytes are those in the file.
+    images = data.load()[0].x[:64]
+    held_out = np.arange(64) % HELD_OUT == HELD_OUT - 1
+    again = quantize(model.load(), images[~held_out], chosen.config)
+    write_search(tmp_path / "search", "digits", found)
+    again.save(tmp_path / "again.safetensors")
+    written = tmp_path / "search" / "net.safetensors"
+    assert written.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+    assert total(account_file(written)).memory.bytes == chosen.bytes
+    assert chosen.loss == pytest.approx(divergence(again, images[held_out]), rel=1e-4)
+    bits = figures(chosen)["weight_bits"]
+    for layer in again.layers:
+        assert {term.kernel.weight_bits for term in layer.terms} == {bits[layer.name]}
+
+
+def test_the_front_of_a_search(found: Search, tmp_path: Path) -> None:
+    assert {point.config.act_bits for point in found.front} == {6}  # better in both
+    sizes, losses = zip(*((point.bytes, point.loss) for point in found.front), strict=True)
+    assert list(sizes) == sorted(set(sizes))
+    assert list(losses) == sorted(set(losses), reverse=True)
+    assert found.points[0].bytes == min(sizes)
+    assert all(point.top1 is not None for point in found.points)
+    assert {point.config.weight_bits for point in found.points if point.uniform} == {2, 3, 4}
+    write_search(tmp_path / "one", "digits", found)
+    write_search(tmp_path / "two", "digits", found)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == ["front.json", "front.md", "front.svg", "net.safetensors"]
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    written = json.loads((tmp_path / "one" / "front.json").read_text())
+    assert len(written["points"]) == len(found.points)
+    assert sum(point["front"] for point in written["points"]) == len(found.front)
+    assert written["chosen"] == figures(found.chosen)
+    _, headings, rows = front_table(found)
+    assert len(rows) == len(found.front)
+    assert {len(row) for row in rows} == {len(headings)}
+    assert sum("*" in row[0] for row in rows) == 1
+
+
+def test_budgets_that_cannot_be_kept() -> None:
+    images = data.load()[0].x[:8]
+    space = {"weight_bits": (2,), "act_bits": (8,), "blocks": (16,)}
+    with pytest.raises(ValueError, match=r"^no network takes 100 bytes or less: the smallest tak"):
+        search(model.load(), images, Budget(bytes=100), **space)
+    with pytest.raises(
+        ValueError, match=r"^no network takes 6 cycles or less: the fastest takes 7$"
+    ):
+        search(model.load(), images, Budget(cycles=6), cycles=lambda _: 7, **space)
+    with pytest.raises(ValueError, match=r"^a budget of cycles needs the hardware"):
+        search(model.load(), images, Budget(cycles=6), **space)
+    with pytest.raises(ValueError, match=r"^at least 4 images are needed, not 3$"):
+        search(model.load(), images[:3], Budget(bytes=100), **space)
+
+
+def test_a_mixed_network_runs_on_the_array() -> None:
+    training, held_out = data.load()
+    bits = {"conv1": 4, "conv2": 3, "block1.conv1": 2, "block1.conv2": 3, "block2.conv1": 2}
+    overrides = {name: {"weight_bits": b} for name, b in bits.items()}
+    network = quantize(model.load(), training.x[:32], QuantConfig(overrides=overrides))
+    assert {t.kernel.weight_bits for x in network.layers for t in x.terms} == {2, 3, 4}
+    program = compile_network(network, HARDWARE)
+    images = held_out.x[:4]
+    run = Machine(program).run(program.encode_input(network.encode_input(images)))
+    expected = HardwareNetwork(network)(torch.from_numpy(images)).numpy()
+    np.testing.assert_array_equal(program.decode_output(run.outputs), expected)
+    message = "the network has 4-bit weights, the hardware 3: set weight_bits = 4"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        compile_network(network, replace(HARDWARE, weight_bits=3))
