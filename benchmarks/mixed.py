@@ -4,16 +4,19 @@
 the array of ``examples/array16.toml`` widened to 8-bit weights, from 256 images without labels, and
 measures every network of the front, and the uniform ones, on test images.
 
-A uniform network is *beaten* if a mixed one of at most its size loses less on the test images: the
-KL divergence of the scores from the float network's. Fails if a uniform network between the
+A uniform network is *beaten* if a mixed one of at most its size has a greater signal to noise ratio
+(SQNR) of its scores on the test images, against the float network's. Fails if a uniform network between the
 narrowest and the widest is not.
 """
 
+import math
 from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -22,13 +25,25 @@ from shiftcore.benchmarks.report import Row, show
 from shiftcore.estimate.network import network_cycles
 from shiftcore.quant.convert import as_graph, quantize
 from shiftcore.quant.lower import lower
-from shiftcore.quant.search import Budget, Point, measure, search
+from shiftcore.quant.search import Budget, Measured, Point, measure, search
 
-HEADINGS = ("network", "bytes", "cycles", "m", "B", "b", "KL, held out", "KL", "top-1 %", "beaten")
+HEADINGS = (
+    "network",
+    "bytes",
+    "cycles",
+    "m",
+    "B",
+    "b",
+    "held out dB",
+    "SQNR dB",
+    "KL",
+    "top-1 %",
+    "beaten",
+)
 BITS = (2, 3, 4, 8)
 
 
-def row(point: Point, loss: float, top1: float) -> Row:
+def row(point: Point, found: Measured, labels: NDArray[np.int64]) -> Row:
     """What was measured of one network."""
     widths = [point.config.layer(layer.name).weight_bits for layer in point.network.layers]
     return {
@@ -39,8 +54,9 @@ def row(point: Point, loss: float, top1: float) -> Row:
         "block": point.config.block,
         "weight_bits": widths,
         "held_out_loss": point.loss,
-        "loss": loss,
-        "top1": top1,
+        "loss": found.loss,
+        "divergence": found.divergence,
+        "top1": 100 * float((found.classes == labels).mean()),
     }
 
 
@@ -55,6 +71,11 @@ def judge(rows: list[Row]) -> None:
                 and other["loss"] <= each["loss"]
                 for other in rows
             )
+
+
+def decibels(loss: float) -> str:
+    """The signal to noise ratio of a loss."""
+    return f"{-10 * math.log10(loss):.2f}" if loss else "exact"
 
 
 def failed(row: Row) -> bool:
@@ -72,8 +93,9 @@ def cells(row: Row) -> list[str]:
         str(row["act_bits"]),
         str(row["block"]),
         str(widths[0]) if row["uniform"] else "".join(map(str, widths)),
-        f"{row['held_out_loss']:.4f}",
-        f"{row['loss']:.4f}",
+        decibels(row["held_out_loss"]),
+        decibels(row["loss"]),
+        f"{row['divergence']:.4f}",
         f"{row['top1']:.2f}",
         {None: "", True: "yes", False: "no"}[row.get("beaten")],
     ]
@@ -112,8 +134,7 @@ def main(network: str, act_bits: int, points: int, images: int, as_json: bool) -
         rows = []
         for point in found.points:
             result = measure(point.network, references, test[0][:images])
-            top1 = 100 * float((result.classes == test[1][:images]).mean())
-            rows.append(row(point, result.loss, top1))
+            rows.append(row(point, result, test[1][:images]))
             bar.advance(task)
     judge(rows)
     show(

@@ -1,9 +1,9 @@
 """Mixed precision: the width of every layer's codes, chosen on images without labels.
 
-The bits of activations m and the block B belong to the whole network, because they are the array's.
-The bits of weights b are each layer's own. For every (m, B) one measures, in hardware mode, how far
+Bits of activations m and the block B belong to the whole network, because they are the array's.
+The bits of weights b are each layer's own. For every B one measures, in hardware mode, how far
 each layer by itself, in b bits, moves the network's scores away from those of the float network.
-The sums of these distances say which widths are best for every size (a multiple-choice knapsack).
+The sums of these errors say which widths are best for every size (a multiple-choice knapsack).
 The best ones are then quantized and measured as a whole, on images that had no part in the choice.
 """
 
@@ -47,8 +47,6 @@ HELD_OUT = 4
 
 ACT_BITS = 8
 """m where sensitivities are measured: fewer bits would drown them in the activations' noise"""
-METHOD = "joint"
-"""how codes are chosen there: fast"""
 
 Cycles = Callable[[QuantizedNetwork], int]
 """The cycles that a network takes for one image."""
@@ -118,18 +116,36 @@ def best_choices(
     return Choices(reached, lost, taken.astype(np.int64))
 
 
-def _divergence(reference: torch.Tensor, scores: torch.Tensor) -> float:
-    """KL divergence in nats of the scores (N, classes, ...) from the reference's, summed over N
-    and averaged over all further axes."""
-    wanted, found = (x.double().log_softmax(1) for x in (reference, scores))
-    return float((wanted.exp() * (wanted - found)).sum(1).flatten(1).mean(1).sum())
+def _noise(wanted: torch.Tensor, scores: torch.Tensor) -> NDArray[np.float64]:
+    """(2,): power of the error of scores (N, classes, ...), and of the scores wanted.
+
+    What all classes have in common is taken off: it changes no probability.
+    """
+    wanted, scores = (x.double() - x.double().mean(1, keepdim=True) for x in (wanted, scores))
+    return np.array([float((scores - wanted).square().sum()), float(wanted.square().sum())])
+
+
+def _divergence(wanted: torch.Tensor, scores: torch.Tensor) -> float:
+    """KL divergence in nats of the scores (N, classes, ...) from those wanted, summed over N and
+    averaged over all further axes."""
+    p, q = (x.double().log_softmax(1) for x in (wanted, scores))
+    return float((p.exp() * (p - q)).sum(1).flatten(1).mean(1).sum())
 
 
 class Measured(NamedTuple):
+    """What images tell about a network.
+
+    Parameters
+    ----------
+    loss : power of the error of its scores by that of the float network's, each without the mean
+        over the classes
+    divergence : mean KL divergence from the float network, in nats an image
+    classes : (N,) of the largest scores
+    """
+
     loss: float
-    """mean KL divergence of the scores from the float network's, in nats an image"""
+    divergence: float
     classes: NDArray[np.int64]
-    """(N,) of the largest scores"""
 
 
 def measure(
@@ -138,12 +154,18 @@ def measure(
     """A whole network in hardware mode on images (N, C, H, W); `references` are its layers in
     floating point."""
     hardware = HardwareNetwork(network)
-    loss, classes = 0.0, []
+    powers, divergence, classes = np.zeros(2), 0.0, []
     for tensors in float_tensors(references, images):
-        scores = hardware(tensors[INPUT])
-        loss += _divergence(tensors[references[-1].name], scores)
+        wanted, scores = tensors[references[-1].name], hardware(tensors[INPUT])
+        powers += _noise(wanted, scores)
+        divergence += _divergence(wanted, scores)
         classes.append(scores.flatten(1).argmax(1).numpy())
-    return Measured(loss / len(images), np.concatenate(classes))
+    return Measured(_ratio(powers), divergence / len(images), np.concatenate(classes))
+
+
+def _ratio(powers: NDArray[np.float64]) -> float:
+    error, signal = powers.tolist()
+    return error / signal if signal else math.inf if error else 0.0
 
 
 def _scores(
@@ -165,9 +187,8 @@ def sensitivities(
     images: NDArray[np.float32],
     progress: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
-    """(layers, networks): the loss if a layer is that of another network.
+    """(layers, networks): :attr:`Measured.loss` if a layer is that of another network.
 
-    The loss is the mean KL divergence of the scores from the float network's, in nats per image.
     All other layers are those of the last network; so is the last column, which is the same for
     all layers. Hardware mode computes.
 
@@ -179,7 +200,7 @@ def sensitivities(
     progress : is called for each layer of each batch of images
     """
     base = networks[-1]
-    losses = np.zeros((len(base.layers), len(networks)))
+    powers = np.zeros((len(base.layers), len(networks), 2))
     stages = [
         [HardwareLayer(layer, base.input.planes) for layer in network.layers]
         for network in networks
@@ -188,14 +209,14 @@ def sensitivities(
         for floating in float_tensors(references, images):
             wanted = floating[references[-1].name]
             tensors = {INPUT: fixed_point(base.input, floating[INPUT], base.fold)}
-            losses[:, -1] += _divergence(wanted, _scores(stages[-1], tensors, pool))
+            powers[:, -1] += _noise(wanted, _scores(stages[-1], tensors, pool))
             for index in range(len(base.layers)):
                 for number, other in enumerate(stages[:-1]):
                     changed = [other[index], *stages[-1][index + 1 :]]
                     scores = _scores(changed, dict(tensors), pool)
-                    losses[index, number] += _divergence(wanted, scores)
+                    powers[index, number] += _noise(wanted, scores)
                 progress()
-    return losses / len(images)
+    return np.apply_along_axis(_ratio, 2, powers)
 
 
 @dataclass(frozen=True)
@@ -218,7 +239,7 @@ class Point:
     config : what :func:`.convert.quantize` was given
     network : what it gave
     bytes : of its packed codes, scales and biases
-    loss : mean KL divergence of its scores from the float network's, in nats an image
+    loss, divergence : as of :class:`Measured`
     top1 : in percent; None without labels
     cycles : of one image; None without hardware
     """
@@ -227,6 +248,7 @@ class Point:
     network: QuantizedNetwork
     bytes: int
     loss: float
+    divergence: float
     top1: float | None = None
     cycles: int | None = None
 
@@ -281,11 +303,11 @@ class _Bench:
 
     def point(self, config: QuantConfig) -> Point:
         network = self.quantize(config)
-        loss, classes = measure(network, self.references, self.held_out)
-        top1 = None if self.labels is None else 100 * float((classes == self.labels).mean())
+        found = measure(network, self.references, self.held_out)
+        top1 = None if self.labels is None else 100 * float((found.classes == self.labels).mean())
         size = total(account_network(network)).memory.bytes
         cycles = None if self.cycles is None else self.cycles(network)
-        return Point(config, network, size, loss, top1, cycles)
+        return Point(config, network, size, found.loss, found.divergence, top1, cycles)
 
 
 @dataclass(frozen=True)
@@ -298,6 +320,7 @@ class _Family:
     layers : their names
     bits : the candidates for b
     choices : of an option for each layer, with what they lose beside `loss`
+    sizes : of the uniform networks, one for each of `bits`
     loss, cycles : of the widest network
     """
 
@@ -305,6 +328,7 @@ class _Family:
     layers: tuple[str, ...]
     bits: tuple[int, ...]
     choices: Choices
+    sizes: tuple[int, ...]
     loss: float
     cycles: int
 
@@ -335,16 +359,16 @@ def _families(
     def step() -> None:
         progress(next(done), steps)
 
-    def fast(m: int, b: int) -> QuantizedNetwork:
+    def quantized(m: int, b: int) -> QuantizedNetwork:
         step()
-        return bench.quantize(replace(config, method=METHOD, act_bits=m, weight_bits=b))
+        return bench.quantize(replace(config, act_bits=m, weight_bits=b))
 
-    widest = {m: fast(m, bits[-1]) for m in act_bits}
+    widest = {m: quantized(m, bits[-1]) for m in act_bits}
     taken = {m: 0 if bench.cycles is None else bench.cycles(n) for m, n in widest.items()}
     if min(taken.values()) > budget.cycles:
         return [], min(taken.values())
     networks = [fast(ACT_BITS, b) for b in bits[:-1]]
-    networks.append(widest.get(ACT_BITS) or fast(ACT_BITS, bits[-1]))
+    networks.append(widest.get(ACT_BITS) or quantized(ACT_BITS, bits[-1]))
     losses = sensitivities(networks, bench.references, bench.images, step)
     sizes = np.array([[a.memory.bytes for a in account_network(n)] for n in networks]).T
     choices = best_choices(sizes, losses - losses[:, -1:])
@@ -354,6 +378,7 @@ def _families(
             tuple(layer.name for layer in network.layers),
             bits,
             choices,
+            tuple(sizes.sum(0).tolist()),
             measure(network, bench.references, bench.images).loss,
             taken[m],
         )
@@ -390,10 +415,11 @@ def _promising(families: Sequence[_Family], budget: Budget, points: int) -> list
     sizes = [size for family in families for size in family.choices.sizes[[0, -1]]]
     levels = sorted({family.cycles for family in families})
     targets = np.geomspace(min(sizes), max(sizes) + 1, max(2, points // len(levels)))
-    able = [[family for family in families if family.cycles <= level] for level in levels]
-    found = [chosen, *(best(some, size) for size in targets for some in able)]
     family, _ = chosen
     uniform = [replace(family.config, weight_bits=b) for b in family.bits]
+    targets = sorted({*targets, *family.sizes})
+    able = [[family for family in families if family.cycles <= level] for level in levels]
+    found = [chosen, *(best(some, size) for size in targets for some in able)]
     configs: list[QuantConfig] = []
     for config in (*uniform, *(family.mixed(number) for family, number in filter(None, found))):
         if config not in configs:

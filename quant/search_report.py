@@ -1,6 +1,7 @@
 """What a search of bits found, as figures, tables and plots."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def figures(point: Point) -> dict[str, Any]:
         "bytes": point.bytes,
         "cycles": point.cycles,
         "loss": point.loss,
+        "divergence": point.divergence,
         "top1": point.top1,
         "act_bits": point.config.act_bits,
         "block": point.config.block,
@@ -45,12 +47,13 @@ def front_table(found: Search) -> Table:
             str(point.config.act_bits),
             str(point.config.block),
             _bits(point),
-            f"{point.loss:.4f}",
+            f"{-10 * math.log10(point.loss):.1f}" if point.loss else "exact",
+            f"{point.divergence:.4f}",
             "" if point.top1 is None else f"{point.top1:.2f}",
         )
         for point in found.front
     ]
-    return "Pareto front", ("bytes", "cycles", "m", "B", "mean b", "KL", "top-1 %"), rows
+    return "Pareto front", ("bytes", "cycles", "m", "B", "mean b", "SQNR dB", "KL", "top-1 %"), rows
 
 
 def _layer_table(point: Point) -> Table:
@@ -94,7 +97,7 @@ def _plot(found: Search) -> str:
         )  # fmt: skip
         axis.set_xlabel(label)
         axis.set_yscale("log")
-    axes[0].set_ylabel("KL divergence from the float network, nats")
+    axes[0].set_ylabel("error of the scores, part of their power")
     axes[-1].legend(fontsize=7)
     return svg(figure)
 

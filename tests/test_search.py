@@ -67,12 +67,20 @@ def test_a_knapsack_of_few_states_is_still_true() -> None:
         assert exact.losses[number] <= loss + 1e-12
 
 
-def divergence(network: QuantizedNetwork, images: np.ndarray) -> float:
-    """Mean KL divergence from the float network, computed with numpy."""
+def scores(network: QuantizedNetwork, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the float network, and of the quantized one."""
     with torch.inference_mode():
         wanted = model.load()(torch.from_numpy(images)).double().numpy()
-    found = HardwareNetwork(network)(torch.from_numpy(images)).flatten(1).double().numpy()
-    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (wanted, found))
+    return wanted, HardwareNetwork(network)(torch.from_numpy(images)).flatten(1).double().numpy()
+
+
+def noise(network: QuantizedNetwork, images: np.ndarray) -> float:
+    wanted, found = (x - x.mean(1, keepdims=True) for x in scores(network, images))
+    return float(((found - wanted) ** 2).sum() / (wanted**2).sum())
+
+
+def divergence(network: QuantizedNetwork, images: np.ndarray) -> float:
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in scores(network, images))
     return float((p * np.log(p / q)).sum(1).mean())
 
 
@@ -87,10 +95,10 @@ def test_a_sensitivity_is_the_loss_of_the_network_with_that_layer() -> None:
     narrow, base = networks
     assert losses.shape == (len(base.layers), 2)
     assert len(steps) == 2 * len(base.layers)
-    np.testing.assert_allclose(losses[:, 1], divergence(base, images), rtol=1e-4)
+    np.testing.assert_allclose(losses[:, 1], noise(base, images), rtol=1e-4)
     for index, layer in enumerate(narrow.layers):
         layers = (*base.layers[:index], layer, *base.layers[index + 1 :])
-        expected = divergence(replace(base, layers=layers), images)
+        expected = noise(replace(base, layers=layers), images)
         np.testing.assert_allclose(losses[index, 0], expected, rtol=1e-4)
 
 
@@ -126,7 +134,8 @@ def test_the_chosen_network_keeps_the_budget(found: Search, tmp_path: Path) -> N
     written = tmp_path / "search" / "net.safetensors"
     assert written.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
     assert total(account_file(written)).memory.bytes == chosen.bytes
-    assert chosen.loss == pytest.approx(divergence(again, images[held_out]), rel=1e-4)
+    assert chosen.loss == pytest.approx(noise(again, images[held_out]), rel=1e-4)
+    assert chosen.divergence == pytest.approx(divergence(again, images[held_out]), rel=1e-4)
     bits = figures(chosen)["weight_bits"]
     for layer in again.layers:
         assert {term.kernel.weight_bits for term in layer.terms} == {bits[layer.name]}
