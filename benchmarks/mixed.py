@@ -5,8 +5,8 @@ the array of ``examples/array16.toml`` widened to 8-bit weights, from 256 images
 measures every network of the front, and the uniform ones, on test images.
 
 A uniform network is *beaten* if a mixed one of at most its size has a greater signal to noise ratio
-(SQNR) of its scores on the test images, against the float network's. Fails if a uniform network between the
-narrowest and the widest is not.
+(SQNR) of its scores on the test images, against the float network's. Fails if one of those between
+the narrowest and the widest is not.
 """
 
 import math

@@ -367,7 +367,7 @@ def _families(
     taken = {m: 0 if bench.cycles is None else bench.cycles(n) for m, n in widest.items()}
     if min(taken.values()) > budget.cycles:
         return [], min(taken.values())
-    networks = [fast(ACT_BITS, b) for b in bits[:-1]]
+    networks = [quantized(ACT_BITS, b) for b in bits[:-1]]
     networks.append(widest.get(ACT_BITS) or quantized(ACT_BITS, bits[-1]))
     losses = sensitivities(networks, bench.references, bench.images, step)
     sizes = np.array([[a.memory.bytes for a in account_network(n)] for n in networks]).T
