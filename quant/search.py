@@ -338,7 +338,7 @@ class _Family:
         overrides = {name: dict(values) for name, values in self.config.overrides.items()}
         for layer, b in zip(self.layers, bits, strict=True):
             if b != max(bits):
-                overrides[layer] = overrides.get(layer, {}) | {"weight_bits": b}
+                overrides[layer] = {"weight_bits": b} | overrides.get(layer, {})
         return replace(self.config, weight_bits=max(bits), overrides=overrides)
 
 
@@ -353,15 +353,18 @@ def _families(
     """Those of the block of `config`, one for every m that keeps the budget of cycles, and the
     fewest cycles of any m."""
     batches = -(-len(bench.images) // BATCH)
-    steps = len(act_bits) + len(bits) + batches * len(bench.references)
+    steps = len({*act_bits, ACT_BITS}) + len(bits) - 1 + batches * len(bench.references)
     done = count()
 
     def step() -> None:
         progress(next(done), steps)
 
     def quantized(m: int, b: int) -> QuantizedNetwork:
+        network = bench.quantize(replace(config, act_bits=m, weight_bits=b))
         step()
-        return bench.quantize(replace(config, act_bits=m, weight_bits=b))
+        return network
+
+    step()
 
     widest = {m: quantized(m, bits[-1]) for m in act_bits}
     taken = {m: 0 if bench.cycles is None else bench.cycles(n) for m, n in widest.items()}
@@ -391,8 +394,8 @@ def _families(
 def _promising(families: Sequence[_Family], budget: Budget, points: int) -> list[QuantConfig]:
     """The networks to measure, by the sums of their layers' losses.
 
-    They are the best for sizes from the smallest to the largest in equal ratios, for every number
-    of cycles; the best within the budget, first of all; and the uniform ones of its m and B.
+    They are the best within the budget; of its m and B the uniform ones and the best of their
+    sizes; and for every number of cycles the best for sizes in equal ratios.
     """
 
     def best(able: Sequence[_Family], size: float) -> tuple[_Family, int] | None:
@@ -412,14 +415,15 @@ def _promising(families: Sequence[_Family], budget: Budget, points: int) -> list
         raise ValueError(
             f"no network takes {budget.bytes:.0f} bytes or less: the smallest takes {least}"
         )
-    sizes = [size for family in families for size in family.choices.sizes[[0, -1]]]
-    levels = sorted({family.cycles for family in families})
-    targets = np.geomspace(min(sizes), max(sizes) + 1, max(2, points // len(levels)))
     family, _ = chosen
+    found = [chosen, *(best([family], size) for size in family.sizes)]
+    sizes = [size for each in families for size in each.choices.sizes[[0, -1]]]
+    levels = sorted({each.cycles for each in families})
+    for level in levels:
+        able = [each for each in families if each.cycles <= level]
+        targets = np.geomspace(min(sizes), max(sizes), max(2, points // len(levels)))
+        found += [best(able, size) for size in targets]
     uniform = [replace(family.config, weight_bits=b) for b in family.bits]
-    targets = sorted({*targets, *family.sizes})
-    able = [[family for family in families if family.cycles <= level] for level in levels]
-    found = [chosen, *(best(some, size) for size in targets for some in able)]
     configs: list[QuantConfig] = []
     for config in (*uniform, *(family.mixed(number) for family, number in filter(None, found))):
         if config not in configs:
@@ -452,8 +456,8 @@ def search(
     weight_bits, act_bits, blocks : the candidates for b, m and B
     labels : (N,) of the images, for top-1; the choice does not use them
     cycles : those of a network on the hardware of its m and B
-    points : networks that are measured, about, beside the best within the budget and the uniform
-        ones of its m and B
+    points : networks of all sizes that are measured, about, beside the best within the budget and
+        those to compare it with
     progress : told what is done, how often it was done and how often it will be
 
     Raises
@@ -487,6 +491,9 @@ def search(
     for number, each in enumerate(promising):
         progress("whole networks", number, len(promising))
         measured.append(bench.point(each))
+    progress("whole networks", len(promising), len(promising))
     measured.sort(key=lambda point: (point.bytes, point.loss))
     kept = [point for point in measured if budget.holds(point)]
+    if not kept:  # a narrower network took more cycles than the widest
+        raise ValueError("no network that was measured keeps the budget: allow some more cycles")
     return Search(tuple(measured), min(kept, key=lambda point: (point.loss, point.bytes)))

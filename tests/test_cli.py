@@ -159,6 +159,11 @@ def test_search_bits(digits: Path) -> None:
     compiled = json.loads(run(*build, "--json").stdout)
     assert compiled["cycles"] == chosen["cycles"]
 
+    result = run(*command, "--budget-cycles", chosen["cycles"])
+    assert result.exit_code == 0, result.output
+    assert json.loads((output / "front.json").read_text())["chosen"]["bytes"] > 20_000
+    assert f"{chosen['cycles']:,}" in result.stdout
+    assert "*" in result.stdout
     few = chosen["cycles"] - 1
     refused(run(*command, "--budget-cycles", few), f"no network takes {few} cycles or less")
     refused(run(*command), "--budget-bytes", "--budget-cycles")

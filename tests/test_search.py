@@ -102,10 +102,14 @@ def test_a_sensitivity_is_the_loss_of_the_network_with_that_layer() -> None:
         np.testing.assert_allclose(losses[index, 0], expected, rtol=1e-4)
 
 
+STEPS: list[tuple[str, int, int]] = []
+
+
 @pytest.fixture(scope="module")
 def found() -> Search:
     images, labels = data.load()[0]
     cycles = {4: 5000, 6: 4000}
+    STEPS.clear()
     return search(
         model.load(),
         images[:64],
@@ -116,6 +120,7 @@ def found() -> Search:
         labels=labels[:64],
         cycles=lambda network: cycles[network.act_bits],
         points=4,
+        progress=lambda *step: STEPS.append(step),
     )
 
 
@@ -165,6 +170,17 @@ def test_the_front_of_a_search(found: Search, tmp_path: Path) -> None:
     assert sum("*" in row[0] for row in rows) == 1
 
 
+def test_progress_goes_from_none_to_all(found: Search) -> None:
+    assert list(dict.fromkeys(message for message, _, _ in STEPS)) == [
+        "sensitivity, B = 16", "whole networks",
+    ]  # fmt: skip
+    for name in ("sensitivity, B = 16", "whole networks"):
+        done = [done for message, done, _ in STEPS if message == name]
+        assert {of for message, _, of in STEPS if message == name} == {done[-1]}
+        assert done == list(range(len(done)))
+    assert STEPS[-1][1] == len(found.points)
+
+
 def test_budgets_that_cannot_be_kept() -> None:
     images = data.load()[0].x[:8]
     space = {"weight_bits": (2,), "act_bits": (8,), "blocks": (16,)}
@@ -176,6 +192,9 @@ def test_budgets_that_cannot_be_kept() -> None:
         search(model.load(), images, Budget(cycles=6), cycles=lambda _: 7, **space)
     with pytest.raises(ValueError, match=r"^a budget of cycles needs the hardware"):
         search(model.load(), images, Budget(cycles=6), **space)
+    counted = iter([5])
+    with pytest.raises(ValueError, match=r"^no network that was measured keeps the budget"):
+        search(model.load(), images, Budget(cycles=6), cycles=lambda _: next(counted, 7), **space)
     with pytest.raises(ValueError, match=r"^at least 4 images are needed, not 3$"):
         search(model.load(), images[:3], Budget(bytes=100), **space)
 
