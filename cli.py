@@ -1,17 +1,20 @@
 """The ``shiftcore`` command: parses arguments, calls the library, prints."""
 
 import json
+import math
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 from safetensors import SafetensorError
 
@@ -209,6 +212,126 @@ def quantize(
         "sqnr_db": report.sqnr_db,
     }
     _print(as_json, values)
+
+
+class _Numbers(click.ParamType):
+    """Whole numbers with commas between them."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} must be whole numbers with commas between them", param, ctx)
+
+
+@main.command("search-bits")
+@click.argument("model", type=_PATH)
+@click.option("--calib", required=True, type=_PATH, help="Images (npz, x; labels y if present).")
+@click.option("--budget-bytes", type=click.IntRange(1), help="Of codes, scales and biases.")
+@click.option("--budget-cycles", type=click.IntRange(1), help="Of one image; needs --hw.")
+@click.option(
+    "--hw", type=_PATH,
+    help="Hardware configuration (TOML), with rows = B and act_bits = m for each candidate.",
+)  # fmt: skip
+@click.option("--weight-bits", type=_Numbers(), default="2,3,4,8", show_default=True)
+@click.option("--act-bits", type=_Numbers(), default="4,8", show_default=True)
+@click.option("--blocks", type=_Numbers(), default="8,16,32", show_default=True)
+@click.option(
+    "--points", type=click.IntRange(2), default=8, show_default=True,
+    help="Networks that are measured, about, beside the uniform ones.",
+)  # fmt: skip
+@click.option("--scale", default="bf16", show_default=True, help=f"{', '.join(SCALE_FORMATS)}")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the chosen network, the table and the plot.",
+)
+@_as_json
+def search_bits(
+    model: Path,
+    calib: Path,
+    budget_bytes: int | None,
+    budget_cycles: int | None,
+    hw: Path | None,
+    weight_bits: tuple[int, ...],
+    act_bits: tuple[int, ...],
+    blocks: tuple[int, ...],
+    points: int,
+    scale: str,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Choose the bits of MODEL's layers within a budget.
+
+    Weight bits b are each layer's own; activation bits m and the block B, which is the rows of the
+    array, are the network's. One image in four is held out and measures what is shown: the KL
+    divergence from the float network in nats, and top-1 if there are labels. With --hw, weights
+    wider than the array's are left out. Leaves net.safetensors, front.json, front.md and front.svg.
+    """
+    from .estimate.network import network_cycles
+    from .frontend.archive import read
+    from .quant.convert import QuantConfig
+    from .quant.data import load_images
+    from .quant.search import Budget, search
+    from .quant.search_report import figures, front_table, write_search
+
+    if budget_bytes is None and budget_cycles is None:
+        raise ValueError("a budget is missing: --budget-bytes, --budget-cycles or both")
+    if budget_cycles is not None and hw is None:
+        raise ValueError("--budget-cycles needs --hw, the hardware that they are counted on")
+    _check_folder(output)
+    cycles = None
+    if hw is not None:
+        config = HardwareConfig.load(hw)
+        narrow = tuple(bits for bits in weight_bits if bits <= config.weight_bits)
+        if not narrow:
+            raise ValueError(
+                f"{hw} has {config.weight_bits}-bit weights: --weight-bits must name that or fewer"
+            )
+        weight_bits, cycles = narrow, partial(network_cycles, config)
+    images, labels = load_images(calib)
+    with _busy("reading"):
+        graph = read(model)
+    with Progress(console=_STATUS, transient=True) as bar:
+        tasks = defaultdict[str, TaskID](lambda: bar.add_task(""))
+
+        def progress(message: str, done: int, of: int) -> None:
+            bar.update(tasks[message], description=message, completed=done, total=of)
+
+        found = search(
+            graph,
+            images,
+            Budget(budget_bytes or math.inf, budget_cycles or math.inf),
+            QuantConfig(scale=scale),
+            weight_bits=weight_bits,
+            act_bits=act_bits,
+            blocks=blocks,
+            labels=labels,
+            cycles=cycles,
+            points=points,
+            progress=progress,
+        )
+    with _busy("drawing"):
+        write_search(output, model.name, found)
+    chosen = figures(found.chosen)
+    if as_json:
+        _print(True, {"chosen": chosen, "front": [figures(point) for point in found.front]})
+        return
+    title, headings, rows = front_table(found)
+    table = Table(title=f"{title}; * is in {output / 'net.safetensors'}")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    _print(False, {}, table)
 
 
 @main.command()

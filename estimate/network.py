@@ -1,14 +1,17 @@
 """Where the cycles of a network go, layer by layer."""
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
+from ..compiler.network import compile_network
+from ..golden.config import HardwareConfig
+from ..golden.network import QuantizedNetwork
 from ..golden.program import Program
 from .accelerator import Prediction, predict_layers
 
-__all__ = ["Cycles", "Estimate", "estimate"]
+__all__ = ["Cycles", "Estimate", "estimate", "network_cycles"]
 
 
 @dataclass(frozen=True)
@@ -71,3 +74,13 @@ def estimate(
     total = Prediction(*np.sum([astuple(share) for share in shares.values()], axis=0).tolist())
     layers = {name: figures(macs[name], share) for name, share in shares.items()}
     return Estimate(figures(program.macs, total), layers)
+
+
+def network_cycles(config: HardwareConfig, network: QuantizedNetwork) -> int:
+    """The cycles of one image, with the default memory, on `config` with the rows and activation
+    bits that `network` has.
+
+    Raises ``ValueError`` if it cannot run there, with what to change.
+    """
+    own = replace(config, rows=network.block, act_bits=network.act_bits)
+    return estimate(compile_network(network, own), network.macs()).total.cycles

@@ -1,21 +1,18 @@
 """The accounts of a network as tables, figures and plots."""
 
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from .accounting import CONVENTIONS, LayerAccount, total
+from .documents import Table, markdown, svg, write_texts
 
-__all__ = ["Table", "figures", "tables", "write_account"]
+__all__ = ["figures", "tables", "write_account"]
 
 RATIOS = (2, 4, 10)
 """r of the speed-ups shown: time of a float multiplication by that of an integer one"""
 BLOCKS = (4, 8, 16, 32, 64, 128, 256, 512)
 """B of the plot"""
-
-Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
-"""title, headings, rows; the last row is the sum"""
 
 
 def figures(layer: LayerAccount) -> dict[str, Any]:
@@ -103,7 +100,7 @@ def _size_plot(layers: Sequence[LayerAccount]) -> str:
     axis.set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=90, fontsize=7)
     axis.set_ylabel("kB")
     axis.legend()
-    return _svg(figure)
+    return svg(figure)
 
 
 def _bits_plot(layers: Sequence[LayerAccount]) -> str:
@@ -125,24 +122,7 @@ def _bits_plot(layers: Sequence[LayerAccount]) -> str:
     axis.set_ylabel("bits a weight")
     axis.set_ylim(0)
     axis.legend()
-    return _svg(figure)
-
-
-def _svg(figure: Any) -> str:
-    """The same text for the same figure: no date, and names that do not depend on chance."""
-    from matplotlib import rc_context
-
-    with rc_context({"svg.hashsalt": "shiftcore"}):
-        text = StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
-
-
-def _markdown(table: Table) -> str:
-    title, headings, rows = table
-    ruler = ("---", *("---:" for _ in headings[1:]))
-    lines = ["| " + " | ".join(row) + " |" for row in (headings, ruler, *rows)]
-    return "\n".join([f"## {title}", "", *lines])
+    return svg(figure)
 
 
 def write_account(folder: Path, title: str, layers: Sequence[LayerAccount]) -> None:
@@ -156,15 +136,11 @@ def write_account(folder: Path, title: str, layers: Sequence[LayerAccount]) -> N
         "report.md": "\n\n".join(
             [
                 f"# {title}",
-                *(_markdown(table) for table in tables(layers)),
+                *(markdown(table) for table in tables(layers)),
                 "## Size by layer\n\n![size by layer](size.svg)",
                 "## Bits a weight against B\n\n![bits a weight against B](bits.svg)",
             ]
         )
         + "\n",
     }
-    folder.mkdir(exist_ok=True)
-    for name, text in texts.items():
-        part = folder / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(folder / name)
+    write_texts(folder, texts)

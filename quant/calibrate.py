@@ -12,6 +12,7 @@ from ..golden.network import INPUT
 from .float_layer import FloatLayer, FloatTerm
 
 __all__ = [
+    "BATCH",
     "check_images",
     "convolved",
     "float_tensors",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 BATCH = 50
+"""images at a time of :func:`float_tensors`"""
 
 
 def check_images(images: NDArray[np.float32], shape: Sequence[int]) -> NDArray[np.float32]:

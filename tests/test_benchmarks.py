@@ -12,6 +12,7 @@ from shiftcore.benchmarks import (
     adaptation,
     area,
     block_sizes,
+    mixed,
     models,
     networks,
     reconstruction,
@@ -231,6 +232,33 @@ def test_a_missed_speed_fails(monkeypatch, compiled, in_torch, seconds, status):
     run = CliRunner().invoke(speed.main, ["--json"])
     assert (run.exit_code, json.loads(run.stdout)) == (status, [*rows, last])
     assert CliRunner().invoke(speed.main, []).exit_code == status
+
+
+def test_uniform_networks_that_are_not_beaten_fail():
+    sizes_and_losses = [(True, 2, 0.5), (True, 3, 0.2), (True, 4, 0.1), (True, 8, 0.01)]
+
+    def rows(*mixed_ones):
+        each = [*sizes_and_losses, *((False, *other) for other in mixed_ones)]
+        return [{"uniform": u, "bytes": size, "loss": loss} for u, size, loss in each]
+
+    found = rows((3, 0.1), (4, 0.11))
+    mixed.judge(found)
+    assert [row.get("beaten") for row in found] == [None, True, True, None, None, None]
+    assert not any(map(mixed.failed, found))
+    found = rows((4, 0.1))
+    mixed.judge(found)
+    assert [mixed.failed(row) for row in found] == [False, True, False, False, False]
+
+
+def test_the_front_of_the_digits():
+    options = "--network", "digits", "--points", 2, "--json"
+    run = CliRunner().invoke(mixed.main, [str(option) for option in options])
+    rows = json.loads(run.stdout)
+    assert run.exit_code == any(map(mixed.failed, rows))
+    assert sum(row["uniform"] for row in rows) == len(mixed.BITS)
+    assert all(row["top1"] > 95 for row in rows)
+    assert [row["bytes"] for row in rows] == sorted(row["bytes"] for row in rows)
+    assert all(mixed.cells(row) for row in rows)
 
 
 def test_the_table_of_block_sizes(monkeypatch):

@@ -137,6 +137,45 @@ def test_report_refusals(digits: Path) -> None:
     ]  # fmt: skip
 
 
+def test_search_bits(digits: Path) -> None:
+    output = digits / "search"
+    hardware = digits / "hw.toml"
+    hardware.write_text("rows = 4\ncols = 8\nweight_bits = 3\n")
+    command = (
+        "search-bits", digits / "digits.pt2", "--calib", digits / "test.npz", "--hw", hardware,
+        "--act-bits", 4, "--blocks", 16, "--points", 2, "-o", output,
+    )  # fmt: skip
+    result = run(*command, "--budget-bytes", 20_000, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    chosen = found["chosen"]
+    assert chosen in found["front"]
+    assert chosen["bytes"] <= 20_000
+    assert set(chosen["weight_bits"].values()) <= {2, 3}  # 4 and 8 are wider than the array
+    assert len(set(chosen["weight_bits"].values())) == 2
+    # The cycles are those of the network on an array with as many rows as its blocks.
+    hardware.write_text("rows = 16\ncols = 8\nweight_bits = 3\n")
+    build = "compile", output / "net.safetensors", "--hw", hardware, "-o", digits / "build"
+    compiled = json.loads(run(*build, "--json").stdout)
+    assert compiled["cycles"] == chosen["cycles"]
+
+    result = run(*command, "--budget-cycles", chosen["cycles"])
+    assert result.exit_code == 0, result.output
+    assert json.loads((output / "front.json").read_text())["chosen"]["bytes"] > 20_000
+    assert f"{chosen['cycles']:,}" in result.stdout
+    assert "*" in result.stdout
+    few = chosen["cycles"] - 1
+    refused(run(*command, "--budget-cycles", few), f"no network takes {few} cycles or less")
+    refused(run(*command), "--budget-bytes", "--budget-cycles")
+    refused(run(*command, "--budget-bytes", 9, "--weight-bits", "4,8"), "hw.toml", "3-bit")
+    refused(run(*command, "--budget-bytes", 9, "--weight-bits", "1,2"), "weight_bits must be 2 to")
+    result = run(*command, "--budget-bytes", 9, "--weight-bits", "2;3")
+    assert result.exit_code == 2
+    assert "'2;3' must be whole numbers with commas between them" in result.stderr
+    command = (*command[:4], *command[6:])
+    refused(run(*command, "--budget-cycles", 9), "--budget-cycles needs --hw")
+
+
 def test_verilog(tmp_path: Path) -> None:
     hardware = tmp_path / "hw.toml"
     hardware.write_text("rows = 4\ncols = 2\n")

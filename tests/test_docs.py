@@ -15,7 +15,7 @@ from shiftcore.golden.registers import c_header
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     "README.md", "CONTRIBUTING.md", "docs/array.md", "docs/integrating.md", "docs/machine.md",
-    "docs/numbers.md", "docs/paper.md",
+    "docs/mixed-precision.md", "docs/numbers.md", "docs/paper.md",
 ]  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_commands_exist(document):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
     for block in [*fenced(text, "sh"), *fenced(text, "console")]:
         for line in block.replace("\\\n", " ").splitlines():
-            match = re.match(r"(?:\$ )?(?:\.venv/bin/)?shiftcore (\w+)(.*)", line)
+            match = re.match(r"(?:\$ )?(?:\.venv/bin/)?shiftcore ([\w-]+)(.*)", line)
             if match is None:
                 continue
             command = main.commands[match[1]]
