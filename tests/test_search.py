@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def test_progress_goes_from_none_to_all(found: Search) -> None:
 
 def test_budgets_that_cannot_be_kept() -> None:
     images = data.load()[0].x[:8]
-    space = {"weight_bits": (2,), "act_bits": (8,), "blocks": (16,)}
+    space: dict[str, Any] = {"weight_bits": (2,), "act_bits": (8,), "blocks": (16,)}
     with pytest.raises(ValueError, match=r"^no network takes 100 bytes or less: the smallest tak"):
         search(model.load(), images, Budget(bytes=100), **space)
     with pytest.raises(
