@@ -68,7 +68,7 @@ def coded(weight_bits: int, block: int) -> nn.Module:
 def top1(network: nn.Module, calibration: Images, images: Images, labels: Labels) -> float:
     """Top-1 in percent of the exported network in hardware mode."""
     block = next(layer.block for layer in network.modules() if isinstance(layer, DSConv2d))
-    stored = quantize(network.cpu(), calibration, QuantConfig(8, 8, block))
+    stored = quantize(network.cpu(), calibration, QuantConfig(8, 8, block, method="l2"))
     compute, right = HardwareNetwork(stored), 0
     starts = range(0, len(images), BATCH)
     hidden = not STATUS.is_terminal

@@ -133,7 +133,7 @@ class TimedSystem(SimulatedSystem):
 def program_of(name: str) -> tuple[Program, np.ndarray]:
     """A compiled network and one image for it, (1, bytes)."""
     module, images, _ = load(name)
-    network = quantize(module, images, QuantConfig(block=16))
+    network = quantize(module, images, QuantConfig(block=16, method="l2"))
     program = compile_network(network, hardware(network))
     return program, program.encode_input(network.encode_input(images[:1]))
 

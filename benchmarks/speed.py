@@ -67,7 +67,7 @@ def inference(images: int, repetitions: int) -> list[Row]:
     """A row for every way to run ResNet-20."""
     model, calibration, test = load("resnet20")
     assert test is not None
-    network = quantize(model, calibration, QuantConfig())
+    network = quantize(model, calibration, QuantConfig(method="l2"))
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     rows = []
     for device in devices:
@@ -101,7 +101,7 @@ def conversion() -> Row:
     """The row of ResNet-50."""
     model, calibration, _ = load("resnet50")
     begin = time.perf_counter()
-    quantize(model, calibration[:1], QuantConfig())
+    quantize(model, calibration[:1], QuantConfig(method="l2"))
     return {
         "what": "conversion of ResNet-50",
         "seconds": time.perf_counter() - begin,

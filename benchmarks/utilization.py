@@ -23,7 +23,7 @@ from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import predict
 from shiftcore.golden.compare import difference
 from shiftcore.golden.machine import Machine
-from shiftcore.quant.convert import quantize
+from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.sim.accelerate import run_program
 
 LEAST = {"resnet20": 0.90, "resnet18": 0.87, "resnet50": 0.91}
@@ -42,7 +42,7 @@ def measure(name: str, simulated: bool = True) -> Row:
     """
     model, images, _ = load(name)
     began = time.perf_counter()
-    network = quantize(model, images)
+    network = quantize(model, images, QuantConfig(method="l2"))
     quantized = time.perf_counter()
     config = hardware(network)
     program = compile_network(network, config)
