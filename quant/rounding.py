@@ -35,7 +35,8 @@ VALUES = 1 << 27
 REPAIR = 0.5
 """part of the error of earlier layers that a layer makes up for; all of it would fit their noise"""
 DAMPING = 0.01
-"""what is added to the diagonal of the inputs' covariance, in parts of its mean"""
+"""what is added to the diagonal of the inputs' covariance, in parts of its mean; and as much again
+as there are inputs for every sample, so that few images change little"""
 SWEEPS = 16
 """rounds of improvement over all codes and scales, at most"""
 CHUNK = 1 << 25
@@ -184,7 +185,8 @@ def fitted(weight: Array, moments: Moments) -> tuple[Array, Array]:
     What the images do not tell about stays as it is.
     """
     square, cross = moments.covariances()
-    damping = DAMPING * max(square.trace() / len(square), np.finfo(np.float32).tiny)
+    share = DAMPING + len(square) / moments.count
+    damping = share * max(square.trace() / len(square), np.finfo(np.float32).tiny)
     metric = square + damping * np.eye(len(square))
     wanted = torch.from_numpy(cross + damping * weight)
     return torch.linalg.solve(torch.from_numpy(metric), wanted, left=False).numpy(), metric

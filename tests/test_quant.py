@@ -579,7 +579,7 @@ def test_all_ways_to_compute_give_the_same(
 ) -> None:
     chosen, ran = [], []
 
-    def plain(self: hardware._HardwareLayer, sources: list[hardware.Stored]) -> bool:
+    def plain(self: hardware.HardwareLayer, sources: list[hardware.Stored]) -> bool:
         chosen.append(original(self, sources))
         return fast
 
@@ -587,8 +587,8 @@ def test_all_ways_to_compute_give_the_same(
         ran.append(layer)
         return loops(layer, *arguments)
 
-    original, loops = hardware._HardwareLayer._plain, CompiledLayer.accumulate
-    monkeypatch.setattr(hardware._HardwareLayer, "_plain", plain)
+    original, loops = hardware.HardwareLayer._plain, CompiledLayer.accumulate
+    monkeypatch.setattr(hardware.HardwareLayer, "_plain", plain)
     monkeypatch.setattr(CompiledLayer, "accumulate", kernel)
     net = small_network()
     images = net.images(5)
@@ -654,7 +654,7 @@ def test_the_input_is_quantized_as_golden_does(exponent: int, bits: int, act_bit
     images[0, 0, 0] = 0
     images[0, 0, 1] = np.ldexp([0.5, 1.5, -2.5, 127.5], exponent)  # halfway between codes
     spec = FixedPoint(exponent, 4, act_bits, bits)
-    stored = hardware._fixed_point(spec, torch.from_numpy(images)).to_golden()
+    stored = hardware.fixed_point(spec, torch.from_numpy(images)).to_golden()
     assert not different_tensors({"x": stored}, {"x": spec.compute(images)})
 
 

@@ -136,7 +136,7 @@ def test_weights_are_fitted_as_least_squares() -> None:
     found, metric = fitted(weight, moments)
     centred, wanted = x - x.mean(1, keepdims=True), t - t.mean(1, keepdims=True)
     assert np.allclose(metric - np.diag(np.diag(metric)), _off_diagonal(centred), atol=1e-12)
-    damping = rounding.DAMPING * np.trace(centred @ centred.T / 50) / 6
+    damping = (rounding.DAMPING + 6 / 50) * np.trace(centred @ centred.T / 50) / 6
     rows = np.concatenate([centred.T, np.eye(6) * np.sqrt(50 * damping)])
     columns = np.concatenate([wanted.T, weight.T * np.sqrt(50 * damping)])
     assert np.allclose(found, np.linalg.lstsq(rows, columns)[0].T, atol=1e-10)
