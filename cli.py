@@ -2,12 +2,11 @@
 
 import json
 import math
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -158,9 +157,9 @@ def import_(model: Path, as_json: bool) -> None:
     type=click.IntRange(0),
     help="Passes over the images to learn from the float network in, after that.",
 )
-@click.option("--rate", default=2e-3, show_default=True, help="Learning rate, in weight codes.")
-@click.option("--batch", default=64, show_default=True, help="Images of a learning step.")
-@click.option("--seed", default=0, show_default=True, help="Of the order of the images.")
+@click.option("--rate", type=float, help="Learning rate, in weight codes.  [default: 0.002]")
+@click.option("--batch", type=int, help="Images of a learning step.  [default: 64]")
+@click.option("--seed", type=int, help="Of the order of the images.  [default: 0]")
 @click.option("--checkpoint", type=_PATH, help="Where learning writes its state, and goes on from.")
 @_as_json
 def quantize(
@@ -173,9 +172,9 @@ def quantize(
     scale: str,
     method: Literal["compensated", "joint", "kl", "l2"],
     epochs: int,
-    rate: float,
-    batch: int,
-    seed: int,
+    rate: float | None,
+    batch: int | None,
+    seed: int | None,
     checkpoint: Path | None,
     as_json: bool,
 ) -> None:
@@ -184,24 +183,27 @@ def quantize(
     With --epochs the codes, scales and biases then learn to answer as MODEL does (distillation). No
     labels are read. Under torchrun several processes share that work.
     """
-    from .quant.adapt import DistillationConfig, distill_network
+    from .quant.adapt import SHADOWS, distill_network
     from .quant.convert import QuantConfig
     from .quant.convert import quantize as convert
     from .quant.data import load_images
     from .quant.report import measure
+    from .quant.training import is_first_process
 
     _check_folder(output)
     images, _ = load_images(calib)
     config = QuantConfig(weight_bits, act_bits, block, scale, method)
-    learning = DistillationConfig(
-        max(epochs, 1), batch, rate, schedule="cosine", seed=seed, checkpoint=checkpoint
-    )
+    given = {"rate": rate, "batch": batch, "seed": seed, "checkpoint": checkpoint}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not epochs:
+        raise ValueError(f"--{next(iter(given))} is for learning, which needs --epochs")
+    learning = replace(SHADOWS, epochs=max(epochs, 1), **given)
     with _busy("quantizing"):
         network = convert(model, images, config)
     if epochs:
         network = distill_network(model, network, images, learning)
-    if os.environ.get("RANK", "0") != "0":
-        return
+        if not is_first_process():
+            return
     with _busy("measuring"):
         report = measure(model, network, images)
     network.save(output)

@@ -26,6 +26,7 @@ from .student import Student, Teacher
 from .training import Augment, TrainingConfig, fingerprint, fit, in_mode, process_device
 
 __all__ = [
+    "SHADOWS",
     "DistillationConfig",
     "distill",
     "distill_network",
@@ -62,6 +63,10 @@ def _check_distillation(temperature: float, kind: str) -> None:
         raise ValueError(f"temperature must be a number above 0, not {temperature!r}")
     if kind not in ("kl", "mse"):
         raise ValueError(f"kind must be 'kl' or 'mse', not {kind!r}")
+
+
+SHADOWS = DistillationConfig(rate=2e-3, schedule="cosine")
+"""of a quantized network, whose weights are in codes: the rate is in codes too"""
 
 
 def frozen_state(model: nn.Module) -> dict[str, str]:
@@ -208,15 +213,15 @@ def transfer(
     """
     targets = torch.as_tensor(labels)
     if len(targets) and not (targets.min() >= 0 and targets.max() < classes):
-        raise ValueError(f"labels must be 0 to {classes - 1}, not up to {int(targets.max())}")
+        found = f"{int(targets.min())} to {int(targets.max())}"
+        raise ValueError(f"labels must be 0 to {classes - 1}, not {found}")
+    if with_shifters and not any(True for _ in shifters(model)):
+        raise ValueError("the model has no DSConv layers, whose shifters could be trained")
     name = replace_classifier(model, classes, name=classifier, seed=config.seed)
     chosen = {f"{name}.{part}": p for part, p in model.get_submodule(name).named_parameters()}
     rates = {} if classifier_rate is None else dict.fromkeys(chosen, classifier_rate)
     if with_shifters:
-        moved = dict(shifters(model))
-        if not moved:
-            raise ValueError("the model has no DSConv layers, whose shifters could be trained")
-        chosen |= moved
+        chosen |= dict(shifters(model))
     return _classify(model, chosen, images, targets, config, augment, rates)
 
 
@@ -249,6 +254,7 @@ def distill(
     config: DistillationConfig,
     *,
     augment: Augment | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> list[float]:
     """Train a student to answer as its teacher does, on images without labels.
 
@@ -261,7 +267,7 @@ def distill(
     student, teacher : (N, C, H, W) to logits (N, classes)
     images : (N, C, H, W) float32
     config : see :class:`DistillationConfig`
-    augment : as of :func:`.training.fit`; both see the same images
+    augment, facts : as of :func:`.training.fit`; both see the same images
 
     Returns the loss of every step.
     """
@@ -274,13 +280,13 @@ def distill(
     taught = {parameter for parameter in student.parameters() if parameter.requires_grad}
     if not taught.isdisjoint(teacher.parameters()):
         raise ValueError("student and teacher share a parameter that is to be trained")
-    facts = {"teacher": fingerprint(teacher.state_dict())}
+    before = fingerprint(teacher.state_dict())
     with _unchanged(student), in_mode(teacher, "eval"):
         losses = fit(
             student, loss, (torch.as_tensor(images),), replace(config, mode="eval"),
-            augment=augment, facts=facts,
+            augment=augment, facts={"teacher": before, **(facts or {})},
         )  # fmt: skip
-    if fingerprint(teacher.state_dict()) != facts["teacher"]:
+    if fingerprint(teacher.state_dict()) != before:
         raise RuntimeError("training changed the teacher")
     return losses
 
@@ -289,7 +295,7 @@ def distill_network(
     model: Model,
     network: QuantizedNetwork,
     images: NDArray[np.float32],
-    config: DistillationConfig,
+    config: DistillationConfig = SHADOWS,
     *,
     augment: Augment | None = None,
     device: torch.device | None = None,
@@ -316,5 +322,6 @@ def distill_network(
     _, references = fold_input(layers, network.block)
     place = process_device() if device is None else device
     student, teacher = Student(network, references).to(place), Teacher(layers).to(place)
-    distill(student, teacher, images, config, augment=augment)
+    facts = {"formats": student.formats()}
+    distill(student, teacher, images, config, augment=augment, facts=facts)
     return student.network()

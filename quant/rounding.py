@@ -37,6 +37,8 @@ REPAIR = 0.5
 DAMPING = 0.01
 """what is added to the diagonal of the inputs' covariance, in parts of its mean; and as much again
 as there are inputs for every sample, so that few images change little"""
+FLOOR = 1e-4
+"""the least that is added, in parts of the mean square of the inputs"""
 SWEEPS = 16
 """rounds of improvement over all codes and scales, at most"""
 CHUNK = 1 << 25
@@ -47,9 +49,15 @@ Array = NDArray[np.float64]
 
 @dataclass
 class Moments:
-    """First and second moments of inputs x (F,) and wanted outputs t (Co,)."""
+    """First and second moments of inputs x (F,) and wanted outputs t (Co,), in float64.
+
+    Both are counted from the means of the first samples, so that what hardly varies keeps the
+    digits that do.
+    """
 
     count: int
+    origins: tuple[torch.Tensor, torch.Tensor] | None
+    """(F,) and (Co,): what is taken off x and t"""
     inputs: torch.Tensor
     """(F,) sum of x"""
     targets: torch.Tensor
@@ -58,23 +66,32 @@ class Moments:
     """(F, F) sum of x x'"""
     cross: torch.Tensor
     """(Co, F) sum of t x'"""
+    size: float
+    """sum of the squares of all inputs as they are"""
 
     @classmethod
     def zero(cls, features: int, outputs: int) -> "Moments":
         shapes = (features,), (outputs,), (features, features), (outputs, features)
-        return cls(0, *(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+        return cls(0, None, *(torch.zeros(shape, dtype=torch.float64) for shape in shapes), 0.0)
 
     def add(self, x: torch.Tensor, t: torch.Tensor) -> None:
         """Samples x (F, n) and t (Co, n)."""
+        x, t = x.double(), t.double()
+        self.size += float(x.square().sum())
+        if self.origins is None:
+            self.origins = x.mean(1), t.mean(1)
+        x, t = x - self.origins[0][:, None], t - self.origins[1][:, None]
         self.count += x.shape[1]
-        self.inputs += x.sum(1, dtype=torch.float64)
-        self.targets += t.sum(1, dtype=torch.float64)
+        self.inputs += x.sum(1)
+        self.targets += t.sum(1)
         self.square += x @ x.T
         self.cross += t @ x.T
 
     def means(self) -> tuple[Array, Array]:
         """Of the inputs, and of the outputs."""
-        return (self.inputs / self.count).numpy(), (self.targets / self.count).numpy()
+        assert self.origins is not None, "no samples yet"
+        inputs, targets = self.inputs / self.count, self.targets / self.count
+        return (self.origins[0] + inputs).numpy(), (self.origins[1] + targets).numpy()
 
     def covariances(self) -> tuple[Array, Array]:
         """Of the inputs (F, F), and of the outputs with them (Co, F)."""
@@ -186,7 +203,9 @@ def fitted(weight: Array, moments: Moments) -> tuple[Array, Array]:
     """
     square, cross = moments.covariances()
     share = DAMPING + len(square) / moments.count
-    damping = share * max(square.trace() / len(square), np.finfo(np.float32).tiny)
+    # Inputs that do not vary at all tell nothing either.
+    floor = max(FLOOR * moments.size / moments.count, np.finfo(np.float32).tiny)
+    damping = max(share * square.trace(), floor) / len(square)
     metric = square + damping * np.eye(len(square))
     wanted = torch.from_numpy(cross + damping * weight)
     return torch.linalg.solve(torch.from_numpy(metric), wanted, left=False).numpy(), metric

@@ -49,7 +49,7 @@ class _Weight(nn.Module):
         blocks = np.arange(kernel.scales.shape[1])[:, None, None]
         number = kernel.blocks.expand(np.broadcast_to(blocks, kernel.scales.shape))
         self.register_buffer("number", torch.from_numpy(number), False)
-        self.register_buffer("start", torch.from_numpy(kernel.scales), False)
+        self.register_buffer("start", torch.from_numpy(kernel.scales))
 
     def codes(self) -> torch.Tensor:
         """(Co, Ci / groups, Kh, Kw): whole numbers in range."""
@@ -73,7 +73,7 @@ class _Weight(nn.Module):
 
 
 class _Layer(nn.Module):
-    """One layer; the weights of its constant terms are buffers."""
+    """One layer; the weights of terms that do not train are buffers."""
 
     unit: torch.Tensor
     start: torch.Tensor
@@ -85,14 +85,14 @@ class _Layer(nn.Module):
         for number, (term, fixed) in enumerate(zip(layer.terms, constant, strict=True)):
             if fixed:
                 weight = torch.from_numpy(term.kernel.reconstruct().astype(np.float32))
-                self.register_buffer(f"constant{number}", weight, False)
+                self.register_buffer(f"constant{number}", weight)
             else:
                 self.weights[number] = _Weight(term.kernel)
                 self.add_module(f"weight{number}", self.weights[number])
         start = torch.from_numpy(FLOAT32.round(layer.bias))
         size = float(start.square().mean().sqrt()) if self.weights else 0.0
         self.change = nn.Parameter(torch.zeros_like(start), bool(self.weights))
-        self.register_buffer("start", start, False)
+        self.register_buffer("start", start)
         self.register_buffer("unit", torch.tensor(GAIN * (size if size > 0 else 1.0)), False)
 
     def bias(self) -> torch.Tensor:
@@ -148,7 +148,7 @@ class Teacher(nn.Module):
     def __init__(self, layers: Sequence[FloatLayer]) -> None:
         super().__init__()
         self.layers = layers
-        # A checkpoint of training knows the teacher by its state.
+        # Training knows the teacher by its state.
         for number, layer in enumerate(layers):
             self.register_buffer(f"bias{number}", torch.from_numpy(layer.bias))
             for index, term in enumerate(layer.terms):
@@ -168,7 +168,8 @@ class Student(nn.Module):
     Parameters
     ----------
     network : where training starts from
-    references : its layers in floating point, which tell learnt weights from constant ones
+    references : its layers in floating point, which tell what trains from weights that are constant
+        or the codes of a DSConv layer
     """
 
     def __init__(self, network: QuantizedNetwork, references: Sequence[FloatLayer]) -> None:
@@ -176,7 +177,8 @@ class Student(nn.Module):
         self.start = network
         self.layers: list[_Layer] = []
         for layer, reference in zip(network.layers, references, strict=True):
-            self.layers.append(_Layer(layer, [term.constant for term in reference.terms]))
+            fixed = [term.constant or term.coded is not None for term in reference.terms]
+            self.layers.append(_Layer(layer, fixed))
             self.add_module(f"layer{len(self.layers)}", self.layers[-1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -186,6 +188,13 @@ class Student(nn.Module):
         for layer, module in zip(self.start.layers, self.layers, strict=True):
             tensors[layer.name] = module([tensors[term.source] for term in layer.terms])
         return tensors[self.start.layers[-1].name].flatten(1)
+
+    def formats(self) -> str:
+        """What does not train: how every tensor is stored."""
+        kernels = [t.kernel for layer in self.start.layers for t in layer.terms]
+        weights = [(k.weight_bits, k.scale_format.name) for k in kernels]
+        limits = [(layer.output, layer.limits) for layer in self.start.layers]
+        return str((self.start.input, self.start.fold, weights, limits))
 
     def network(self) -> QuantizedNetwork:
         """The network with the codes, scales and biases as they are now."""

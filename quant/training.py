@@ -18,7 +18,16 @@ from rich.progress import Progress
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Augment", "Loss", "TrainingConfig", "fingerprint", "fit", "in_mode", "process_device"]
+__all__ = [
+    "Augment",
+    "Loss",
+    "TrainingConfig",
+    "fingerprint",
+    "fit",
+    "in_mode",
+    "is_first_process",
+    "process_device",
+]
 
 Loss = Callable[..., torch.Tensor]
 """``loss(model, *batch)``: the mean over the batch of what is to be made small"""
@@ -97,6 +106,12 @@ def process_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def is_first_process() -> bool:
+    """Whether this process, the first one of those that trained together, writes results."""
+    joined = distributed.is_available() and distributed.is_initialized()
+    return not joined or distributed.get_rank() == 0
 
 
 def fit(

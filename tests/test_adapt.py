@@ -133,7 +133,7 @@ def test_transfer_with_shifters_beats_the_classifier_alone() -> None:
 
 
 def test_labels_of_a_transfer() -> None:
-    with pytest.raises(ValueError, match=r"^labels must be 0 to 8, not up to 9$"):
+    with pytest.raises(ValueError, match=r"^labels must be 0 to 8, not 0 to 9$"):
         transfer(coded(3), 9, TRAINING.x, TRAINING.y, CONFIG)
 
 

@@ -115,10 +115,10 @@ def test_four_bits_cost_less_than_a_point(
     assert evaluate(three, digits[1].x, digits[1].y).top1 >= 95
 
 
-def test_the_report_of_the_example(
-    digits: tuple[Digits, Digits], network: QuantizedNetwork
-) -> None:
-    report = measure(model.load(), network, digits[0].x[:256])
+def test_the_report_of_the_example(digits: tuple[Digits, Digits]) -> None:
+    images = digits[0].x[:256]
+    network = quantize(model.load(), images, QuantConfig(method="l2"))
+    report = measure(model.load(), network, images)
     layers = {layer.name: layer for layer in report.layers}
     assert layers["input"].output_sqnr_db == float("inf")  # the pixels lie on the grid
     assert layers["input"].saturated == 0

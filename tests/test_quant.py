@@ -587,12 +587,12 @@ def test_all_ways_to_compute_give_the_same(
         ran.append(layer)
         return loops(layer, *arguments)
 
-    original, loops = hardware.HardwareLayer._plain, CompiledLayer.accumulate
-    monkeypatch.setattr(hardware.HardwareLayer, "_plain", plain)
-    monkeypatch.setattr(CompiledLayer, "accumulate", kernel)
     net = small_network()
     images = net.images(5)
     network = quantize(net.graph("fc"), images, QuantConfig(block=4))
+    original, loops = hardware.HardwareLayer._plain, CompiledLayer.accumulate
+    monkeypatch.setattr(hardware.HardwareLayer, "_plain", plain)
+    monkeypatch.setattr(CompiledLayer, "accumulate", kernel)
     mode = HardwareNetwork(network, compiled=compiled)
     assert not different_tensors(mode.compute(images), network.compute(images))
     assert all(chosen)  # an ordinary network takes the fast way

@@ -66,7 +66,8 @@ def test_accuracy_of_four_bits(
     assert evaluate(network, images, labels).top1 >= floating - 3
 
 
-def test_the_report(model: ResNet20, network: QuantizedNetwork, calibration: np.ndarray) -> None:
+def test_the_report(model: ResNet20, calibration: np.ndarray) -> None:
+    network = quantize(model, calibration[:50], QuantConfig(method="l2"))
     report = measure(model, network, calibration[:50])
     assert report.layers[0].saturated == 0
     assert report.layers[0].output_sqnr_db > 35  # 8-bit images

@@ -1,6 +1,7 @@
 """Error-compensated rounding."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from shiftcore.quant import rounding
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.quant.dsconv import DSConv2d, DSConvConfig, quantize_
 from shiftcore.quant.float_layer import FloatTerm
-from shiftcore.quant.hardware import Stored, fixed_point
+from shiftcore.quant.hardware import HardwareNetwork, Stored, fixed_point
 from shiftcore.quant.report import measure
 from shiftcore.quant.rounding import Moments, Rounding, fitted
 
@@ -162,7 +163,8 @@ def test_inputs_without_variance_keep_their_weights() -> None:
 def test_moments_are_those_of_the_convolution(monkeypatch, groups) -> None:
     """The true weights come back from a convolution's own results."""
     monkeypatch.setattr(rounding, "CHUNK", 2000)  # several batches
-    monkeypatch.setattr(rounding, "DAMPING", 1e-12)
+    monkeypatch.setattr(rounding, "DAMPING", 1e-9)
+    monkeypatch.setattr(rounding, "FLOOR", 0)
     random = torch.Generator().manual_seed(groups)
     x = torch.randn(30, 6, 9, 8, generator=random).relu()
     weight = torch.randn(6, 6 // groups, 3, 2, generator=random)
@@ -171,11 +173,47 @@ def test_moments_are_those_of_the_convolution(monkeypatch, groups) -> None:
     y = functional.conv2d(padded, weight, torch.arange(6.0), (2, 1), 0, (1, 2), groups)
     for group, moments in enumerate(rounding._moments(x, y, term)):
         own = slice(group * 6 // groups, (group + 1) * 6 // groups)
+        # As many samples as make the share of inputs for every sample nothing.
+        many = replace(moments, count=moments.count << 40)
+        for name in ("inputs", "targets", "square", "cross"):
+            setattr(many, name, getattr(moments, name) * 2.0**40)
         start = np.zeros((6 // groups, weight[0].numel()))
-        found, _ = fitted(start, moments)
+        found, _ = fitted(start, many)
         assert np.allclose(found, weight[own].flatten(1).numpy(), atol=1e-3)
         inputs, targets = moments.means()
         assert np.allclose(targets - found @ inputs, np.arange(6.0)[own], atol=1e-3)
+
+
+ALIKE = {
+    "one image": lambda random: random.normal(size=(1, 4, 8, 8)),
+    "alike": lambda random: np.repeat(random.normal(size=(1, 4, 8, 8)), 32, 0),
+    "nearly alike": lambda random: (
+        random.normal(size=(1, 4, 8, 8)) + 1e-4 * random.normal(size=(32, 4, 8, 8))
+    ),
+    "constant": lambda random: np.full((32, 4, 8, 8), 3.7),
+    "black": lambda random: np.zeros((32, 4, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_images_that_tell_little_change_little(kind: str) -> None:
+    torch.manual_seed(1)
+    random = np.random.default_rng(1)
+    network = nn.Sequential(
+        nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+    images = ALIKE[kind](random).astype(np.float32)
+    others = torch.from_numpy(random.normal(size=(64, 4, 8, 8)).astype(np.float32))
+    with torch.no_grad():
+        wanted = network(others)
+
+    def noise(method: str) -> float:
+        config = QuantConfig(6, 8, 4, method=method, input_bits=12)  # type: ignore[arg-type]
+        given = HardwareNetwork(quantize(network, images, config))(others).flatten(1)
+        return float((given - wanted).square().mean() / wanted.square().mean())
+
+    assert noise("compensated") < 2 * noise("l2") + 1e-2
 
 
 def digits(count: int) -> np.ndarray:

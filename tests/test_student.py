@@ -1,6 +1,7 @@
 """Networks that train as they are quantized."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from shiftcore.golden.layers import Layer
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.quant.adapt import DistillationConfig, distill_network, distillation_loss
 from shiftcore.quant.convert import QuantConfig, as_graph, quantize
+from shiftcore.quant.dsconv import DSConvConfig, quantize_
 from shiftcore.quant.fold import fold_input
 from shiftcore.quant.hardware import HardwareNetwork
 from shiftcore.quant.lower import lower
@@ -168,3 +170,26 @@ def test_a_network_of_another_model_is_refused() -> None:
     other = replace(network, layers=network.layers[:-1])
     with pytest.raises(ValueError, match="not made from this model"):
         distill_network(model.load(), other, IMAGES, DistillationConfig())
+
+
+def test_codes_of_dsconv_layers_do_not_train() -> None:
+    coded = model.load()
+    quantize_(coded, DSConvConfig(weight_bits=3), lambda module, name: name == "block1.conv1")
+    network = quantize(coded, IMAGES, QuantConfig(act_bits=8))
+    config = DistillationConfig(batch=32, rate=0.3)
+    trained = distill_network(coded, network, IMAGES, config, device=CPU)
+    same = [a == b for a, b in zip(contents(network), contents(trained), strict=True)]
+    names = [layer.name for layer in network.layers]
+    assert same[names.index("block1.conv1")]
+    assert not same[names.index("conv2")]
+
+
+@pytest.mark.parametrize(
+    "other", [{"act_bits": 8}, {"scale": "fp16"}, {"rounding": "truncate"}, {"method": "joint"}]
+)
+def test_a_checkpoint_of_another_quantization_is_refused(tmp_path: Path, other: dict) -> None:
+    config = DistillationConfig(batch=64, rate=1e-3, checkpoint=tmp_path / "state.pt")
+    options = {"weight_bits": 3, "method": "l2"}
+    distill_network(model.load(), quantized(**options), IMAGES, config, device=CPU)
+    with pytest.raises(ValueError, match="is that of another training"):
+        distill_network(model.load(), quantized(**options | other), IMAGES, config, device=CPU)

@@ -92,7 +92,10 @@ def test_layers_golden_machine_and_rtl_are_equal(case: Case) -> None:
 
 
 def test_no_kind_of_layer_is_left_out() -> None:
-    """Whatever the front end reads goes through the RTL, in the test above."""
+    """Whatever the front end reads goes through the RTL, in the test above.
+
+    But for `Requantize`, which computes nothing: it tells how a network was trained.
+    """
     classes = [item for item in vars(nodes).values() if isinstance(item, type)]
     supported = {item.__name__ for item in classes if issubclass(item, nodes.Node)}
     variants = {
@@ -100,7 +103,7 @@ def test_no_kind_of_layer_is_left_out() -> None:
         "concatenation", "slice", "shuffle", "channel pad", "pad", "crop", "subsample",
     }  # fmt: skip
     found = set().union(*(kinds(small(name).graph) for name in SMALL))
-    assert found == supported - {"Node", "Unknown"} | variants
+    assert found == supported - {"Node", "Unknown", "Requantize"} | variants
 
 
 # The structures at full size: layers and multiply-accumulates as published.
@@ -133,11 +136,10 @@ def test_resnet8_keeps_its_accuracy(data_folder: Path) -> None:
     assert network.fold is not None
     few = images[:2]
     assert not different_tensors(HardwareNetwork(network).compute(few), network.compute(few))
-    # Rounding weights to four bits without retraining costs a network this small several points;
-    # four bits of activation cost next to nothing.
-    assert evaluate(network, images, labels).top1 >= floating - 10
+    # Four bits of activation cost this small network a point or two, however wide the weights.
+    assert evaluate(network, images, labels).top1 >= floating - 4
     wide = quantize(model, raw_cifar10(data_folder, 64, "train-20k")[0], QuantConfig(8, 4))
-    assert evaluate(wide, images, labels).top1 >= floating - 3
+    assert evaluate(wide, images, labels).top1 >= floating - 4
 
 
 def test_augmented_images_are_moved_or_mirrored_ones():
