@@ -68,6 +68,46 @@ def test_quantize_and_evaluate(digits: Path) -> None:
     assert found["images_per_s"] > 0
 
 
+def learn(digits: Path, output: Path, *options: object) -> Result:
+    return run(
+        "quantize", digits / "digits.pt2", "--calib", digits / "calibration.npz", "-o", output,
+        "--weight-bits", 2, "--json", *options,
+    )  # fmt: skip
+
+
+def test_quantize_with_learning(digits: Path) -> None:
+    networks = [digits / f"{name}.safetensors" for name in ("plain", "first", "again")]
+    epochs = ("--epochs", 3, "--rate", 0.01, "--batch", 8, "--checkpoint", digits / "state.pt")
+    found = [
+        json.loads(learn(digits, network, "--method", "l2", *options).stdout)["sqnr_db"]
+        for network, options in zip(networks, [(), epochs, epochs], strict=True)
+    ]
+    assert found[1] > found[0] + 0.5
+    assert networks[1].read_bytes() == networks[2].read_bytes()  # from the checkpoint
+
+
+def test_learning_needs_epochs(digits: Path) -> None:
+    refused(learn(digits, digits / "net", "--rate", 0.1), "--rate is for learning", "--epochs")
+    refused(learn(digits, digits / "net", "--epochs", 1, "--rate", -1), "rate must be a number")
+    refused()
+    assert not (digits / "net").exists()
+
+
+def test_learning_in_two_processes(digits: Path) -> None:
+    output = digits / "net.safetensors"
+    done = subprocess.run(
+        [
+            sys.executable, "-P", "-m", "torch.distributed.run", "--nproc-per-node", "2",
+            "--standalone", "-m", "shiftcore.cli", "quantize", digits / "digits.pt2", "--calib",
+            digits / "calibration.npz", "-o", output, "--method", "l2", "--epochs", "1", "--json",
+        ],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["layers"] == 9  # printed once
+    assert output.exists()
+
+
 def test_report(digits: Path) -> None:
     network, output = digits / "net.safetensors", digits / "report"
     run(
