@@ -24,10 +24,12 @@ from shiftcore.frontend.archive import read
 from shiftcore.frontend.coded import expand
 from shiftcore.frontend.coverage import survey
 from shiftcore.frontend.graph import BatchNorm, Graph
+from shiftcore.golden.bfp import BlockFloat
 from shiftcore.golden.compare import different_tensors
 from shiftcore.golden.floats import BF16, FP32, SCALE_FORMATS, ScaleFormat
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.golden.vqk import weight_blocks
+from shiftcore.quant.activation import BlockFloatActivation
 from shiftcore.quant.calibrate import float_tensors
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.quant.dsconv import (
@@ -526,6 +528,48 @@ def test_activations_of_training_reach_the_network():
     ]:
         with pytest.raises(ValueError, match=f"^{message}$"):
             quantize(model, IMAGES.numpy(), config)
+
+
+def stored_after(*before: nn.Module, signed: bool, after: nn.Module) -> QuantizedNetwork:
+    """The network of these layers with block floating point between `before` and `after`."""
+    activation = BlockFloatActivation(BlockFloat(4, 8, signed))
+    model = nn.Sequential(*before, activation, after).eval()
+    with torch.inference_mode():
+        expected = model(IMAGES)
+    network = quantize(model, IMAGES.numpy(), QuantConfig(8, 8, 4, "fp32", input_bits=16))
+    found = HardwareNetwork(network)(IMAGES)
+    assert (found - expected).norm() < 0.02 * expected.norm()
+    return network
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_activations_are_stored_with_the_sign_of_training(signed: bool):
+    torch.manual_seed(0)
+    conv, after = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+    network = stored_after(conv, signed=signed, after=after)
+    assert [layer.name for layer in network.layers] == ["0", "2"]
+    assert network.layers[0].output == BlockFloat(4, 8, signed)
+    stored_after(conv, nn.MaxPool2d(2), signed=signed, after=after)
+    # The image is copied without what is negative, or read as it is.
+    first = stored_after(signed=signed, after=nn.Conv2d(3, 4, 3)).layers
+    assert [layer.name for layer in first] == (["1"] if signed else ["0", "1"])
+
+
+def test_after_a_relu_a_sign_is_refused_and_its_lack_changes_nothing():
+    torch.manual_seed(0)
+    conv, after = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+    pool = nn.MaxPool2d(2)
+    network = stored_after(conv, nn.ReLU(), signed=False, after=after)
+    assert [layer.name for layer in network.layers] == ["0", "3"]
+    network = stored_after(conv, nn.ReLU(), pool, signed=False, after=after)
+    assert [layer.limits for layer in network.layers] == [None] * 3
+    message = (
+        "it was trained with a sign, but what cannot be negative is stored without one; train with "
+        "signed=False"
+    )
+    for number, before in [(2, [nn.ReLU()]), (3, [nn.ReLU(), pool]), (2, [nn.Hardtanh(0, 6)])]:
+        with pytest.raises(ValueError, match=f"^layer '{number}': {message}$"):
+            stored_after(conv, *before, signed=True, after=after)
 
 
 def test_what_no_accelerator_computes_is_refused():
