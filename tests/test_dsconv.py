@@ -284,6 +284,16 @@ def test_types_and_devices():
     assert {part.device.type for part in (*meta.parameters(), *meta.buffers())} == {"meta"}
 
 
+@pytest.mark.parametrize("to", [{"dtype": torch.float64}, {"device": "meta"}])
+def test_restored_layers_have_the_type_and_the_device_of_the_model(to: dict):
+    model = converted().to(**to)
+    restore_(model)
+    expected = small().to(**to).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert (tensor.dtype, tensor.device) == (expected[name].dtype, expected[name].device)
+        assert tensor.is_meta or torch.equal(tensor, expected[name])
+
+
 def test_autocast_is_that_of_any_convolution():
     model = converted()
     with torch.autocast("cpu", torch.bfloat16):
