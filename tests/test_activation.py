@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from shiftcore.examples.digits import data, model
 from shiftcore.examples.zoo.catalogue import CATALOGUE
 from shiftcore.examples.zoo.resnet20 import ResNet20
 from shiftcore.golden.bfp import BlockFloat, Rounding
@@ -19,7 +20,10 @@ from shiftcore.quant.activation import (
     block_float,
     requantized_modules,
 )
+from shiftcore.quant.calibrate import float_tensors
+from shiftcore.quant.convert import as_graph
 from shiftcore.quant.dsconv import DSConvConfig, quantize_, restore_
+from shiftcore.quant.lower import lower
 from shiftcore.tests.golden.bit_patterns import MODES, patterns, pixel
 from shiftcore.tests.golden.exact import max_shift_mask
 
@@ -98,6 +102,21 @@ def test_each_bit_adds_six_decibels():
         noise.append((block_float(x, BlockFloat(16, bits)) - x).square().sum().log10().item() * 10)
     steps = -np.diff(noise)
     assert steps == pytest.approx(np.full(5, 6.02), abs=0.3)
+
+
+def test_each_bit_adds_six_decibels_to_real_activations():
+    """Every tensor that the network of the digits stores, with and without a sign."""
+    images = data.load()[0].x[:32]
+    layers = lower(as_graph(model.load(), images))
+    (tensors,) = float_tensors(layers, images)
+    signs = set()
+    for layer in layers[:-1]:
+        x = tensors[layer.name]
+        signs.add(signed := bool(x.min() < 0))
+        specs = [BlockFloat(16, bits, signed) for bits in range(3, 9)]
+        noise = [(block_float(x, spec) - x).square().sum().log10().item() * 10 for spec in specs]
+        assert -np.diff(noise) == pytest.approx(np.full(5, 6.02), abs=0.5), layer.name
+    assert signs == {False, True}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

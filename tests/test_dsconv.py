@@ -503,6 +503,42 @@ def test_a_saved_program_is_quantized_in_another_process(tmp_path: Path):
     assert np.array_equal(biases["0"], (model[0].bias + model[0].channel_bias).detach().numpy())
 
 
+def test_channel_shifters_of_any_sign_pass_through_the_file(tmp_path: Path):
+    """phi zero and negative, and a bias of its own, folded with a batch norm of both signs."""
+    model = small()
+    quantize_(model, CONFIG)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model[3].weight.uniform_(-2, 2, generator=generator)
+        for part in (model[3].bias, model[3].running_mean):
+            part.normal_(generator=generator)
+        model[3].running_var.uniform_(0.5, 2, generator=generator)
+        for layer in (model[n] for n in (0, 2, 5, 8)):
+            layer.channel_scale.normal_(generator=generator)
+            layer.channel_scale[::3] = 0
+            layer.channel_bias.normal_(generator=generator)
+            assert layer.channel_scale.min() < 0
+        expected = model(IMAGES)
+    graph = read(model, IMAGES[:1])
+    (tensors,) = float_tensors(lower(graph), IMAGES.numpy())
+    torch.testing.assert_close(tensors["8"].flatten(1), expected, rtol=1e-6, atol=1e-5)
+    quantize(graph, IMAGES.numpy(), QuantConfig(4, 8, 4)).save(tmp_path / "net.safetensors")
+    network = QuantizedNetwork.load(tmp_path / "net.safetensors")
+    biases = {layer.name: layer.bias for layer in network.layers}
+    kernels = {layer.name: layer.terms[0].kernel for layer in network.layers}
+    for name, (layer, weight) in stored_weights(model, graph, network, BF16).items():
+        kernel = kernels[name]
+        assert np.array_equal(kernel.codes.reshape(layer.codes.shape), layer.codes)
+        assert np.array_equal(kernel.reconstruct().reshape(weight.shape), weight)
+        assert not kernel.reconstruct()[::3].any()
+        bias = layer.channel_bias if layer.bias is None else layer.bias + layer.channel_bias
+        if name == "2":
+            bias = model[3](bias[None, :, None, None]).flatten()
+        np.testing.assert_allclose(biases[name], bias.detach(), rtol=1e-6, atol=1e-6)
+    result = HardwareNetwork(network)(IMAGES).flatten(1)
+    assert (result - expected).norm() < 0.02 * expected.norm()
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_odd_counts_of_every_width_pass_through_the_file(bits: int, tmp_path: Path):
     torch.manual_seed(0)
