@@ -45,7 +45,7 @@ BITS = (2, 3, 4, 8)
 
 def row(point: Point, found: Measured, labels: NDArray[np.int64]) -> Row:
     """What was measured of one network."""
-    widths = [point.config.layer(layer.name).weight_bits for layer in point.network.layers]
+    widths = list(point.weight_bits.values())
     return {
         "uniform": point.uniform,
         "bytes": point.bytes,

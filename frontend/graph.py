@@ -375,3 +375,21 @@ class Graph:
         for node in self.nodes:
             shapes[node.name] = result_shape(node, shapes)
         return shapes
+
+    @cached_property
+    def nonnegative(self) -> frozenset[str]:
+        """The nodes whose results cannot be negative, by what they and those before them do."""
+        found: set[str] = set()
+        for node in self.nodes:
+            match node:
+                case ReLU() | Requantize(spec=BlockFloat(signed=False)):
+                    never = True
+                case Clamp():
+                    never = min(node.low, node.high) >= 0
+                case Add() | Arrange() | AvgPool() | Flatten() | MaxPool() | Requantize():
+                    never = found.issuperset(node.inputs)
+                case _:
+                    never = False
+            if never:
+                found.add(node.name)
+        return frozenset(found)

@@ -316,16 +316,19 @@ def account_network(network: QuantizedNetwork) -> tuple[LayerAccount, ...]:
 
 def graph_kernels(graph: Graph) -> tuple[KernelShape, ...]:
     """The convolutions and linear layers of a graph."""
-    found = []
-    for node in graph.nodes:
-        if isinstance(node, Conv2d):
-            filters, depth, height, width = node.weight.shape
-            pixels = math.prod(graph.shapes[node.name][1:])
-            taps = height * width
-            found.append(KernelShape(node.name, filters, depth, taps, node.groups, pixels))
-        elif isinstance(node, Linear):
-            found.append(KernelShape(node.name, *node.weight.shape))
-    return tuple(found)
+    return tuple(_shape(graph, node) for node in _learnt(graph))
+
+
+def _learnt(graph: Graph) -> list[Conv2d | Linear]:
+    return [node for node in graph.nodes if isinstance(node, Conv2d | Linear)]
+
+
+def _shape(graph: Graph, node: Conv2d | Linear) -> KernelShape:
+    if isinstance(node, Linear):
+        return KernelShape(node.name, *node.weight.shape)
+    filters, depth, height, width = node.weight.shape
+    pixels = math.prod(graph.shapes[node.name][1:])
+    return KernelShape(node.name, filters, depth, height * width, node.groups, pixels)
 
 
 def account_graph(
@@ -333,19 +336,17 @@ def account_graph(
 ) -> tuple[LayerAccount, ...]:
     """The convolutions and linear layers of a network that is not quantized yet.
 
-    Batch norm is folded, so that every filter has a bias. Pools, identities and digit planes, which
-    quantization adds, are not there.
+    Layers that are codes already have the bits of these, all others `weight_bits`. Batch norm is
+    folded, so that every filter has a bias. Pools, identities and digit planes, which quantization
+    adds, are not there.
     """
-    return tuple(
-        _account(
-            shape.name,
-            shape.weights,
-            [CodedKernel(shape, weight_bits, block, scale_format)],
-            shape.filters,
-            [1],
-        )
-        for shape in graph_kernels(graph)
-    )
+    rows = []
+    for node in _learnt(graph):
+        shape = _shape(graph, node)
+        bits = weight_bits if node.coded is None else node.coded.weight_bits
+        kernel = CodedKernel(shape, bits, block, scale_format)
+        rows.append(_account(shape.name, shape.weights, [kernel], shape.filters, [1]))
+    return tuple(rows)
 
 
 def file_memory(path: Path | str) -> Mapping[str, Memory]:

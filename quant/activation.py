@@ -5,6 +5,8 @@ ReLU, or after the max pool that alone reads one. The images, sums before their 
 batch norms and the network's result stay as they are.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 
 import torch
@@ -76,15 +78,24 @@ _CALLS = frozenset(
 )
 
 
-def _separate(model: nn.Module) -> None:
-    """Give every place of a ReLU or a max pool a module of its own."""
+@contextmanager
+def _separated(model: nn.Module) -> Iterator[None]:
+    """Every place of a ReLU or a max pool has a module of its own; afterwards as it was before."""
+    shared: list[tuple[nn.Module, str, nn.Module]] = []
     seen: set[nn.Module] = set()
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if isinstance(child, (*RELUS, nn.MaxPool2d)):
                 if child in seen:
-                    parent._modules[name] = copy(child)
+                    shared.append((parent, name, child))
                 seen.add(child)
+    for parent, name, child in shared:
+        parent._modules[name] = copy(child)
+    try:
+        yield
+    finally:
+        for parent, name, child in shared:
+            parent._modules[name] = child
 
 
 def _traced(model: nn.Module) -> fx.Graph:
@@ -100,14 +111,18 @@ def _traced(model: nn.Module) -> fx.Graph:
 def requantized_modules(model: nn.Module) -> tuple[str, ...]:
     """The names of the modules whose results are stored: ReLUs, or the max pools right after them.
 
-    Modules that stand in several places of the network get a copy for each.
+    A module that stands in several places has a name in each of them. The model stays as it is.
 
     Raises
     ------
     ValueError
         if the network cannot be traced, or naming a ReLU that is a function call
     """
-    _separate(model)
+    with _separated(model):
+        return _stored(model)
+
+
+def _stored(model: nn.Module) -> tuple[str, ...]:
     graph, modules = _traced(model), dict(model.named_modules())
 
     def kind(node: fx.Node) -> nn.Module | None:
@@ -142,7 +157,10 @@ def _place(relu: str, places: set[str], readings: dict[str, set[str]]) -> str:
 
 
 def requantize_(model: nn.Module, spec: BlockFloat) -> None:
-    """Put block floating point into a network, in place, after :func:`requantized_modules`."""
+    """Put block floating point into a network, in place, after :func:`requantized_modules`.
+
+    What stands in several places gets one for each. After an error nothing has changed.
+    """
     for name in requantized_modules(model):
         parent, _, last = name.rpartition(".")
         owner = model.get_submodule(parent)

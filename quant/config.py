@@ -31,12 +31,12 @@ def check_choices(config: Any, **others: tuple[str, ...]) -> None:
         value, choices = getattr(config, field.name), allowed.get(field.name)
         if choices is None or (value is None and field.default is None):
             continue
-        if isinstance(value, bool) or value not in choices:
-            choice = (
-                f"{choices[0]} to {choices[-1]}"
-                if isinstance(choices, range)
-                else " or ".join(map(str, choices))
-            )
+        if isinstance(choices, range):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            choice = f"{'' if whole else 'a whole number from '}{choices[0]} to {choices[-1]}"
+        else:
+            whole, choice = True, " or ".join(map(str, choices))
+        if not whole or value not in choices:
             raise ValueError(f"{field.name} must be {choice}, not {value!r}")
 
 

@@ -160,6 +160,11 @@ def _check_requantization(graph: Graph, config: QuantConfig) -> None:
                         f"layer {node.name!r}: it was trained with {name} {value!r}, not "
                         f"{getattr(config, name)!r}; quantize with {value!r}"
                     )
+            if spec.signed and node.inputs[0] in graph.nonnegative:
+                raise ValueError(
+                    f"layer {node.name!r}: it was trained with a sign, but what cannot be negative "
+                    "is stored without one; train with signed=False"
+                )
 
 
 def _limits(layer: FloatLayer, signed: bool | None) -> tuple[float, float] | None:

@@ -443,7 +443,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, _Shifted]]:
 
 
 def restore_(model: nn.Module) -> None:
-    """Undo :func:`quantize_`: the layers as they were, on the model's device.
+    """Undo :func:`quantize_`: the layers as they were, in the type and on the device of the model.
 
     Raises ``ValueError``, naming the layer, if one was frozen or was never made from another.
     """
@@ -451,7 +451,7 @@ def restore_(model: nn.Module) -> None:
     for name, layer in _layers(model):
         if layer.source is None:
             raise ValueError(f"layer {name!r}: it has no source weights to go back to")
-        sources[layer] = layer.source.to(layer.scale.device).train(layer.training)
+        sources[layer] = layer.source.to(layer.scale).train(layer.training)
     for module in model.modules():
         if isinstance(module, Requantized):
             sources[module] = module[0]

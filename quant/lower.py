@@ -6,6 +6,7 @@ Every layer of the machine is a sum (or a maximum) of convolutions that starts f
   depthwise 1x1 convolution;
 * ReLU and clamps are part of the layer whose result they take; where something else reads that
   result too, they become an identity layer of their own;
+* block floating point without a sign clamps at 0, as a ReLU;
 * an addition becomes one layer. Operands that nothing else reads, such as the two branches of a
   block with a projection, accumulate in it without being stored first; others are read back through
   a depthwise identity. Terms follow the order of the operands, and the layer is named after the
@@ -50,8 +51,6 @@ __all__ = ["FloatLayer", "FloatTerm", "lower"]
 
 Windows = tuple[Window, Window]
 Weight = NDArray[np.float64] | Coded
-Alias = Flatten | Requantize
-"""nodes that compute nothing here: every layer requantizes its result when it stores it"""
 POINT = (Window(1), Window(1))
 WASTE = 2
 """A tensor is worked on as a whole unless more than this times the channels wanted are there."""
@@ -116,18 +115,24 @@ class _Lowering:
         self.alias: dict[str, str] = {}
         """the node behind one that is an alias"""
         for node in graph.nodes:
-            if isinstance(node, Alias):
+            if self._computes_nothing(node):
                 self.alias[node.name] = self._behind(node.inputs[0])
-        readers = (node for node in graph.nodes if not isinstance(node, Alias))
+        readers = (node for node in graph.nodes if node.name not in self.alias)
         self.uses = Counter(self._behind(name) for node in readers for name in node.inputs)
 
     def layers(self) -> tuple[FloatLayer, ...]:
         for node in self.graph.nodes:
             if isinstance(node, Output):
                 self._finish(node)
-            elif not isinstance(node, Alias):
+            elif node.name not in self.alias:
                 self.layouts[node.name] = self._layout(node)
         return tuple(self.stored)
+
+    def _computes_nothing(self, node: Node) -> bool:
+        """Whether a node is an alias: every layer requantizes its result when it stores it."""
+        if isinstance(node, Requantize):
+            return node.spec.signed or node.inputs[0] in self.graph.nonnegative
+        return isinstance(node, Flatten)
 
     def _behind(self, name: str) -> str:
         return self.alias.get(name, name)
@@ -311,7 +316,7 @@ class _Lowering:
                 return self._linear(node)
             case BatchNorm():
                 return self._batch_norm(node)
-            case ReLU():
+            case ReLU() | Requantize():  # without a sign: it loses what is negative
                 return self._clamp(node, 0, np.inf)
             case Clamp():
                 return self._clamp(node, node.low, node.high)

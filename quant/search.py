@@ -8,7 +8,7 @@ The best ones are then quantized and measured as a whole, on images that had no 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -253,9 +253,17 @@ class Point:
     cycles: int | None = None
 
     @property
+    def weight_bits(self) -> Mapping[str, int]:
+        """b of every layer: that of its widest kernel."""
+        return {
+            layer.name: max(term.kernel.weight_bits for term in layer.terms)
+            for layer in self.network.layers
+        }
+
+    @property
     def uniform(self) -> bool:
-        """Whether the same b was given to all layers."""
-        return len({self.config.layer(layer.name).weight_bits for layer in self.network.layers}) < 2
+        """Whether all layers have the same b."""
+        return len(set(self.weight_bits.values())) == 1
 
     @property
     def _costs(self) -> tuple[float, float, float]:

@@ -14,7 +14,6 @@ __all__ = ["figures", "front_table", "write_search"]
 
 def figures(point: Point) -> dict[str, Any]:
     """One point by name; ``weight_bits`` of every layer."""
-    layers = point.network.layers
     return {
         "bytes": point.bytes,
         "cycles": point.cycles,
@@ -23,7 +22,7 @@ def figures(point: Point) -> dict[str, Any]:
         "top1": point.top1,
         "act_bits": point.config.act_bits,
         "block": point.config.block,
-        "weight_bits": {x.name: point.config.layer(x.name).weight_bits for x in layers},
+        "weight_bits": point.weight_bits,
         "uniform": point.uniform,
     }
 
@@ -31,7 +30,7 @@ def figures(point: Point) -> dict[str, Any]:
 def _bits(point: Point) -> str:
     """The b of a uniform network, or the mean over its weights."""
     if point.uniform:
-        return str(point.config.layer(point.network.layers[0].name).weight_bits)
+        return str(*set(point.weight_bits.values()))
     account = total(account_network(point.network))
     weights = sum(kernel.shape.weights for kernel in account.kernels)
     bits = sum(kernel.shape.weights * kernel.weight_bits for kernel in account.kernels)
@@ -59,7 +58,7 @@ def front_table(found: Search) -> Table:
 def _layer_table(point: Point) -> Table:
     """The widths of the chosen network."""
     rows = [
-        (layer.name, str(point.config.layer(layer.name).weight_bits), f"{layer.memory.bytes:,}")
+        (layer.name, str(point.weight_bits[layer.name]), f"{layer.memory.bytes:,}")
         for layer in account_network(point.network)
     ]
     return "Chosen network", ("layer", "b", "bytes"), rows

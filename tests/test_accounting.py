@@ -42,6 +42,7 @@ from shiftcore.quant.accounting import (
     total,
 )
 from shiftcore.quant.convert import QuantConfig, quantize
+from shiftcore.quant.dsconv import DSConvConfig, quantize_
 from shiftcore.quant.module_shapes import module_kernels
 from shiftcore.tests.compiler.random_networks import random_config, random_network
 from shiftcore.tests.networks import CONFIG
@@ -280,6 +281,16 @@ def test_a_model_is_accounted_as_its_network_will_be() -> None:
     expected = account_network(quantize(graph, images, QuantConfig(3, 8, 8, "fp16")))
     found = account_graph(graph, 3, 8, FP16)
     assert found == expected
+
+
+def test_layers_of_codes_are_accounted_with_their_own_bits() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(20, 6, 1), torch.nn.Conv2d(6, 10, 3)).eval()
+    quantize_(network, DSConvConfig(3, 8), lambda _, name: name == "0")
+    images = np.random.default_rng(0).normal(size=(2, 20, 7, 8)).astype(np.float32)
+    graph = read(network, torch.from_numpy(images[:1]))
+    found = account_graph(graph, 5, 8, FP16)
+    assert [row.kernels[0].weight_bits for row in found] == [3, 5]
+    assert found == account_network(quantize(graph, images, QuantConfig(5, 8, 8, "fp16")))
 
 
 def test_total() -> None:

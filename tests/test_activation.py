@@ -10,11 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from shiftcore.examples.digits import data, model
 from shiftcore.examples.zoo.catalogue import CATALOGUE
 from shiftcore.examples.zoo.resnet20 import ResNet20
 from shiftcore.golden.bfp import BlockFloat, Rounding
-from shiftcore.quant.activation import BlockFloatActivation, block_float, requantized_modules
+from shiftcore.quant.activation import (
+    BlockFloatActivation,
+    Requantized,
+    block_float,
+    requantized_modules,
+)
+from shiftcore.quant.calibrate import float_tensors
+from shiftcore.quant.convert import as_graph
 from shiftcore.quant.dsconv import DSConvConfig, quantize_, restore_
+from shiftcore.quant.lower import lower
 from shiftcore.tests.golden.bit_patterns import MODES, patterns, pixel
 from shiftcore.tests.golden.exact import max_shift_mask
 
@@ -93,6 +102,21 @@ def test_each_bit_adds_six_decibels():
         noise.append((block_float(x, BlockFloat(16, bits)) - x).square().sum().log10().item() * 10)
     steps = -np.diff(noise)
     assert steps == pytest.approx(np.full(5, 6.02), abs=0.3)
+
+
+def test_each_bit_adds_six_decibels_to_real_activations():
+    """Every tensor that the network of the digits stores, with and without a sign."""
+    images = data.load()[0].x[:32]
+    layers = lower(as_graph(model.load(), images))
+    (tensors,) = float_tensors(layers, images)
+    signs = set()
+    for layer in layers[:-1]:
+        x = tensors[layer.name]
+        signs.add(signed := bool(x.min() < 0))
+        specs = [BlockFloat(16, bits, signed) for bits in range(3, 9)]
+        noise = [(block_float(x, spec) - x).square().sum().log10().item() * 10 for spec in specs]
+        assert -np.diff(noise) == pytest.approx(np.full(5, 6.02), abs=0.5), layer.name
+    assert signs == {False, True}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -192,6 +216,49 @@ def test_placement_in_a_residual_block():
     restore_(model)
     assert [name for name, _ in model.named_modules()] == names
     assert torch.equal(model(x), expected)
+
+
+class Reused(nn.Module):
+    """One ReLU in three places, one of them with a pool; the last layer is what a test wants."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        relu = nn.ReLU()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 1), relu, nn.MaxPool2d(2))
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 1), relu, nn.Conv2d(4, 4, 1), relu)
+        self.last = last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.second(self.first(x)))
+
+
+def members(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every place of a network and what stands there."""
+    return list(model.named_modules(remove_duplicate=False))
+
+
+def test_a_relu_in_several_places_is_one_again_afterwards():
+    model = Reused(nn.Identity())
+    before = members(model)
+    assert requantized_modules(model) == ("first.2", "second.1", "second.3")
+    assert members(model) == before
+    quantize_(model, DSConvConfig(act_bits=4))
+    assert [name for name, module in members(model) if isinstance(module, Requantized)] == [
+        "first.2",
+        "second.1",
+        "second.3",
+    ]
+    restore_(model)
+    assert members(model) == before
+
+
+def test_an_error_leaves_the_model_as_it_was():
+    model = Reused(Calls())
+    before = members(model)
+    for call in (requantized_modules, lambda x: quantize_(x, DSConvConfig(act_bits=4))):
+        with pytest.raises(ValueError, match=r"^layer 'last': a ReLU is a function call; .*"):
+            call(model)
+        assert members(model) == before
 
 
 def test_a_pool_that_does_not_read_the_relu_alone_is_no_place():

@@ -66,8 +66,8 @@ def test_shifters_alone_recover_accuracy(weight_bits: int) -> None:
     losses = tune_shifters(network, TRAINING.x, TRAINING.y, CONFIG)
     assert sum(losses[-20:]) < sum(losses[:20])
     assert held_out_loss(network) < loss
-    # At 3 bits three of 360 digits are wrong before, and more than one is luck.
-    assert accuracy(network, HELD_OUT) >= top1 + (4 if weight_bits == 2 else 0)
+    # At 3 bits three of 360 digits are wrong before; how many more are right is luck.
+    assert accuracy(network, HELD_OUT) > top1 + (4 if weight_bits == 2 else 0)
     moved = {name for name, _ in shifters(network)}
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, state[name]) == (name not in moved), name
@@ -210,7 +210,7 @@ def test_distillation_without_labels(weight_bits: int, kind: str) -> None:
     top1, frozen = accuracy(student, HELD_OUT), frozen_state(student)
     distill(student, teacher, TRAINING.x, replace(DISTILLATION, kind=kind))
     assert held_out_divergence(student) < 0.5 * before
-    assert accuracy(student, HELD_OUT) >= top1 + (4 if weight_bits == 2 else 0)
+    assert accuracy(student, HELD_OUT) > top1 + (4 if weight_bits == 2 else 0)
     assert fingerprint(teacher.state_dict()) == taught
     assert teacher.training
     assert frozen_state(student) == frozen

@@ -324,15 +324,37 @@ def test_transfer_gains_by_the_shifters(data_folder: Path):
 
 def test_the_reconstruction_table(monkeypatch):
     monkeypatch.delenv(models.DATA, raising=False)
-    cells = {cell: reconstruction.PUBLISHED[cell] for cell in ((8, 2), (128, 4))}
+    cells = {cell: reconstruction.PUBLISHED[cell] for cell in ((8, 2), (8, 4))}
     monkeypatch.setattr(reconstruction, "PUBLISHED", cells)
     run = CliRunner().invoke(reconstruction.main, ["--weights", "65536", "--json"])
     assert run.exit_code == 0, run.output
     assert run.stderr == "SHIFTCORE_DATA is not set: no comparison of KL with L2\n"
-    for row in json.loads(run.stdout):
+    tables = json.loads(run.stdout)
+    assert (len(tables["gaussian"]), tables["kl"]) == (2, [])
+    for row in tables["gaussian"]:
         assert row["joint + bias"] < row["joint"] < row["R"] < row["O"] < row["P"]
-    monkeypatch.setitem(cells, (8, 2), (0.191, 0.143, 0.072, 0.059, 0.03))
-    assert CliRunner().invoke(reconstruction.main, ["--weights", "65536"]).exit_code == 1
+    for options in ([], ["--json"]):
+        # The joint search alone reaches 0.066: with a bias it is far below.
+        monkeypatch.setitem(cells, (8, 2), (0.191, 0.143, 0.072, 0.059, 0.06))
+        run = CliRunner().invoke(reconstruction.main, ["--weights", "65536", *options])
+        assert run.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "fails"),
+    [
+        ({}, False),
+        ({"joint": 0.06851}, False),
+        ({"joint": 0.06853}, True),
+        ({"joint + bias": 0.0594}, False),
+        ({"joint + bias": 0.0596}, True),
+        ({"R": 1.0, "R + bias": 1.0, "P": 1.0}, False),
+    ],
+)
+def test_each_method_is_compared_with_what_it_replaces(change: dict, fails: bool):
+    deviations = {"joint": 1e-5, "joint + bias": 1e-5}
+    row = {"block": 8, "bits": 2, "joint": 0.066, "joint + bias": 0.04, "deviations": deviations}
+    assert reconstruction.above(row | change) == fails
 
 
 def test_the_divergence_table_fails_at_a_slope(data_folder, monkeypatch):

@@ -24,10 +24,12 @@ from shiftcore.frontend.archive import read
 from shiftcore.frontend.coded import expand
 from shiftcore.frontend.coverage import survey
 from shiftcore.frontend.graph import BatchNorm, Graph
+from shiftcore.golden.bfp import BlockFloat
 from shiftcore.golden.compare import different_tensors
 from shiftcore.golden.floats import BF16, FP32, SCALE_FORMATS, ScaleFormat
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.golden.vqk import weight_blocks
+from shiftcore.quant.activation import BlockFloatActivation
 from shiftcore.quant.calibrate import float_tensors
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.quant.dsconv import (
@@ -282,6 +284,16 @@ def test_types_and_devices():
     assert {part.device.type for part in (*meta.parameters(), *meta.buffers())} == {"meta"}
 
 
+@pytest.mark.parametrize("to", [{"dtype": torch.float64}, {"device": "meta"}])
+def test_restored_layers_have_the_type_and_the_device_of_the_model(to: dict):
+    model = converted().to(**to)
+    restore_(model)
+    expected = small().to(**to).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert (tensor.dtype, tensor.device) == (expected[name].dtype, expected[name].device)
+        assert tensor.is_meta or torch.equal(tensor, expected[name])
+
+
 def test_autocast_is_that_of_any_convolution():
     model = converted()
     with torch.autocast("cpu", torch.bfloat16):
@@ -491,6 +503,42 @@ def test_a_saved_program_is_quantized_in_another_process(tmp_path: Path):
     assert np.array_equal(biases["0"], (model[0].bias + model[0].channel_bias).detach().numpy())
 
 
+def test_channel_shifters_of_any_sign_pass_through_the_file(tmp_path: Path):
+    """phi zero and negative, and a bias of its own, folded with a batch norm of both signs."""
+    model = small()
+    quantize_(model, CONFIG)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model[3].weight.uniform_(-2, 2, generator=generator)
+        for part in (model[3].bias, model[3].running_mean):
+            part.normal_(generator=generator)
+        model[3].running_var.uniform_(0.5, 2, generator=generator)
+        for layer in (model[n] for n in (0, 2, 5, 8)):
+            layer.channel_scale.normal_(generator=generator)
+            layer.channel_scale[::3] = 0
+            layer.channel_bias.normal_(generator=generator)
+            assert layer.channel_scale.min() < 0
+        expected = model(IMAGES)
+    graph = read(model, IMAGES[:1])
+    (tensors,) = float_tensors(lower(graph), IMAGES.numpy())
+    torch.testing.assert_close(tensors["8"].flatten(1), expected, rtol=1e-6, atol=1e-5)
+    quantize(graph, IMAGES.numpy(), QuantConfig(4, 8, 4)).save(tmp_path / "net.safetensors")
+    network = QuantizedNetwork.load(tmp_path / "net.safetensors")
+    biases = {layer.name: layer.bias for layer in network.layers}
+    kernels = {layer.name: layer.terms[0].kernel for layer in network.layers}
+    for name, (layer, weight) in stored_weights(model, graph, network, BF16).items():
+        kernel = kernels[name]
+        assert np.array_equal(kernel.codes.reshape(layer.codes.shape), layer.codes)
+        assert np.array_equal(kernel.reconstruct().reshape(weight.shape), weight)
+        assert not kernel.reconstruct()[::3].any()
+        bias = layer.channel_bias if layer.bias is None else layer.bias + layer.channel_bias
+        if name == "2":
+            bias = model[3](bias[None, :, None, None]).flatten()
+        np.testing.assert_allclose(biases[name], bias.detach(), rtol=1e-6, atol=1e-6)
+    result = HardwareNetwork(network)(IMAGES).flatten(1)
+    assert (result - expected).norm() < 0.02 * expected.norm()
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_odd_counts_of_every_width_pass_through_the_file(bits: int, tmp_path: Path):
     torch.manual_seed(0)
@@ -526,6 +574,48 @@ def test_activations_of_training_reach_the_network():
     ]:
         with pytest.raises(ValueError, match=f"^{message}$"):
             quantize(model, IMAGES.numpy(), config)
+
+
+def stored_after(*before: nn.Module, signed: bool, after: nn.Module) -> QuantizedNetwork:
+    """The network of these layers with block floating point between `before` and `after`."""
+    activation = BlockFloatActivation(BlockFloat(4, 8, signed))
+    model = nn.Sequential(*before, activation, after).eval()
+    with torch.inference_mode():
+        expected = model(IMAGES)
+    network = quantize(model, IMAGES.numpy(), QuantConfig(8, 8, 4, "fp32", input_bits=16))
+    found = HardwareNetwork(network)(IMAGES)
+    assert (found - expected).norm() < 0.02 * expected.norm()
+    return network
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_activations_are_stored_with_the_sign_of_training(signed: bool):
+    torch.manual_seed(0)
+    conv, after = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+    network = stored_after(conv, signed=signed, after=after)
+    assert [layer.name for layer in network.layers] == ["0", "2"]
+    assert network.layers[0].output == BlockFloat(4, 8, signed)
+    stored_after(conv, nn.MaxPool2d(2), signed=signed, after=after)
+    # The image is copied without what is negative, or read as it is.
+    first = stored_after(signed=signed, after=nn.Conv2d(3, 4, 3)).layers
+    assert [layer.name for layer in first] == (["1"] if signed else ["0", "1"])
+
+
+def test_after_a_relu_a_sign_is_refused_and_its_lack_changes_nothing():
+    torch.manual_seed(0)
+    conv, after = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+    pool = nn.MaxPool2d(2)
+    network = stored_after(conv, nn.ReLU(), signed=False, after=after)
+    assert [layer.name for layer in network.layers] == ["0", "3"]
+    network = stored_after(conv, nn.ReLU(), pool, signed=False, after=after)
+    assert [layer.limits for layer in network.layers] == [None] * 3
+    message = (
+        "it was trained with a sign, but what cannot be negative is stored without one; train with "
+        "signed=False"
+    )
+    for number, before in [(2, [nn.ReLU()]), (3, [nn.ReLU(), pool]), (2, [nn.Hardtanh(0, 6)])]:
+        with pytest.raises(ValueError, match=f"^layer '{number}': {message}$"):
+            stored_after(conv, *before, signed=True, after=after)
 
 
 def test_what_no_accelerator_computes_is_refused():

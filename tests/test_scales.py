@@ -193,6 +193,22 @@ def test_small_weights_make_the_divergence_centred_least_squares():
     assert kernel.scales == pytest.approx(centred.scales, rel=0.01)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("block", [8, 16, 128])
+def test_up_to_a_deviation_of_a_half_the_divergence_is_nearly_that(block: int, bits: int):
+    """Within 3 % for the median block; single blocks of 2 bits are up to a quarter away."""
+    options = {"weight_bits": bits, "block": block, "scale_format": FP32}
+    medians = []
+    for deviation in (0.05, 0.1, 0.2, 0.5):
+        weight = deviation * gaussian(block, 200 * block)
+        kernel = encode(weight, **options, method="kl")
+        centred, _ = encode_with_bias(weight, **options)
+        medians.append(float(np.median(np.abs(kernel.scales / centred.scales - 1))))
+    assert medians == sorted(medians)
+    assert medians[0] > 0
+    assert medians[-1] < 0.03
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_the_divergence_on_real_weights(data_folder, bits: int):
     """No block of ResNet-20 keeps a slope of 1e-9."""

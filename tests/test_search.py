@@ -17,9 +17,18 @@ from shiftcore.golden.machine import Machine
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.quant.accounting import account_file, total
 from shiftcore.quant.convert import QuantConfig, as_graph, quantize
+from shiftcore.quant.dsconv import DSConvConfig, quantize_
 from shiftcore.quant.hardware import HardwareNetwork
 from shiftcore.quant.lower import lower
-from shiftcore.quant.search import HELD_OUT, Budget, Search, best_choices, search, sensitivities
+from shiftcore.quant.search import (
+    HELD_OUT,
+    Budget,
+    Point,
+    Search,
+    best_choices,
+    search,
+    sensitivities,
+)
 from shiftcore.quant.search_report import figures, front_table, write_search
 
 HARDWARE = HardwareConfig(16, 4, weight_bits=4, act_bits=4)
@@ -145,6 +154,19 @@ def test_the_chosen_network_keeps_the_budget(found: Search, tmp_path: Path) -> N
     bits = figures(chosen)["weight_bits"]
     for layer in again.layers:
         assert {term.kernel.weight_bits for term in layer.terms} == {bits[layer.name]}
+
+
+def test_the_bits_of_a_point_are_those_of_its_kernels() -> None:
+    coded = model.load()
+    quantize_(coded, DSConvConfig(3), lambda _, name: name == "conv2")
+    config = QuantConfig(4)
+    network = quantize(coded, data.load()[0].x[:8], config)
+    point = Point(config, network, bytes=1, loss=0.1, divergence=0.1)
+    bits = figures(point)["weight_bits"]
+    assert bits == {layer.name: 3 if layer.name == "conv2" else 4 for layer in network.layers}
+    assert not point.uniform
+    _, _, ((*_, mean, _, _, _),) = front_table(Search((point,), point))
+    assert 3.5 < float(mean) < 4
 
 
 def test_the_front_of_a_search(found: Search, tmp_path: Path) -> None:
