@@ -280,6 +280,7 @@ def search_bits(
     from .frontend.archive import read
     from .quant.convert import QuantConfig
     from .quant.data import load_images
+    from .quant.documents import check_plots
     from .quant.search import Budget, search
     from .quant.search_report import figures, front_table, write_search
 
@@ -288,6 +289,7 @@ def search_bits(
     if budget_cycles is not None and hw is None:
         raise ValueError("--budget-cycles needs --hw, the hardware that they are counted on")
     _check_folder(output)
+    check_plots()
     cycles = None
     if hw is not None:
         config = HardwareConfig.load(hw)
@@ -364,11 +366,13 @@ def report(
     """
     from .quant.account_report import figures, tables, write_account
     from .quant.accounting import account_file, account_graph, total
+    from .quant.documents import check_plots
 
     given = {"weight_bits": weight_bits, "block": block, "scale": scale}
     given = {name: value for name, value in given.items() if value is not None}
     if output is not None:
         _check_folder(output)
+        check_plots()
     if file.suffix == ".pt2":
         from .frontend.archive import read
         from .quant.convert import QuantConfig

@@ -1,14 +1,20 @@
 """Tables, plots and folders of reports: the same content gives the same bytes."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Table", "markdown", "svg", "write_texts"]
+__all__ = ["Table", "check_plots", "markdown", "svg", "write_texts"]
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 """title, headings, rows"""
+
+
+def check_plots() -> None:
+    """Raise ``ModuleNotFoundError`` if matplotlib is missing: before long work, not after it."""
+    import_module("matplotlib")
 
 
 def svg(figure: Any) -> str:
