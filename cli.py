@@ -4,7 +4,6 @@ import json
 import math
 import os
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from rich.table import Table
 from safetensors import SafetensorError
 
@@ -281,6 +280,7 @@ def search_bits(
     from .quant.convert import QuantConfig
     from .quant.data import load_images
     from .quant.documents import check_plots
+    from .quant.progress import progress_bars
     from .quant.search import Budget, search
     from .quant.search_report import figures, front_table, write_search
 
@@ -302,12 +302,7 @@ def search_bits(
     images, labels = load_images(calib)
     with _busy("reading"):
         graph = read(model)
-    with Progress(console=_STATUS, transient=True) as bar:
-        tasks = defaultdict[str, TaskID](lambda: bar.add_task(""))
-
-        def progress(message: str, done: int, of: int) -> None:
-            bar.update(tasks[message], description=message, completed=done, total=of)
-
+    with progress_bars(_STATUS) as progress:
         found = search(
             graph,
             images,

@@ -21,7 +21,10 @@ from shiftcore.benchmarks import (
     utilization,
     verilog,
 )
+from shiftcore.examples.digits import data, model
 from shiftcore.hw.verilog import TOP
+from shiftcore.quant.convert import QuantConfig, quantize
+from shiftcore.quant.search import Point, Search
 from shiftcore.tests.networks import CONFIG
 
 RESULT = {"lut": 800, "ff": 900, "dsp": 1, "bram": 2, "lut_per_mac": 40.0, "fmax_mhz": 140.0}
@@ -253,12 +256,29 @@ def test_uniform_networks_that_are_not_beaten_fail():
 def test_the_front_of_the_digits():
     options = "--network", "digits", "--points", 2, "--json"
     run = CliRunner().invoke(mixed.main, [str(option) for option in options])
+    assert run.exit_code == 0, run.output
     rows = json.loads(run.stdout)
-    assert run.exit_code == any(map(mixed.failed, rows))
-    assert sum(row["uniform"] for row in rows) == len(mixed.BITS)
+    beaten = [row.get("beaten") for row in rows if row["uniform"]]
+    assert beaten == [None, *(True for _ in mixed.BITS[1:-1]), None]
     assert all(row["top1"] > 95 for row in rows)
     assert [row["bytes"] for row in rows] == sorted(row["bytes"] for row in rows)
     assert all(mixed.cells(row) for row in rows)
+
+
+def test_a_uniform_network_that_is_not_beaten_fails(monkeypatch):
+    images = data.load()[0].x[:16]
+    configs = [QuantConfig(bits, 8, method="l2") for bits in (2, 3, 4)]
+    uniform = tuple(
+        Point(
+            config, quantize(model.load(), images, config), size, loss=0.1, divergence=0, cycles=1
+        )
+        for size, config in enumerate(configs)
+    )
+    monkeypatch.setattr(mixed, "search", lambda *_, **__: Search(uniform, uniform[0]))
+    run = CliRunner().invoke(mixed.main, ["--network", "digits", "--images", "2"])
+    assert run.exit_code == 1
+    lines = [line.split() for line in run.stdout.splitlines() if "uniform" in line]
+    assert [line[-1] == "no" for line in lines] == [False, True, False]
 
 
 def test_the_table_of_block_sizes(monkeypatch):
