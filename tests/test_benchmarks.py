@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from shiftcore.benchmarks import (
+    accuracy,
     adaptation,
     area,
     block_sizes,
@@ -361,3 +362,58 @@ def test_the_divergence_table_fails_at_a_slope(data_folder, monkeypatch):
     assert len(rows) == 19
     monkeypatch.setattr(reconstruction, "agreement", lambda *_: [rows[0] | {"slope": 1e-8}])
     assert CliRunner().invoke(reconstruction.main, []).exit_code == 1
+
+
+ACCURACY_ROW = {
+    "network": "resnet20", "bits": "4/4", "block": 16, "method": "compensated", "distilled": None,
+    "images": 10_000, "float_top1": 91.6, "top1": 91.0, "least": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("least", "limit", "top1", "failed"),
+    [
+        (None, None, 0.0, False),
+        (-0.6, 91.6 - 0.6, 91.0, False),
+        (-0.6, 91.6 - 0.6, 90.99, True),
+        (89.5, 89.5, 89.5, False),
+        (89.5, 89.5, 89.49, True),
+    ],
+)
+def test_limits_of_accuracy(monkeypatch, least, limit, top1, failed):
+    row = ACCURACY_ROW | {"least": least, "top1": top1}
+    assert accuracy.limit(row) == limit
+    assert accuracy.failed(row) is failed
+    case = accuracy.Case("resnet20", QuantConfig())
+    monkeypatch.setattr(accuracy, "CASES", {"calibrated": (case, case)})
+    rows = [ACCURACY_ROW, row]
+    monkeypatch.setattr(accuracy, "measure", lambda *_: rows.pop())
+    run = CliRunner().invoke(accuracy.main, ["calibrated"])
+    assert run.exit_code == failed, run.output
+    assert rows == []
+    assert run.stdout.count("resnet20") == 2
+
+
+def test_float_rounding_misses_no_limit_of_accuracy():
+    # One image of 10,000 is 0.01 points; float_top1 + least may lie above by an ulp or two.
+    exact = ACCURACY_ROW | {"float_top1": 91.81, "least": -0.6, "top1": 91.21}
+    assert accuracy.limit(exact) > exact["top1"]
+    assert not accuracy.failed(exact)
+    assert accuracy.failed(exact | {"top1": 91.20})
+
+
+def test_accuracy_quantizes_once_for_every_configuration(monkeypatch):
+    made = []
+    monkeypatch.setattr(accuracy, "_QUANTIZED", {})
+    monkeypatch.setattr(accuracy, "_images", lambda *_: (None, None))
+    monkeypatch.setattr(accuracy, "_model", lambda network: network)
+    monkeypatch.setattr(accuracy, "quantize", lambda *each: made.append(each[2]) or len(made))
+    configs = [
+        QuantConfig(3),
+        QuantConfig(3, scale="fp16"),
+        QuantConfig(3, overrides={"conv1": {"weight_bits": 8}}),
+        QuantConfig(3, overrides={"conv1": {"weight_bits": 4}}),
+    ]
+    found = [accuracy._quantized("resnet20", config) for config in (*configs, *configs)]
+    assert found == [1, 2, 3, 4] * 2
+    assert made == configs
