@@ -84,13 +84,6 @@ def _check_folder(path: Path) -> None:
         raise ValueError(f"{path.parent}: no such folder")
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write `path` whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="shiftcore")
 def main() -> None:
@@ -596,12 +589,13 @@ def run(
 def verilog(hw: Path, output: Path, as_json: bool) -> None:
     """Write the accelerator as one vendor-neutral Verilog file."""
     from .hw.verilog import TOP, accelerator_ports, accelerator_verilog
+    from .quant.documents import write_text
 
     _check_folder(output)
     config = HardwareConfig.load(hw)
     with _busy("writing Verilog"):
         text = accelerator_verilog(config)
-    _replace(output, text)
+    write_text(output, text)
     ports = accelerator_ports(config)
     _print(as_json, {"top": TOP, "ports": ports, "lines": text.count("\n")})
 
