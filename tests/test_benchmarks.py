@@ -397,7 +397,9 @@ def test_limits_of_accuracy(monkeypatch, least, limit, top1, failed):
 def test_float_rounding_misses_no_limit_of_accuracy():
     # One image of 10,000 is 0.01 points; float_top1 + least may lie above by an ulp or two.
     exact = ACCURACY_ROW | {"float_top1": 91.81, "least": -0.6, "top1": 91.21}
-    assert accuracy.limit(exact) > exact["top1"]
+    least = accuracy.limit(exact)
+    assert least is not None
+    assert least > exact["top1"]
     assert not accuracy.failed(exact)
     assert accuracy.failed(exact | {"top1": 91.20})
 
