@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from rich.table import Table
 from safetensors import SafetensorError
 
@@ -82,13 +81,6 @@ def _check_folder(path: Path) -> None:
     """Refuse before the work what could not be written after it."""
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent}: no such folder")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write `path` whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -282,6 +274,8 @@ def search_bits(
     from .frontend.archive import read
     from .quant.convert import QuantConfig
     from .quant.data import load_images
+    from .quant.documents import check_plots
+    from .quant.progress import progress_bars
     from .quant.search import Budget, search
     from .quant.search_report import figures, front_table, write_search
 
@@ -290,6 +284,7 @@ def search_bits(
     if budget_cycles is not None and hw is None:
         raise ValueError("--budget-cycles needs --hw, the hardware that they are counted on")
     _check_folder(output)
+    check_plots()
     cycles = None
     if hw is not None:
         config = HardwareConfig.load(hw)
@@ -302,12 +297,7 @@ def search_bits(
     images, labels = load_images(calib)
     with _busy("reading"):
         graph = read(model)
-    with Progress(console=_STATUS, transient=True) as bar:
-        tasks = defaultdict[str, TaskID](lambda: bar.add_task(""))
-
-        def progress(message: str, done: int, of: int) -> None:
-            bar.update(tasks[message], description=message, completed=done, total=of)
-
+    with progress_bars(_STATUS) as progress:
         found = search(
             graph,
             images,
@@ -366,11 +356,13 @@ def report(
     """
     from .quant.account_report import figures, tables, write_account
     from .quant.accounting import account_file, account_graph, total
+    from .quant.documents import check_plots
 
     given = {"weight_bits": weight_bits, "block": block, "scale": scale}
     given = {name: value for name, value in given.items() if value is not None}
     if output is not None:
         _check_folder(output)
+        check_plots()
     if file.suffix == ".pt2":
         from .frontend.archive import read
         from .quant.convert import QuantConfig
@@ -599,12 +591,13 @@ def run(
 def verilog(hw: Path, output: Path, as_json: bool) -> None:
     """Write the accelerator as one vendor-neutral Verilog file."""
     from .hw.verilog import TOP, accelerator_ports, accelerator_verilog
+    from .quant.documents import write_text
 
     _check_folder(output)
     config = HardwareConfig.load(hw)
     with _busy("writing Verilog"):
         text = accelerator_verilog(config)
-    _replace(output, text)
+    write_text(output, text)
     ports = accelerator_ports(config)
     _print(as_json, {"top": TOP, "ports": ports, "lines": text.count("\n")})
 

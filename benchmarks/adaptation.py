@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from torch import nn
 from torch.nn import functional
 
@@ -31,7 +30,7 @@ from shiftcore.examples.zoo.resnet20 import resnet20
 from shiftcore.quant.adapt import frozen_state, transfer, tune_shifters
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.quant.dsconv import DSConv2d, DSConvConfig, quantize_, shifters
-from shiftcore.quant.hardware import HardwareNetwork
+from shiftcore.quant.hardware import evaluate
 from shiftcore.quant.training import Augment, TrainingConfig, process_device
 
 BATCH = 250
@@ -69,14 +68,8 @@ def top1(network: nn.Module, calibration: Images, images: Images, labels: Labels
     """Top-1 in percent of the exported network in hardware mode."""
     block = next(layer.block for layer in network.modules() if isinstance(layer, DSConv2d))
     stored = quantize(network.cpu(), calibration, QuantConfig(8, 8, block, method="l2"))
-    compute, right = HardwareNetwork(stored), 0
-    starts = range(0, len(images), BATCH)
-    hidden = not STATUS.is_terminal
-    for first in track(starts, "hardware mode", console=STATUS, transient=True, disable=hidden):
-        scores = compute(torch.from_numpy(images[first : first + BATCH])).flatten(1)
-        right += int((scores.argmax(1).numpy() == labels[first : first + BATCH]).sum())
     network.to(process_device())
-    return 100 * right / len(images)
+    return evaluate(stored, images, labels, BATCH).top1
 
 
 def float_top1(images: Images, labels: Labels) -> float:

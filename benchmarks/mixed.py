@@ -10,7 +10,6 @@ the narrowest and the widest is not.
 """
 
 import math
-from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 
@@ -18,13 +17,13 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from shiftcore.benchmarks.models import TRAINED, hardware, load
 from shiftcore.benchmarks.report import Row, show
 from shiftcore.estimate.network import network_cycles
-from shiftcore.quant.convert import as_graph, quantize
+from shiftcore.quant.convert import QuantConfig, as_graph, quantize
 from shiftcore.quant.lower import lower
+from shiftcore.quant.progress import progress_bars
 from shiftcore.quant.search import Budget, Measured, Point, measure, search
 
 HEADINGS = (
@@ -112,13 +111,9 @@ def main(network: str, act_bits: int, points: int, images: int, as_json: bool) -
     model, calibration, test = load(network)
     assert test is not None
     references = lower(as_graph(model, calibration))
-    config = replace(hardware(quantize(model, calibration[:1])), weight_bits=max(BITS))
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        tasks = defaultdict[str, TaskID](lambda: bar.add_task(""))
-
-        def progress(message: str, done: int, of: int) -> None:
-            bar.update(tasks[message], description=message, completed=done, total=of)
-
+    plain = quantize(model, calibration[:1], QuantConfig(method="l2"))
+    config = replace(hardware(plain), weight_bits=max(BITS))
+    with progress_bars(Console(stderr=True)) as progress:
         found = search(
             model,
             calibration,
@@ -130,12 +125,11 @@ def main(network: str, act_bits: int, points: int, images: int, as_json: bool) -
             points=points,
             progress=progress,
         )
-        task = bar.add_task("test images", total=len(found.points))
         rows = []
-        for point in found.points:
+        for done, point in enumerate(found.points):
+            progress("test images", done, len(found.points))
             result = measure(point.network, references, test[0][:images])
             rows.append(row(point, result, test[1][:images]))
-            bar.advance(task)
     judge(rows)
     show(
         rows,

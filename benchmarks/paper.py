@@ -20,12 +20,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from shiftcore.benchmarks.module_shapes import module_kernels
 from shiftcore.benchmarks.tables import filled
 from shiftcore.examples.zoo.mobile import MobileNetV2
 from shiftcore.examples.zoo.plain import AlexNet
 from shiftcore.examples.zoo.resnet import resnet34, resnet50
 from shiftcore.quant.accounting import CONVENTIONS, KernelShape, largest_int_time, speedup
-from shiftcore.quant.module_shapes import module_kernels
+from shiftcore.quant.documents import markdown_rows
 
 __all__ = ["DOCUMENT", "TABLES", "Network", "PaperTable", "network", "parts", "reproduced"]
 
@@ -43,13 +44,6 @@ class PaperTable:
     title: str
     headings: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
-
-    def markdown(self) -> str:
-        """The rows; the title is left to the document."""
-        ruler = ("---", *("---:" for _ in self.headings[1:]))
-        return "\n".join(
-            "| " + " | ".join(row) + " |" for row in (self.headings, ruler, *self.rows)
-        )
 
 
 @dataclass(frozen=True)
@@ -412,7 +406,8 @@ TABLES: dict[str, Callable[[], PaperTable]] = {
 
 def parts() -> dict[str, str]:
     """The generated parts of docs/paper.md."""
-    return {name: table().markdown() for name, table in TABLES.items()}
+    tables = {name: table() for name, table in TABLES.items()}
+    return {name: markdown_rows(each.headings, each.rows) for name, each in tables.items()}
 
 
 @click.command(help=__doc__)

@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind
 
 from ..golden.vqk import block_map
 from .arrange import ZERO, Memory, Place, arrange
+from .block_float import BLOCK_FLOAT
 from .call import Activation, Call, Made, Operand, UnsupportedLayer
 from .coded import EXPAND, steps
 from .graph import Coded, Flatten, Graph, Input, Node, Output, Shape, result_shape
@@ -23,8 +24,10 @@ __all__ = ["Reading"]
 
 IMAGES = 2
 """images of a program whose batch is dynamic"""
-LEAVES = ("torch.nn.modules.", f"{__name__.rsplit('.', 2)[0]}.quant.")
-"""packages whose modules stand for one layer"""
+LEAVES = "torch.nn.modules."
+"""package whose modules stand for one layer"""
+MARKS = (BLOCK_FLOAT, EXPAND)
+"""operators whose use in a module says that it stands for one layer"""
 
 
 class Reading:
@@ -38,6 +41,8 @@ class Reading:
         """what every value is: an activation, a constant tensor, a number, or several of these"""
         self.images = IMAGES
         self.memory = Memory(IMAGES)
+        self._leaves = {_module(node)[0] for node in program.graph.nodes if node.target in MARKS}
+        """paths of the modules that say by an operator that they stand for one layer"""
         self._known: dict[Activation, str] = {}
         self._moves: dict[Activation, tuple[object, Any, Any]] = {}
         """how a moved activation was made: what was executed, and its arguments"""
@@ -349,10 +354,8 @@ class Reading:
 
     def _layer(self, node: fx.Node) -> str:
         """A unique name: the path of the module, and the operator unless the module is a leaf."""
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        path, kind = stack[-1] if stack else ("", "")
-        kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-        if path and kind.startswith(LEAVES):
+        path, kind = _module(node)
+        if path and (kind.startswith(LEAVES) or path in self._leaves):
             return self.unique(path)
         schema = getattr(node.target, "_schema", None)
         op = schema.name.rpartition("::")[2] if schema else node.name
@@ -363,6 +366,13 @@ class Reading:
         while unique in self.shapes:
             unique, number = f"{name}_{number}", number + 1
         return unique
+
+
+def _module(node: fx.Node) -> tuple[str, str]:
+    """Path and qualified class name of the innermost module that a node belongs to."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path, kind = stack[-1] if stack else ("", "")
+    return path, kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _named(schema: Any, arguments: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -103,13 +103,12 @@ def _plot(found: Search) -> str:
 
 def write_search(folder: Path, title: str, found: Search) -> None:
     """Leave ``net.safetensors``, ``front.json``, ``front.md`` and ``front.svg`` in `folder`, which
-    is made if missing."""
+    is made if missing. The network is written first, the plot last."""
     front = set(map(id, found.front))
     points = [figures(point) | {"front": id(point) in front} for point in found.points]
     texts = {
         "front.json": json.dumps({"chosen": figures(found.chosen), "points": points}, indent=1)
         + "\n",
-        "front.svg": _plot(found),
         "front.md": "\n\n".join(
             [
                 f"# {title}",
@@ -120,5 +119,7 @@ def write_search(folder: Path, title: str, found: Search) -> None:
         )
         + "\n",
     }
-    write_texts(folder, texts)
+    folder.mkdir(exist_ok=True)
     found.chosen.network.save(folder / "net.safetensors")
+    write_texts(folder, texts)
+    write_texts(folder, {"front.svg": _plot(found)})

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from shiftcore.benchmarks.module_shapes import module_kernels
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.network import estimate
 from shiftcore.examples.digits import data, model
@@ -43,7 +44,6 @@ from shiftcore.quant.accounting import (
 )
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.quant.dsconv import DSConvConfig, quantize_
-from shiftcore.quant.module_shapes import module_kernels
 from shiftcore.tests.compiler.random_networks import random_config, random_network
 from shiftcore.tests.networks import CONFIG
 

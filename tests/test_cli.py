@@ -17,6 +17,7 @@ from torch import nn
 
 from shiftcore.cli import main
 from shiftcore.examples.digits import data, demo, model
+from shiftcore.frontend import archive
 from shiftcore.golden.compare import Mismatch
 from shiftcore.quant import convert
 from shiftcore.sim import accelerate
@@ -214,6 +215,21 @@ def test_search_bits(digits: Path) -> None:
     assert "'2;3' must be whole numbers with commas between them" in result.stderr
     command = (*command[:4], *command[6:])
     refused(run(*command, "--budget-cycles", 9), "--budget-cycles needs --hw")
+
+
+@pytest.mark.parametrize("command", ["search-bits", "report"])
+def test_plots_without_matplotlib_are_refused_before_the_work(
+    digits: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(archive, "read", lambda *_: pytest.fail("the work began"))
+    options = {
+        "search-bits": ["--calib", digits / "calibration.npz", "--budget-bytes", 20_000],
+        "report": [],
+    }
+    result = run(command, digits / "digits.pt2", *options[command], "-o", digits / "plots")
+    refused(result, "Error: matplotlib is not installed: pip install 'shiftcore[all]'")
+    assert not (digits / "plots").exists()
 
 
 def test_verilog(tmp_path: Path) -> None:

@@ -359,3 +359,17 @@ def test_a_graph_checks_itself() -> None:
     refuse("layer 'conv' has a variance that is not positive", image, norm, result)
     norm = BatchNorm("conv", ("input",), ones, ones, ones, ones, 1e-5)
     refuse("takes 4 channels, not 5", Input("input", (), (5, 8, 8)), norm, result)
+
+
+def test_a_module_with_an_operator_of_this_package_is_one_layer(tmp_path: Path) -> None:
+    """Its name is that of the module, here and in another process: the archive holds no class."""
+
+    def stored(self, x):
+        return torch.ops.shiftcore.block_float(x.relu(), 4, 8, False, "nearest")
+
+    model = nn.Sequential(Calling(stored), Calling(lambda self, x: x.relu()))
+    program = torch.export.export(model, (EXAMPLE,))
+    torch.export.save(program, tmp_path / "model.pt2")
+    for source in (program, tmp_path / "model.pt2"):
+        names = [node.name for node in read(source).nodes]
+        assert names == ["input", "0", "0_1", "1.relu", "output"]

@@ -10,6 +10,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -222,10 +223,19 @@ def installed_requirements(name: str, extras: frozenset[str]) -> dict[str, str]:
     return found
 
 
-def test_every_dependency_is_pinned():
+def pins() -> dict[str, str]:
+    """Canonical name -> version in constraints.txt."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def project() -> dict[str, Any]:
+    """What pyproject.toml says of the package."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_every_dependency_is_pinned():
     used = installed_requirements("shiftcore", frozenset({"all"}))
     # torch itself pins the accelerator libraries of its CUDA build.
     accelerator = re.compile(r"^(cuda|nvidia|triton)\b")
@@ -234,11 +244,31 @@ def test_every_dependency_is_pinned():
         for name, version in used.items()
         if name != "shiftcore" and not accelerator.match(name)
     }
-    assert local == pins
+    assert local == pins()
+
+
+def test_every_bound_holds_the_pin():
+    found = project()
+    lists = [found["dependencies"], *found["optional-dependencies"].values()]
+    needed = [Requirement(text) for texts in lists for text in texts]
+    pinned = pins()
+    wrong = [
+        str(each)
+        for each in needed
+        if each.name != "shiftcore"
+        and not each.specifier.contains(pinned[canonicalize_name(each.name)], prereleases=True)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", ["amaranth", "llvmlite", "numba"])
+def test_interfaces_that_change_with_the_minor_version_are_bounded(name: str):
+    (own,) = (x for x in map(Requirement, project()["dependencies"]) if x.name == name)
+    major, minor, *_ = map(int, pins()[name].split("."))
+    assert not own.specifier.contains(f"{major}.{minor + 1}")
 
 
 def test_every_extra_is_in_all():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
+    extras = project()["optional-dependencies"]
     (everything,) = extras.pop("all")
     assert Requirement(everything).extras == set(extras)

@@ -15,8 +15,6 @@ from shiftcore.examples.digits import data, model
 from shiftcore.golden.bfp import FixedPoint
 from shiftcore.golden.floats import BF16, SCALE_FORMATS
 from shiftcore.golden.fold import Fold
-from shiftcore.golden.layers import Layer
-from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.quant import rounding
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.quant.dsconv import DSConv2d, DSConvConfig, quantize_
@@ -24,6 +22,7 @@ from shiftcore.quant.float_layer import FloatTerm
 from shiftcore.quant.hardware import HardwareNetwork, Stored, fixed_point
 from shiftcore.quant.report import measure
 from shiftcore.quant.rounding import Moments, Rounding, fitted
+from shiftcore.tests.stored import contents
 
 
 def problem(
@@ -230,16 +229,6 @@ def test_compensation_lowers_the_error_of_a_trained_network(bits, gain) -> None:
 
     plain = max(map(decibels, ("l2", "kl", "joint")))
     assert decibels("compensated") > plain + gain
-
-
-def content(layer: Layer) -> list[bytes]:
-    """Codes, scales and biases."""
-    kernels = [term.kernel for term in layer.terms]
-    return [x.tobytes() for kernel in kernels for x in (kernel.codes, kernel.scales, layer.bias)]
-
-
-def contents(network: QuantizedNetwork) -> list[list[bytes]]:
-    return [content(layer) for layer in network.layers]
 
 
 def test_only_the_layers_named_change() -> None:

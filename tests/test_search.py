@@ -15,6 +15,7 @@ from shiftcore.examples.digits import data, model
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.network import QuantizedNetwork
+from shiftcore.quant import search_report
 from shiftcore.quant.accounting import account_file, total
 from shiftcore.quant.convert import QuantConfig, as_graph, quantize
 from shiftcore.quant.dsconv import DSConvConfig, quantize_
@@ -191,6 +192,19 @@ def test_the_front_of_a_search(found: Search, tmp_path: Path) -> None:
     assert len(rows) == len(found.front)
     assert {len(row) for row in rows} == {len(headings)}
     assert sum("*" in row[0] for row in rows) == 1
+
+
+def test_a_plot_that_fails_leaves_the_network(
+    found: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(found: Search) -> str:
+        raise OSError("no plot")
+
+    monkeypatch.setattr(search_report, "_plot", fail)
+    with pytest.raises(OSError, match="no plot"):
+        write_search(tmp_path, "digits", found)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["front.json", "front.md", "net.safetensors"]
 
 
 def test_progress_goes_from_none_to_all(found: Search) -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from shiftcore.examples.digits import data, model
-from shiftcore.golden.layers import Layer
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.quant.adapt import DistillationConfig, distill_network, distillation_loss
 from shiftcore.quant.convert import QuantConfig, as_graph, quantize
@@ -17,20 +16,10 @@ from shiftcore.quant.fold import fold_input
 from shiftcore.quant.hardware import HardwareNetwork
 from shiftcore.quant.lower import lower
 from shiftcore.quant.student import Student, Teacher
+from shiftcore.tests.stored import content, contents
 
 IMAGES = data.load()[0].x[:96]
 HELD_OUT = data.load()[1].x[:200]
-
-
-def content(layer: Layer) -> list[bytes]:
-    """Codes, scales and biases."""
-    kernels = [term.kernel for term in layer.terms]
-    arrays = [x for kernel in kernels for x in (kernel.codes, kernel.scales)]
-    return [x.tobytes() for x in (*arrays, layer.bias)]
-
-
-def contents(network: QuantizedNetwork) -> list[list[bytes]]:
-    return [content(layer) for layer in network.layers]
 
 
 def quantized(**options) -> QuantizedNetwork:

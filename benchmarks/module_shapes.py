@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from .accounting import KernelShape
+from shiftcore.quant.accounting import KernelShape
 
 __all__ = ["module_kernels"]
 
