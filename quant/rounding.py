@@ -71,8 +71,11 @@ class Moments:
 
     @classmethod
     def zero(cls, features: int, outputs: int) -> "Moments":
-        shapes = (features,), (outputs,), (features, features), (outputs, features)
-        return cls(0, None, *(torch.zeros(shape, dtype=torch.float64) for shape in shapes), 0.0)
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.float64)
+
+        square, cross = zeros(features, features), zeros(outputs, features)
+        return cls(0, None, zeros(features), zeros(outputs), square, cross, 0.0)
 
     def add(self, x: torch.Tensor, t: torch.Tensor) -> None:
         """Samples x (F, n) and t (Co, n)."""
