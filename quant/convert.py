@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,12 +15,12 @@ from torch.export import ExportedProgram
 from ..frontend.archive import read
 from ..frontend.graph import Coded, Graph, Input, Requantize
 from ..golden.bfp import BlockFloat, FixedPoint, Rounding
-from ..golden.floats import FLOAT32, SCALE_FORMATS, ScaleFormat
+from ..golden.floats import FLOAT32, ScaleFormat
 from ..golden.layers import Layer, Term
 from ..golden.network import INPUT, QuantizedNetwork
 from ..golden.vqk import Recipe, VariableQuantizedKernel
 from .calibrate import check_images, input_exponent, signed_tensors
-from .config import check_choices, check_overrides
+from .config import Choices, LayerConfig
 from .float_layer import UNLIMITED, FloatLayer, FloatTerm
 from .fold import fold_input
 from .lower import lower
@@ -31,11 +31,10 @@ __all__ = ["Model", "QuantConfig", "as_graph", "constant_code", "quantize"]
 
 Model = Graph | nn.Module | ExportedProgram | Path | str
 CalibratedMethod = Literal["compensated"] | Method
-_PER_LAYER = frozenset({"weight_bits", "scale", "method", "recipe", "rounding"})
 
 
 @dataclass(frozen=True)
-class QuantConfig:
+class QuantConfig(LayerConfig):
     """How a network is quantized.
 
     Parameters
@@ -53,6 +52,9 @@ class QuantConfig:
         rounding
     """
 
+    PER_LAYER = frozenset({"weight_bits", "scale", "method", "recipe", "rounding"})
+    OTHERS: ClassVar[Mapping[str, Choices]] = {"method": ("compensated", *get_args(Method))}
+
     weight_bits: int = 4
     act_bits: int = 4
     block: int = 16
@@ -62,20 +64,6 @@ class QuantConfig:
     rounding: Rounding = "nearest"
     input_bits: int = 8
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_choices(self, method=("compensated", *get_args(Method)))
-        check_overrides(self.overrides, _PER_LAYER)
-        for name in self.overrides:
-            self.layer(name)
-
-    @property
-    def scale_format(self) -> ScaleFormat:
-        return SCALE_FORMATS[self.scale]
-
-    def layer(self, name: str) -> "QuantConfig":
-        """The configuration of one layer."""
-        return replace(self, overrides={}, **self.overrides.get(name, {}))
 
 
 def as_graph(model: Model, images: NDArray[np.float32]) -> Graph:

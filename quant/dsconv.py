@@ -10,7 +10,7 @@ scales to the kernel's shape, multiplies, and convolves. (DSConv, arXiv 1901.019
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -19,10 +19,10 @@ from torch.nn import functional
 
 from ..frontend.coded import expand
 from ..golden.bfp import BlockFloat, Rounding
-from ..golden.floats import BF16, SCALE_FORMATS, ScaleFormat
+from ..golden.floats import BF16, ScaleFormat
 from ..golden.vqk import Recipe, VariableQuantizedKernel, block_map
 from .activation import Requantized, requantize_
-from .config import check_choices, check_overrides
+from .config import LayerConfig
 from .scales import Method, encode, encode_with_bias
 
 __all__ = [
@@ -35,14 +35,11 @@ __all__ = [
     "shifters",
 ]
 
-_PER_LAYER = frozenset(
-    {"weight_bits", "block", "method", "recipe", "scale", "scale_bias", "pixels"}
-)
 Pair = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
-class DSConvConfig:
+class DSConvConfig(LayerConfig):
     """How layers become DSConv layers.
 
     Parameters
@@ -61,6 +58,10 @@ class DSConvConfig:
     overrides : by the module's name in the network, other values for some of the above
     """
 
+    PER_LAYER = frozenset(
+        {"weight_bits", "block", "method", "recipe", "scale", "scale_bias", "pixels"}
+    )
+
     weight_bits: int = 4
     block: int = 16
     method: Method = "l2"
@@ -71,20 +72,6 @@ class DSConvConfig:
     act_bits: int | None = None
     rounding: Rounding = "nearest"
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_overrides(self.overrides, _PER_LAYER)
-        for name in self.overrides:
-            self.layer(name)
-
-    @property
-    def scale_format(self) -> ScaleFormat:
-        return SCALE_FORMATS[self.scale]
-
-    def layer(self, name: str) -> "DSConvConfig":
-        """The configuration of one module."""
-        return replace(self, overrides={}, **self.overrides.get(name, {}))
 
 
 def _pair(value: Pair) -> tuple[int, int]:

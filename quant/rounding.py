@@ -104,7 +104,7 @@ class Moments:
 
 
 @dataclass
-class Rounding:
+class RoundedFilters:
     """Weights of some filters as codes and scales, and the quadratic error that these leave.
 
     The error is ``trace(D H D')`` with ``D = weight - code * scale``.
@@ -249,7 +249,7 @@ def _rounded(
     for group, ((wanted, metric), moment) in enumerate(zip(solved, moments, strict=True)):
         filters, blocks = kernel.group_filters(group), _features(kernel, group)
         own = start.scales[filters].reshape(len(wanted), -1).astype(np.float64)
-        rounding = Rounding(
+        rounded = RoundedFilters(
             wanted,
             metric,
             blocks,
@@ -258,13 +258,13 @@ def _rounded(
             kernel.weight_bits,
             kernel.scale_format,
         )
-        rounding.pass_on()
-        rounding.improve()
-        codes[filters] = rounding.codes.reshape(-1, *shape[1:])
-        own[:, : len(blocks)] = rounding.scales
+        rounded.pass_on()
+        rounded.improve()
+        codes[filters] = rounded.codes.reshape(-1, *shape[1:])
+        own[:, : len(blocks)] = rounded.scales
         scales[filters] = own.reshape(scales[filters].shape)
         mean_input, mean_target = moment.means()
-        bias[filters] = mean_target - rounding.reconstruct() @ mean_input
+        bias[filters] = mean_target - rounded.reconstruct() @ mean_input
     return replace(kernel, codes=codes, scales=scales), bias
 
 

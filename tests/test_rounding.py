@@ -21,13 +21,13 @@ from shiftcore.quant.dsconv import DSConv2d, DSConvConfig, quantize_
 from shiftcore.quant.float_layer import FloatTerm
 from shiftcore.quant.hardware import HardwareNetwork, Stored, fixed_point
 from shiftcore.quant.report import measure
-from shiftcore.quant.rounding import Moments, Rounding, fitted
+from shiftcore.quant.rounding import Moments, RoundedFilters, fitted
 from shiftcore.tests.stored import contents
 
 
 def problem(
     seed: int, filters: int = 5, features: int = 12, block: int = 4, bits: int = 3
-) -> Rounding:
+) -> RoundedFilters:
     """Random weights on inputs that go along with each other, the codes rounded to nearest."""
     random = np.random.default_rng(seed)
     weight = random.normal(size=(filters, features))
@@ -35,7 +35,7 @@ def problem(
     inputs += 0.3 * random.normal(size=inputs.shape)
     blocks = np.split(random.permutation(features), range(block, features, block))
     scales = np.array([[np.abs(w[b]).max() / (1 << bits - 1) for b in blocks] for w in weight])
-    found = Rounding(
+    found = RoundedFilters(
         weight, inputs @ inputs.T / 200, blocks, np.zeros_like(weight),
         BF16.round(scales).astype(np.float64), bits, BF16,
     )  # fmt: skip
@@ -46,7 +46,7 @@ def problem(
     return found
 
 
-def in_range(found: Rounding) -> bool:
+def in_range(found: RoundedFilters) -> bool:
     limit = 1 << (found.bits - 1)
     whole = np.array_equal(found.codes, np.rint(found.codes))
     held = np.array_equal(found.form.round(found.scales), found.scales.astype(np.float32))
