@@ -23,7 +23,7 @@ from shiftcore.benchmarks.report import Row, show
 from shiftcore.golden.bfp import BlockFloat
 from shiftcore.golden.layers import Layer, Term
 from shiftcore.golden.vqk import VariableQuantizedKernel
-from shiftcore.quant.compiled import CompiledLayer, Source, block_float, workers
+from shiftcore.quant.compiled import CompiledLayer, Source, encode_blocks, workers
 
 CHANNELS, SIZE = 256, 14
 BITS = 4
@@ -50,12 +50,12 @@ def measure(images: int, repetitions: int) -> list[Row]:
             term = Term("x", kernel, padding=(1, 1, 1, 1))
             spec = BlockFloat(block, BITS)
             layer = CompiledLayer(Layer("conv", (term,), np.zeros(CHANNELS, np.float32)), [1])
-            codes, fields, _ = block_float(spec, innermost, threads)
+            codes, fields, _ = encode_blocks(spec, innermost, threads)
             source = Source(codes, fields, [-127 - BITS + 1] * len(codes))
             tasks[f"kernel {block}"] = lambda layer=layer, source=source: layer.accumulate(
                 [source], (SIZE, SIZE), threads
             )
-            tasks[f"conversion {block}"] = lambda spec=spec: block_float(spec, innermost, threads)
+            tasks[f"conversion {block}"] = lambda spec=spec: encode_blocks(spec, innermost, threads)
         seconds = medians(tasks, repetitions)
     macs, activations = x.numel() * CHANNELS * 9, x.numel()
     per_mac = {name: found / macs * 1e9 for name, found in seconds.items()}

@@ -8,7 +8,7 @@ import torch
 
 from ..golden.bfp import BlockFloat, unit_exponent
 
-__all__ = ["BLOCK_FLOAT", "block_float", "channel_blocks", "mantissas", "power_of_two"]
+__all__ = ["BLOCK_FLOAT", "channel_blocks", "mantissas", "power_of_two"]
 
 SMALLEST = 2.0**-126
 """smallest normal number of float32"""
@@ -38,7 +38,7 @@ def mantissas(spec: BlockFloat, x: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 @torch.library.custom_op("shiftcore::block_float", mutates_args=())
-def block_float(
+def _block_float(
     x: torch.Tensor, block: int, bits: int, signed: bool, rounding: str
 ) -> torch.Tensor:
     """(N, C, H, W) or (N, C), in the type of `x`; the arguments are those of ``BlockFloat``.
@@ -62,12 +62,12 @@ def block_float(
     return stored.flatten(0, 1)[: x.shape[1]].transpose(0, 1).reshape(x.shape).to(x.dtype)
 
 
-@block_float.register_fake
+@_block_float.register_fake
 def _(x, block, bits, signed, rounding):
     return x.new_empty(x.shape)
 
 
-block_float.register_autograd(lambda ctx, gradient: (gradient, None, None, None, None))
+_block_float.register_autograd(lambda ctx, gradient: (gradient, None, None, None, None))
 
 BLOCK_FLOAT = torch.ops.shiftcore.block_float.default
 """the operator, as it stands in exported programs"""

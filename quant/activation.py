@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from ..frontend.block_float import block_float as _operator
+from ..frontend.block_float import BLOCK_FLOAT
 from ..golden.bfp import BlockFloat
 
 __all__ = [
@@ -37,7 +37,7 @@ def block_float(x: torch.Tensor, spec: BlockFloat) -> torch.Tensor:
 
     Raises ``ValueError`` if a value is not finite.
     """
-    return _operator(x, spec.block, spec.bits, spec.signed, spec.rounding)
+    return BLOCK_FLOAT(x, spec.block, spec.bits, spec.signed, spec.rounding)
 
 
 class BlockFloatActivation(nn.Module):

@@ -71,9 +71,10 @@ def float_tensors(
 
 
 def signed_tensors(layers: Sequence[FloatLayer], images: NDArray[np.float32]) -> frozenset[str]:
-    """The tensors that need a sign: no ReLU makes them, and `images` give them negative values."""
+    """The tensors with a sign: no ReLU makes them, and they were trained with one or `images` give
+    them negative values."""
     relus = {layer.name for layer in layers if layer.relu}
-    negative: set[str] = set()
+    negative = {layer.name for layer in layers if layer.signed}
     for tensors in float_tensors(layers, images):
         negative |= {name for name, values in tensors.items() if values.min() < 0}
     return frozenset(negative - relus)

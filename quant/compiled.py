@@ -19,7 +19,7 @@ from ..golden.layers import Layer, Term
 from ..golden.vqk import VariableQuantizedKernel
 from .hardware_kernels import FILTERS, VECTOR, accumulate, requantize
 
-__all__ = ["CompiledLayer", "Source", "Workers", "block_float", "workers"]
+__all__ = ["CompiledLayer", "Source", "Workers", "encode_blocks", "workers"]
 
 SCRATCH = 1 << 17
 """numbers of a source tensor that a part of the work arranges at most, unless one row has more"""
@@ -199,7 +199,7 @@ class CompiledLayer:
         return _outermost(accumulators[: self.layer.bias.size, :, :numbers], images)
 
 
-def block_float(
+def encode_blocks(
     spec: BlockFloat, acc: torch.Tensor, workers: Workers
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """``spec.compute`` of (C, N, H, W) float32: codes, fields, and how many were clipped."""

@@ -259,6 +259,7 @@ class DSConv2d(_Shifted):
         layer._encode(conv, config)
         return layer
 
+    @property
     def weight(self) -> torch.Tensor:
         """(Co, Ci / groups, Kh, Kw): what the codes and the shifters stand for."""
         return self._kernel()
@@ -266,7 +267,7 @@ class DSConv2d(_Shifted):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.conv2d(
             x,
-            self.weight(),
+            self.weight,
             self._result_bias(),
             self.stride,
             self.padding,
@@ -342,12 +343,13 @@ class DSLinear(_Shifted):
         layer._encode(linear, config)
         return layer
 
+    @property
     def weight(self) -> torch.Tensor:
         """(Co, features): what the codes and the shifters stand for."""
         return self._kernel().flatten(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weight(), self._result_bias())
+        return functional.linear(x, self.weight, self._result_bias())
 
     def extra_repr(self) -> str:
         text = f"{self.in_features}, {self.out_features}, {self._description()}"

@@ -48,7 +48,8 @@ class FloatLayer:
     """A layer of the machine in floating point: ``clamp(bias + sum of terms)`` or their maximum.
 
     `limits` are what the result is clamped to; a ReLU is ``(0, inf)``. `macs_per_pixel` are the
-    weights of the convolutions and linear layers that it computes.
+    weights of the convolutions and linear layers that it computes. `signed` results are stored with
+    a sign even where no image gives negative ones.
     """
 
     name: str
@@ -57,6 +58,7 @@ class FloatLayer:
     reduce: Reduce = "add"
     limits: tuple[float, float] = UNLIMITED
     macs_per_pixel: int = 0
+    signed: bool = False
 
     @property
     def relu(self) -> bool:

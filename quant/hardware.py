@@ -30,7 +30,7 @@ from ..golden.layers import Layer, Term
 from ..golden.network import INPUT, QuantizedNetwork, Tensor
 from ..golden.vqk import VariableQuantizedKernel
 from .calibrate import check_images
-from .compiled import CompiledLayer, Source, Workers, block_float, workers
+from .compiled import CompiledLayer, Source, Workers, encode_blocks, workers
 
 __all__ = [
     "Evaluation",
@@ -207,7 +207,7 @@ def fixed_point(spec: FixedPoint, images: torch.Tensor, fold: Fold | None = None
 def _block_float(spec: BlockFloat, acc: torch.Tensor, workers: Workers | None = None) -> Stored:
     """``spec.compute`` of (C, N, H, W) float32, by the compiled loops if there are `workers`."""
     if workers is not None:
-        codes, fields, clipped = block_float(spec, acc, workers)
+        codes, fields, clipped = encode_blocks(spec, acc, workers)
         signed = (spec.signed,) * len(codes)
         return Stored(codes, fields, signed, spec.bits, len(acc), 1, torch.tensor(clipped))
     whole, fields = mantissas(spec, acc)

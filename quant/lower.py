@@ -108,6 +108,8 @@ class _Lowering:
         self.stored: list[FloatLayer] = []
         self.open: dict[str, FloatLayer] = {}
         """layers that are not stored yet and may still grow, by the tensor they will write"""
+        self.signed: set[str] = set()
+        """tensors that were trained with a sign"""
         self.shapes: dict[str, tuple[int, int, int]] = {}
         """of every tensor"""
         self.layouts: dict[str, Layout] = {}
@@ -115,7 +117,7 @@ class _Lowering:
         self.alias: dict[str, str] = {}
         """the node behind one that is an alias"""
         for node in graph.nodes:
-            if self._computes_nothing(node):
+            if isinstance(node, Flatten):
                 self.alias[node.name] = self._behind(node.inputs[0])
         readers = (node for node in graph.nodes if node.name not in self.alias)
         self.uses = Counter(self._behind(name) for node in readers for name in node.inputs)
@@ -126,13 +128,7 @@ class _Lowering:
                 self._finish(node)
             elif node.name not in self.alias:
                 self.layouts[node.name] = self._layout(node)
-        return tuple(self.stored)
-
-    def _computes_nothing(self, node: Node) -> bool:
-        """Whether a node is an alias: every layer requantizes its result when it stores it."""
-        if isinstance(node, Requantize):
-            return node.spec.signed or node.inputs[0] in self.graph.nonnegative
-        return isinstance(node, Flatten)
+        return tuple(replace(each, signed=each.name in self.signed) for each in self.stored)
 
     def _behind(self, name: str) -> str:
         return self.alias.get(name, name)
@@ -316,7 +312,9 @@ class _Lowering:
                 return self._linear(node)
             case BatchNorm():
                 return self._batch_norm(node)
-            case ReLU() | Requantize():  # without a sign: it loses what is negative
+            case Requantize():
+                return self._requantize(node)
+            case ReLU():
                 return self._clamp(node, 0, np.inf)
             case Clamp():
                 return self._clamp(node, node.low, node.high)
@@ -447,6 +445,19 @@ class _Lowering:
             ),
             keeps_zero=keeps_zero,
         )
+
+    def _requantize(self, node: Requantize) -> Layout:
+        """Store an activation where it was stored in training: every tensor is requantized."""
+        layout = self._operand(node)
+        if not node.spec.signed and node.inputs[0] not in self.graph.nonnegative:
+            layout = self._clamp(node, 0, np.inf)
+        if any(part.tensor == INPUT for part in layout.parts):
+            layout = self._gathered(layout, node.name)
+        for part in layout.parts:
+            tensor = self._store(part.tensor)
+            if node.spec.signed:
+                self.signed.add(tensor)
+        return layout
 
     def _add(self, node: Add) -> Layout:
         shapes = [self._operand(node, number).shape for number in range(len(node.inputs))]

@@ -97,7 +97,7 @@ def test_the_forward_is_a_convolution_with_the_expanded_weight(
     before = copy.deepcopy(conv.state_dict())
     layer = moved(DSConv2d.from_conv(conv, config)).double()
     weight = torch.from_numpy(naive_weight(layer))
-    torch.testing.assert_close(layer.weight(), weight)
+    torch.testing.assert_close(layer.weight, weight)
     x = torch.randn(2, conv.in_channels, 7, 6, dtype=torch.float64)
     bias = layer.channel_bias if layer.bias is None else layer.bias + layer.channel_bias
     options: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -135,7 +135,7 @@ def test_gradients_are_those_of_the_paper():
     conv = nn.Conv2d(5, 3, 1, bias=False).double()
     layer = moved(DSConv2d.from_conv(conv, DSConvConfig(4, 2, scale_bias=True)))
     gradient = torch.randn(3, 5, 1, 1, dtype=torch.float64)
-    layer.weight().backward(gradient)
+    layer.weight.backward(gradient)
     scale: Any = layer.scale
     scale_bias: Any = layer.scale_bias
     phi = layer.channel_scale.detach()[:, None]
@@ -251,9 +251,9 @@ def test_states_load_into_a_new_network():
     fresh.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(fresh(IMAGES), model(IMAGES))
     layer = DSConv2d(10, 12, 3, 1, 1, groups=2, bias=False, weight_bits=4, block=4)
-    assert not layer.weight().any()
+    assert not layer.weight.any()
     layer.load_state_dict(model[2].state_dict(), strict=True)
-    assert torch.equal(layer.weight(), model[2].weight())
+    assert torch.equal(layer.weight, model[2].weight)
 
 
 def test_copies_pickles_and_archives_of_modules():
@@ -298,11 +298,11 @@ def test_autocast_is_that_of_any_convolution():
     model, ordinary = converted(), small()
     with torch.no_grad():
         for n in (0, 2, 5, 8):  # convolutions of the weights that the codes stand for
-            ordinary[n].weight.copy_(model[n].weight())
+            ordinary[n].weight.copy_(model[n].weight)
     with torch.autocast("cpu", torch.bfloat16):
         result = model(IMAGES)
         assert torch.equal(result, ordinary(IMAGES))
-        assert model[0].weight().dtype is torch.float32
+        assert model[0].weight.dtype is torch.float32
     assert result.dtype is torch.bfloat16
     result.sum().backward()
     assert model[0].scale.grad.dtype is torch.float32
@@ -396,7 +396,7 @@ def test_the_kernel_is_rounded_once():
     assert np.array_equal(kernel.scales, BF16.round(exact.numpy()))
     assert np.array_equal(kernel.codes, layer.codes.numpy())
     torch.testing.assert_close(
-        torch.from_numpy(layer.kernel(FP32).reconstruct()).float(), layer.weight()
+        torch.from_numpy(layer.kernel(FP32).reconstruct()).float(), layer.weight
     )
 
 
@@ -601,9 +601,46 @@ def test_activations_are_stored_with_the_sign_of_training(signed: bool):
     assert [layer.name for layer in network.layers] == ["0", "2"]
     assert network.layers[0].output == BlockFloat(4, 8, signed)
     stored_after(conv, nn.MaxPool2d(2), signed=signed, after=after)
-    # The image is copied without what is negative, or read as it is.
     first = stored_after(signed=signed, after=nn.Conv2d(3, 4, 3)).layers
-    assert [layer.name for layer in first] == (["1"] if signed else ["0", "1"])
+    assert [layer.name for layer in first] == ["0", "1"]
+
+
+def test_a_sign_of_training_stays_where_no_image_needs_it():
+    torch.manual_seed(0)
+    conv, after = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+    with torch.no_grad():
+        conv.bias.fill_(100)
+    network = stored_after(conv, signed=True, after=after)
+    assert network.layers[0].output == BlockFloat(4, 8, True)
+    assert not (network.compute(IMAGES.numpy())["0"].codes < 0).any()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_activations_are_stored_before_what_comes_after(signed: bool):
+    """Rounding and then clamping is not clamping and then rounding."""
+    torch.manual_seed(0)
+    conv, spec = nn.Conv2d(3, 8, 3), BlockFloat(4, 3, signed)
+    for after in (nn.Hardtanh(-0.3, 0.3), nn.ReLU()):
+        model = nn.Sequential(conv, BlockFloatActivation(spec), after, nn.Flatten()).eval()
+        network = quantize(model, IMAGES.numpy(), QuantConfig(8, 3, 4, "fp32", input_bits=16))
+        assert [layer.name for layer in network.layers][:2] == ["0", "2"]
+        assert network.layers[0].output == spec
+        hardware = HardwareNetwork(network)
+        stored = hardware.results(IMAGES)["0"].stored
+        with torch.inference_mode():
+            assert torch.equal(hardware(IMAGES), model[2](stored.decode_images()))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_result_that_was_trained_as_stored_is_stored(signed: bool):
+    torch.manual_seed(0)
+    spec = BlockFloat(4, 3, signed)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), BlockFloatActivation(spec)).eval()
+    network = quantize(model, IMAGES.numpy(), QuantConfig(8, 3, 4, "fp32"))
+    assert [layer.output for layer in network.layers] == [spec, None]
+    result = HardwareNetwork(network)(IMAGES)
+    with torch.inference_mode():
+        assert torch.equal(model[1](result), result)
 
 
 def test_after_a_relu_a_sign_is_refused_and_its_lack_changes_nothing():
@@ -679,7 +716,7 @@ def test_computing_with_a_weight_of_codes_is_refused():
             self.layer = DSConv2d.from_conv(nn.Conv2d(3, 4, 1), DSConvConfig())
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return functional.conv2d(x, 2 * self.layer.weight())
+            return functional.conv2d(x, 2 * self.layer.weight)
 
     message = (
         r"^layer 'mul' \(aten\.mul\.Tensor\): it computes with a weight of codes; only "

@@ -94,7 +94,7 @@ def test_layers_golden_machine_and_rtl_are_equal(case: Case) -> None:
 def test_no_kind_of_layer_is_left_out() -> None:
     """Whatever the front end reads goes through the RTL, in the test above.
 
-    But for `Requantize`, which computes nothing: it tells how a network was trained.
+    But for `Requantize`, which tells how a network was trained: every layer stores like that.
     """
     classes = [item for item in vars(nodes).values() if isinstance(item, type)]
     supported = {item.__name__ for item in classes if issubclass(item, nodes.Node)}
