@@ -39,7 +39,7 @@ IMAGES, MORE_IMAGES = 1024, 20_000
 """training images that quantization sees, and distillation"""
 FINE = DistillationConfig(epochs=8, rate=2e-3, schedule="cosine")
 """on the images that the network was calibrated with"""
-LONG = DistillationConfig(epochs=3, rate=5e-3, schedule="cosine")
+LONG = DistillationConfig(epochs=1, rate=2e-3, schedule="cosine")
 HEADINGS = (
     "network", "bits", "B", "method", "distilled", "top-1 float", "top-1", "loss", "limit",
 )  # fmt: skip

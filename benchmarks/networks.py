@@ -2,8 +2,8 @@
 
 ``python benchmarks/networks.py`` takes the digits network of the demo, MLPerf Tiny's ResNet-8 and
 the CIFAR-10 ResNet-20; the last two need SHIFTCORE_DATA, without it only the first one runs. Each
-is calibrated on 256 training images, quantized to 4-bit weights and activations by plain L2 and
-compiled for ``examples/array16.toml``. What better methods bring is measured by ``accuracy.py``.
+is quantized to 4-bit weights and activations as ``shiftcore quantize`` does it, on 256 training
+images without labels, and compiled for ``examples/array16.toml``.
 
 Top-1 is over all test images. The one in 4 bits is the golden machine's, which computes what
 hardware mode does, bit for bit, and here is faster. On the first 100 images hardware mode, the
@@ -30,7 +30,7 @@ from shiftcore.golden.compare import difference
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.golden.program import Program, scores_of
-from shiftcore.quant.convert import QuantConfig, quantize
+from shiftcore.quant.convert import quantize
 from shiftcore.quant.hardware import HardwareNetwork
 from shiftcore.sim.accelerate import run_program
 
@@ -85,7 +85,7 @@ def measure(name: str, count: int, bar: Progress) -> Row:
     model, calibration, test = load(name)
     assert test is not None, name
     images, labels = test
-    network = quantize(model, calibration, QuantConfig(method="l2"))
+    network = quantize(model, calibration)
     program = compile_network(network, hardware(network))
     floating = float_classes(model, images, bar)
     golden = golden_classes(program, network, images, bar)
