@@ -113,16 +113,10 @@ def _images(network: Network, count: int, split: str):
     return read(data_folder(network), count, split)
 
 
-_QUANTIZED: dict[tuple[Network, str], QuantizedNetwork] = {}
-"""by network and the text of the whole configuration, which is not hashable"""
-
-
+@cache
 def _quantized(network: Network, config: QuantConfig) -> QuantizedNetwork:
-    key = network, repr(config)
-    if key not in _QUANTIZED:
-        images, _ = _images(network, IMAGES, "train-20k")
-        _QUANTIZED[key] = quantize(_model(network), images, config)
-    return _QUANTIZED[key]
+    images, _ = _images(network, IMAGES, "train-20k")
+    return quantize(_model(network), images, config)
 
 
 def measure(case: Case, count: int) -> Row:

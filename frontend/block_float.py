@@ -59,12 +59,13 @@ def _block_float(
     limit = (1 << spec.magnitude_bits) - 1
     units = power_of_two(fields + unit_exponent(bits, signed))
     stored = codes.clamp(-limit, limit) * units[:, None]
-    return stored.flatten(0, 1)[: x.shape[1]].transpose(0, 1).reshape(x.shape).to(x.dtype)
+    result = torch.empty_like(x)
+    return result.copy_(stored.flatten(0, 1)[: x.shape[1]].transpose(0, 1).reshape(x.shape))
 
 
 @_block_float.register_fake
 def _(x, block, bits, signed, rounding):
-    return x.new_empty(x.shape)
+    return torch.empty_like(x)
 
 
 _block_float.register_autograd(lambda ctx, gradient: (gradient, None, None, None, None))

@@ -42,7 +42,9 @@ def expand(
         not computed with, but belongs to the weight
     """
     number = block_map(codes.shape[1], groups, block).number
-    weight = codes * _along(scale, number)
+    # In the memory format of the codes, which compilers are told below.
+    weight = torch.empty_like(codes, dtype=scale.dtype)
+    torch.mul(codes, _along(scale, number), out=weight)
     if scale_bias is not None:
         weight += _along(scale_bias, number)
     return weight.mul_(channel_scale[:, None, None, None])
@@ -58,7 +60,12 @@ def _block_sums(values: torch.Tensor, blocks: int, block: int, groups: int) -> t
     """(Co, Ci / groups, Kh, Kw) to (Co, blocks, Kh, Kw), in one order of additions everywhere."""
     channel = block_map(values.shape[1], groups, block).channel
     padded = torch.nn.functional.pad(values, (0, 0, 0, 0, 0, 1))
-    return _along(padded, channel.reshape(groups, -1)).unflatten(1, channel.shape[1:]).sum(2)
+    return (
+        _along(padded, channel.reshape(groups, -1))
+        .unflatten(1, channel.shape[1:])
+        .sum(2)
+        .contiguous()
+    )
 
 
 @_block_sums.register_fake

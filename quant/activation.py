@@ -1,8 +1,9 @@
 """Activations as the accelerator stores them, for training: block floating point.
 
 :func:`requantize_` puts them where the reference implementation of DSConv has them: after every
-ReLU, or after the max pool that alone reads one. The images, sums before their ReLU, results of
-batch norms and the network's result stay as they are.
+ReLU, or after the max pool that alone reads one. A clamp from 0 is a ReLU here; other activations
+are refused. The images, sums before their ReLU, results of batch norms and the network's result
+stay as they are.
 """
 
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 RELUS = (nn.ReLU, nn.ReLU6)
+NO_ACTIVATIONS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention)
+"""modules that torch has among the activations"""
 
 
 def block_float(x: torch.Tensor, spec: BlockFloat) -> torch.Tensor:
@@ -74,8 +77,21 @@ _CALLS = frozenset(
     {
         *(functional.relu, functional.relu_, functional.relu6),
         *(torch.relu, torch.relu_, "relu", "relu_"),
+        *(functional.hardtanh, functional.hardtanh_, torch.clamp, torch.clamp_),
+        *("clamp", "clamp_", "clip", "clip_"),
     }
 )
+
+
+def _is_relu(module: nn.Module | None) -> bool:
+    from_zero = isinstance(module, nn.Hardtanh) and module.min_val == 0
+    return isinstance(module, RELUS) or from_zero
+
+
+def _is_other_activation(module: nn.Module | None) -> bool:
+    kinds = type(module).__mro__
+    listed = any(kind.__module__ == "torch.nn.modules.activation" for kind in kinds)
+    return listed and not _is_relu(module) and not isinstance(module, NO_ACTIVATIONS)
 
 
 @contextmanager
@@ -85,7 +101,7 @@ def _separated(model: nn.Module) -> Iterator[None]:
     seen: set[nn.Module] = set()
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if isinstance(child, (*RELUS, nn.MaxPool2d)):
+            if child is not None and (_is_relu(child) or isinstance(child, nn.MaxPool2d)):
                 if child in seen:
                     shared.append((parent, name, child))
                 seen.add(child)
@@ -116,10 +132,14 @@ def requantized_modules(model: nn.Module) -> tuple[str, ...]:
     Raises
     ------
     ValueError
-        if the network cannot be traced, or naming a ReLU that is a function call
+        if the network cannot be traced or has no ReLU, or naming an activation that is a function
+        call or no ReLU
     """
     with _separated(model):
-        return _stored(model)
+        found = _stored(model)
+    if not found:
+        raise ValueError("activations cannot be placed: the network has no ReLU")
+    return found
 
 
 def _stored(model: nn.Module) -> tuple[str, ...]:
@@ -138,11 +158,16 @@ def _stored(model: nn.Module) -> tuple[str, ...]:
                 f"layer {path or node.name!r}: a ReLU is a function call; make it a module, "
                 "nn.ReLU(), so that an activation can follow it"
             )
+        if _is_other_activation(kind(node)):
+            raise ValueError(
+                f"layer {str(node.target)!r}: block floating point follows ReLUs and clamps from "
+                f"0, not {type(kind(node)).__name__}"
+            )
         if isinstance(kind(node), nn.MaxPool2d):
             readings.setdefault(str(node.target), set()).update(
                 str(source.target) for source in node.all_input_nodes
             )
-        if isinstance(kind(node), RELUS):
+        if _is_relu(kind(node)):
             readers = list(node.users)
             pooled = len(readers) == 1 and isinstance(kind(readers[0]), nn.MaxPool2d)
             place = readers[0] if pooled else node

@@ -1,7 +1,8 @@
 """Adaptation of trained networks: shifters only, new classes, distillation.
 
 None of it changes the codes of DSConv layers or the statistics of batch norms, and each function
-checks by hash that nothing has changed but what it trains. All of them train in place.
+checks by hash that nothing has changed but what it trains. They train in place, but for
+:func:`distill_network`, which returns a new network.
 """
 
 import math
@@ -119,8 +120,20 @@ def _classify(
         return functional.cross_entropy(network(x), y)
 
     data = torch.as_tensor(images), torch.as_tensor(labels)
+    if len(data[0]):
+        with torch.no_grad(), in_mode(model, "eval"):
+            classes = model(data[0][:1].to(next(iter(chosen.values())).device)).shape[1]
+        _check_labels(data[1], len(data[0]), classes)
     with _only(model, chosen.values()):
         return fit(model, loss, data, replace(config, mode="eval"), augment=augment, rates=rates)
+
+
+def _check_labels(labels: torch.Tensor, images: int, classes: int) -> None:
+    if labels.shape != (images,):
+        raise ValueError(f"{images} images need as many labels, not {tuple(labels.shape)}")
+    if images and not (labels.min() >= 0 and labels.max() < classes):
+        found = f"{int(labels.min())} to {int(labels.max())}"
+        raise ValueError(f"labels must be 0 to {classes - 1}, not {found}")
 
 
 def tune_shifters(
@@ -172,10 +185,13 @@ def replace_classifier(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         layer = nn.Linear(linear[name].in_features, classes, dtype=parameter.dtype)
-    parent, _, child = name.rpartition(".")
-    layer = layer.to(parameter.device).train(linear[name].training)
-    setattr(model.get_submodule(parent), child, layer)
+    _put(model, name, layer.to(parameter.device).train(linear[name].training))
     return name
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def transfer(
@@ -209,20 +225,24 @@ def transfer(
     classifier : the name of the layer to replace, by default the last linear one
 
     Returns the loss of every step. Raises ``ValueError`` if there is no such classifier, no DSConv
-    layer whose shifters could train, or a label out of range.
+    layer whose shifters could train, or a label out of range. After an error the classifier is the
+    old one.
     """
     targets = torch.as_tensor(labels)
-    if len(targets) and not (targets.min() >= 0 and targets.max() < classes):
-        found = f"{int(targets.min())} to {int(targets.max())}"
-        raise ValueError(f"labels must be 0 to {classes - 1}, not {found}")
+    _check_labels(targets, len(images), classes)
     if with_shifters and not any(True for _ in shifters(model)):
         raise ValueError("the model has no DSConv layers, whose shifters could be trained")
+    before = dict(model.named_modules())
     name = replace_classifier(model, classes, name=classifier, seed=config.seed)
     chosen = {f"{name}.{part}": p for part, p in model.get_submodule(name).named_parameters()}
     rates = {} if classifier_rate is None else dict.fromkeys(chosen, classifier_rate)
     if with_shifters:
         chosen |= dict(shifters(model))
-    return _classify(model, chosen, images, targets, config, augment, rates)
+    try:
+        return _classify(model, chosen, images, targets, config, augment, rates)
+    except BaseException:
+        _put(model, name, before[name])
+        raise
 
 
 def distillation_loss(

@@ -34,7 +34,11 @@ class LayerConfig:
 
     def __post_init__(self) -> None:
         self._check_fields()
+        if not isinstance(self.overrides, Mapping):
+            raise ValueError(f"overrides must be values by layer and name, not {self.overrides!r}")
         for layer, values in self.overrides.items():
+            if not isinstance(values, Mapping):
+                raise ValueError(f"overrides of layer {layer!r} must be by name, not {values!r}")
             unknown = sorted(set(values) - self.PER_LAYER)
             if unknown:
                 raise ValueError(
@@ -48,6 +52,8 @@ class LayerConfig:
         allowed = {**_CHOICES, **self.OTHERS}
         for field in fields(self):  # pyright: ignore[reportArgumentType]
             value, choices = getattr(self, field.name), allowed.get(field.name)
+            if isinstance(field.default, bool) and not isinstance(value, bool):
+                raise ValueError(f"{field.name} must be True or False, not {value!r}")
             if choices is None or (value is None and field.default is None):
                 continue
             if isinstance(choices, range):

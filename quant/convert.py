@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -63,15 +64,22 @@ class QuantConfig(LayerConfig):
     recipe: Recipe = "R"
     rounding: Rounding = "nearest"
     input_bits: int = 8
-    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
 
 def as_graph(model: Model, images: NDArray[np.float32]) -> Graph:
-    """The graph of `model`; a module is exported with the first of `images` as its example."""
+    """The graph of `model`; a module is exported with the first of `images` as its example, from a
+    copy on the CPU in float32 if it is elsewhere or in another type."""
     if isinstance(model, Graph):
         return model
     if np.ndim(images) != 4 or not len(images):
         raise ValueError(f"images must be (N, C, H, W), not {np.shape(images)}")
+    if isinstance(model, nn.Module) and any(
+        tensor.device.type != "cpu"
+        or (tensor.is_floating_point() and tensor.dtype != torch.float32)
+        for tensor in model.state_dict().values()
+    ):
+        model = deepcopy(model).cpu().float()
     return read(model, torch.from_numpy(np.asarray(images[:1], np.float32)))
 
 

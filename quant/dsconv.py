@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -71,17 +72,35 @@ class DSConvConfig(LayerConfig):
     pixels: int = 1
     act_bits: int | None = None
     rounding: Rounding = "nearest"
-    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+
+
+_FORM = "_extra_state"
+"""key of what a state says about the form of its codes"""
 
 
 def _pair(value: Pair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
+def _check_sizes(**sizes: int | tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless sizes, or pairs of them, are whole numbers from 1."""
+    for name, value in sizes.items():
+        pair = (value,) if isinstance(value, int) else value
+        if not (
+            isinstance(pair, tuple)
+            and len(pair) in (1, 2)
+            and (len(pair) == 2 or isinstance(value, int))
+            and all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in pair)
+        ):
+            raise ValueError(f"{name} must be from 1, a whole number or a pair, not {value!r}")
+
+
 class _Shifted(nn.Module):
     """Codes and shifters; the kernel is (Co, depth, Kh, Kw)."""
 
     codes: torch.Tensor
+    pixels = 1
 
     def __init__(
         self,
@@ -108,13 +127,42 @@ class _Shifted(nn.Module):
         self._source: tuple[nn.Module, ...] = ()
         """what the layer was made from; in a tuple, where it is no part of the network"""
 
+    def _form(self) -> dict[str, int]:
+        """What the codes and scales of a state mean."""
+        names = ("weight_bits", "block", "groups", "pixels")
+        return {name: getattr(self, name) for name in names}
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor(list(self._form().values()))
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Nothing to set: what a state says must be so, and is checked where it is loaded."""
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        form = state_dict.get(f"{prefix}{_FORM}")
+        if form is not None:
+            for (name, own), found in zip(self._form().items(), form.tolist(), strict=True):
+                if found != own:
+                    error_msgs.append(f"{prefix}codes: {name} is {found} in the state, {own} here.")
+        codes, limit = state_dict.get(f"{prefix}codes"), 1 << (self.weight_bits - 1)
+        known = codes is not None and codes.numel() and not codes.is_meta
+        if known and not -limit <= int(codes.min()) <= int(codes.max()) < limit:
+            error_msgs.append(f"{prefix}codes: do not fit {self.weight_bits} bits.")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
     @property
     def source(self) -> nn.Module | None:
         """The layer that this one was made from, unchanged; None after :func:`freeze_`."""
         return self._source[0] if self._source else None
 
     def _encode(self, source: nn.Conv2d | nn.Linear, config: DSConvConfig) -> None:
-        """Take the weight, the bias and the mode of `source`."""
+        """Take the weight, the bias, what of them trains, and the mode of `source`."""
+        if source.weight.is_meta:
+            raise ValueError("its weights are on the meta device, where they have no values")
         weight = source.weight.detach().double().cpu().numpy().reshape(self.codes.shape)
         options: dict[str, Any] = {
             "weight_bits": self.weight_bits,
@@ -132,8 +180,14 @@ class _Shifted(nn.Module):
                 self.scale_bias.copy_(torch.from_numpy(bias))
             self.codes.copy_(torch.from_numpy(kernel.codes))
             self.scale.copy_(torch.from_numpy(kernel.scales))
+            stored = self.scale.double().cpu().numpy()
+            if not np.isfinite(stored).all() or ((stored == 0) & (kernel.scales != 0)).any():
+                raise ValueError(f"its scales do not fit {self.scale.dtype}; convert it in float32")
             if source.bias is not None and self.bias is not None:
                 self.bias.copy_(source.bias)
+        for name, parameter in self.named_parameters():
+            trained = source.bias if name == "bias" else source.weight
+            parameter.requires_grad_(trained is not None and trained.requires_grad)
         self.train(source.training)
         self._source = (source,)
 
@@ -222,11 +276,17 @@ class DSConv2d(_Shifted):
             raise ValueError(
                 f"padding_mode must be 'zeros', which the accelerator has, not {padding_mode!r}"
             )
-        if groups < 1 or in_channels % groups or out_channels % groups:
+        _check_sizes(
+            in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size,
+            stride=stride, dilation=dilation, groups=groups,
+        )  # fmt: skip
+        if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must divide {in_channels} and {out_channels} channels, not {groups!r}"
             )
-        DSConvConfig(weight_bits, block)
+        # Its refusals of paddings are wanted here, too.
+        nn.Conv2d(1, 1, kernel_size, stride, padding, device="meta")
+        DSConvConfig(weight_bits, block, scale_bias=scale_bias)
         shape = (out_channels, in_channels // groups, *_pair(kernel_size))
         super().__init__(shape, groups, bias, weight_bits, block, scale_bias, device, dtype)
         self.in_channels, self.out_channels = in_channels, out_channels
@@ -316,7 +376,8 @@ class DSLinear(_Shifted):
         scale_bias: bool = False,
         pixels: int = 1,
     ) -> None:
-        DSConvConfig(weight_bits, block, pixels=pixels)
+        _check_sizes(in_features=in_features, out_features=out_features)
+        DSConvConfig(weight_bits, block, scale_bias=scale_bias, pixels=pixels)
         if in_features % pixels:
             raise ValueError(f"pixels must divide the {in_features} features, not {pixels}")
         shape = (out_features, in_features // pixels, pixels, 1)
@@ -360,16 +421,32 @@ Filter = Callable[[nn.Module, str], bool]
 
 
 def _convertible(module: nn.Module, name: str) -> bool:
-    # A subclass may compute something else.
-    return type(module) in (nn.Conv2d, nn.Linear)
+    return isinstance(module, (nn.Conv2d, nn.Linear))
+
+
+def _check_source(module: nn.Module, owners: Mapping[nn.Parameter, set[str]]) -> None:
+    """Raise ``ValueError`` if a layer has what its DSConv form would lose."""
+    if type(module) not in (nn.Conv2d, nn.Linear):
+        raise ValueError(
+            f"only Conv2d and Linear become DSConv layers, not {type(module).__name__}, which may "
+            "compute something else; remove its parametrizations, or leave it out by filter_fn"
+        )
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, name) for name in hooks):
+        raise ValueError("it has hooks, which its DSConv form would lose; remove them first")
+    for parameter in module.parameters():
+        if len(owners[parameter]) > 1:
+            raise ValueError(
+                f"{' and '.join(sorted(owners[parameter]))} are one parameter, and would be two "
+                "weights of codes; give each its own, or leave them out by filter_fn"
+            )
 
 
 def _converted(module: nn.Module, config: DSConvConfig) -> nn.Module:
-    if type(module) is nn.Conv2d:
+    if isinstance(module, nn.Conv2d):
         return DSConv2d.from_conv(module, config)
-    if type(module) is nn.Linear:
-        return DSLinear.from_linear(module, config)
-    raise ValueError(f"only Conv2d and Linear become DSConv layers, not {type(module).__name__}")
+    assert isinstance(module, nn.Linear), type(module)
+    return DSLinear.from_linear(module, config)
 
 
 def _set(model: nn.Module, changed: Mapping[nn.Module, nn.Module]) -> None:
@@ -388,7 +465,7 @@ def quantize_(model: nn.Module, config: DSConvConfig, filter_fn: Filter | None =
 
     Parameters
     ----------
-    model : the network; its parameters, modes and device stay
+    model : the network; modes, device, and what of it requires a gradient stay
     config : for all layers, with overrides by their names
     filter_fn : of a module and its name whether to change it; default every ``nn.Conv2d`` and
         ``nn.Linear``
@@ -396,9 +473,9 @@ def quantize_(model: nn.Module, config: DSConvConfig, filter_fn: Filter | None =
     Raises
     ------
     ValueError
-        naming the layer, if its weights are not finite or it cannot be a DSConv layer; if an
-        override names no layer that is changed; if the model itself is the layer; or if activations
-        cannot be placed
+        naming the layer, if its weights are not finite, if it has hooks or shares a parameter, or
+        if it cannot be a DSConv layer, as a subclass cannot; if an override names no layer that is
+        changed; if the model itself is the layer; or if activations cannot be placed
     """
     chosen = {
         name: module
@@ -414,9 +491,14 @@ def quantize_(model: nn.Module, config: DSConvConfig, filter_fn: Filter | None =
     if unknown:
         known = ", ".join(chosen) or "none"
         raise ValueError(f"overrides name {unknown[0]!r}, which is not changed; layers are {known}")
+    owners: dict[nn.Parameter, set[str]] = {}
+    for parent, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(parameter, set()).add(f"{parent}.{name}")
     changed: dict[nn.Module, nn.Module] = {}
     for name, module in chosen.items():
         try:
+            _check_source(module, owners)
             changed[module] = _converted(module, config.layer(name))
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from None

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import ZipFile
@@ -75,7 +76,9 @@ class TrainingConfig:
             raise ValueError(f"seed must be a whole number from 0, not {self.seed!r}")
         for name, least in (("rate", "above"), ("weight_decay", "from")):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0) or (least == "above" and value == 0):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            enough = number and (value > 0 if least == "above" else value >= 0)
+            if not (enough and math.isfinite(value)):
                 raise ValueError(f"{name} must be a number {least} 0, not {value!r}")
         for name, choice in (
             ("optimizer", ("adam", "sgd")),
@@ -144,7 +147,8 @@ def fit(
     config : see :class:`TrainingConfig`
     augment : changes the first tensor of a batch
     rates : first learning rates of some parameters by name, where not ``config.rate``
-    facts : what else must agree when a checkpoint is read, by name
+    facts : what else must agree when a checkpoint is read, by name. `loss` and `augment` are told
+        by their names and the arguments of a ``functools.partial``
 
     Returns the loss of every step, those before a resumption included.
 
@@ -178,6 +182,7 @@ def fit(
             model, loss, data, config, augment, rank, processes, device, trained, rates,
             _facts(model, trained, data, config)
             | {"rates": str(rates), "processes": processes}
+            | {"loss": _title(loss), "augment": _title(augment)}
             | dict(facts or {}),
         ).run(bar)  # fmt: skip
 
@@ -197,6 +202,18 @@ def _facts(
         "start of the model": fingerprint(model.state_dict()),
         "data": fingerprint({str(number): tensor for number, tensor in enumerate(data)}),
     }
+
+
+def _title(function: Callable[..., Any] | None) -> str:
+    """What tells one function from another, in this process and in later ones."""
+    if isinstance(function, partial):
+        options = "".join(
+            f", {name}={value!r}" for name, value in sorted(function.keywords.items())
+        )
+        return f"{_title(function.func)}({', '.join(map(repr, function.args))}{options})"
+    if function is None or not hasattr(function, "__qualname__"):
+        function = type(function)
+    return function.__qualname__
 
 
 def _generator(*key: int) -> torch.Generator:

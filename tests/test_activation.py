@@ -13,6 +13,7 @@ from torch import nn
 from shiftcore.examples.digits import data, model
 from shiftcore.examples.zoo.catalogue import CATALOGUE
 from shiftcore.examples.zoo.resnet20 import ResNet20
+from shiftcore.frontend.block_float import BLOCK_FLOAT
 from shiftcore.golden.bfp import BlockFloat, Rounding
 from shiftcore.quant.activation import (
     BlockFloatActivation,
@@ -261,6 +262,19 @@ def test_an_error_leaves_the_model_as_it_was():
         assert members(model) == before
 
 
+def test_a_clamp_from_0_is_a_relu():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Hardtanh(0, 6), nn.Conv2d(4, 4, 1), nn.ReLU6())
+    assert requantized_modules(model) == ("1", "3")
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_the_operator_is_registered_as_torch_wants_it(form: torch.memory_format):
+    x = torch.randn(2, 6, 4, 5).to(memory_format=form).requires_grad_()
+    torch.library.opcheck(BLOCK_FLOAT, (x, 4, 4, False, "nearest"))
+    y = block_float(x, BlockFloat(4, 4))
+    assert y.stride() == x.stride()
+
+
 def test_a_pool_that_does_not_read_the_relu_alone_is_no_place():
     class Shared(nn.Module):
         def __init__(self) -> None:
@@ -300,6 +314,18 @@ class Branches(nn.Module):
             Functional(),
             r"layer 'block': a ReLU is a function call; make it a module, nn\.ReLU\(\), so that an "
             r"activation can follow it",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(1, 1, 1), nn.SiLU(), nn.ReLU()),
+            r"layer '1': block floating point follows ReLUs and clamps from 0, not SiLU",
+        ),
+        (
+            nn.Sequential(nn.ReLU(), nn.Hardtanh(-1, 1)),
+            r"layer '1': block floating point follows ReLUs and clamps from 0, not Hardtanh",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten()),
+            r"activations cannot be placed: the network has no ReLU",
         ),
         (Branches(), r"activations cannot be placed: torch\.fx cannot trace the network \(.*\)"),
     ],

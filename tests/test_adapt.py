@@ -133,6 +133,16 @@ def test_transfer_with_shifters_beats_the_classifier_alone() -> None:
 
 
 def test_labels_of_a_transfer() -> None:
+    network = coded(3)
+    before = list(network.modules())
+    images, labels = torch.zeros(8, 1, 8, 8), torch.zeros(7, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"^8 images need as many labels, not \(7,\)$"):
+        transfer(network, 9, images, labels, TrainingConfig())
+    with pytest.raises(FloatingPointError):
+        transfer(network, 9, images / 0, labels.new_zeros(8), TrainingConfig())
+    assert list(network.modules()) == before
+    with pytest.raises(ValueError, match=r"^labels must be 0 to 9, not 0 to 10$"):
+        tune_shifters(network, images, torch.tensor([*range(7), 10]), TrainingConfig())
     with pytest.raises(ValueError, match=r"^labels must be 0 to 8, not 0 to 9$"):
         transfer(coded(3), 9, TRAINING.x, TRAINING.y, CONFIG)
 

@@ -256,6 +256,45 @@ def test_states_load_into_a_new_network():
     assert torch.equal(layer.weight, model[2].weight)
 
 
+def test_a_state_of_other_blocks_or_bits_is_refused():
+    def layer(bits: int, block: int, groups: int = 1) -> DSConv2d:
+        torch.manual_seed(0)
+        conv = nn.Conv2d(6, 4, 1, groups=groups)
+        return DSConv2d.from_conv(conv, DSConvConfig(bits, block))
+
+    for source, message in [
+        (layer(4, 3), "codes: block is 3 in the state, 4 here"),
+        (layer(8, 4), "codes: weight_bits is 8 in the state, 4 here"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            layer(4, 4).load_state_dict(source.state_dict())
+    state = layer(4, 4).state_dict()
+    state["codes"] = state["codes"].clone().fill_(8)
+    with pytest.raises(RuntimeError, match="codes: do not fit 4 bits"):
+        layer(4, 4).load_state_dict(state)
+
+
+def test_what_does_not_train_does_not_train_afterwards():
+    model = pair()
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    quantize_(model, DSConvConfig())
+    assert not any(parameter.requires_grad for parameter in model[0].parameters())
+    trained = {name for name, parameter in model[2].named_parameters() if parameter.requires_grad}
+    assert trained == {"scale", "channel_scale", "channel_bias"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_of_another_type_is_quantized_in_float32(dtype: torch.dtype):
+    model = small().to(dtype)
+    network = quantize(model, IMAGES.numpy(), QuantConfig(8, 8, 4, "fp32"))
+    assert model[0].weight.dtype is dtype
+    same = quantize(copy.deepcopy(model).float(), IMAGES.numpy(), QuantConfig(8, 8, 4, "fp32"))
+    for found, expected in zip(network.layers, same.layers, strict=True):
+        assert np.array_equal(found.terms[0].kernel.codes, expected.terms[0].kernel.codes)
+        assert np.array_equal(found.bias, expected.bias)
+
+
 def test_copies_pickles_and_archives_of_modules():
     model = moved(converted())
     expected = model(IMAGES)
@@ -321,6 +360,25 @@ def test_compiled():
         torch.testing.assert_close(parameter.grad, gradient)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_compiled_training_is_that_of_the_network():
+    """By the default compiler, channels last and depthwise, activations requantized."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU()),
+        nn.Conv2d(8, 4, 3, groups=2),
+    )
+    quantize_(model, DSConvConfig(4, 4, act_bits=4))
+    model = model.to(memory_format=torch.channels_last)
+    images = torch.randn(2, 6, 12, 12).to(memory_format=torch.channels_last)
+    results, gradients = [], []
+    for network in (model, torch.compile(model)):
+        results.append(network(images))
+        gradients.append(torch.autograd.grad(results[-1].square().sum(), model.parameters()))
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*gradients)
+
+
 def test_only_the_shifters_learn():
     model = converted()
     codes = [part.codes.clone() for part in model if isinstance(part, DSConv2d | DSLinear)]
@@ -341,6 +399,35 @@ def test_a_network_that_diverges_names_the_layer():
     with pytest.raises(ValueError, match=r"^layer '5': a non-finite weight cannot be quantized$"):
         quantize_(model, DSConvConfig())
     assert list(model) == sources
+
+
+def pair() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+
+
+def tiny_weights() -> nn.Sequential:
+    model = pair()
+    with torch.no_grad():
+        model[0].weight.mul_(1e-5)
+    return model
+
+
+def hooked() -> nn.Sequential:
+    model = pair()
+    model[0].register_forward_hook(lambda module, inputs, output: None)
+    return model
+
+
+def tied() -> nn.Sequential:
+    model = pair()
+    model[2].weight = model[0].weight
+    return model
+
+
+def weight_normed() -> nn.Sequential:
+    model = pair()
+    nn.utils.parametrizations.weight_norm(model[0])
+    return model
 
 
 @pytest.mark.parametrize(
@@ -368,7 +455,7 @@ def test_a_network_that_diverges_names_the_layer():
         ),
         (
             lambda: quantize_(small(), DSConvConfig(), lambda module, name: name == "3"),
-            r"layer '3': only Conv2d and Linear become DSConv layers, not BatchNorm2d",
+            r"layer '3': only Conv2d and Linear become DSConv layers, not BatchNorm2d, .*",
         ),
         (
             lambda: quantize_(small(), DSConvConfig(overrides={"8": {"pixels": 5}})),
@@ -379,6 +466,43 @@ def test_a_network_that_diverges_names_the_layer():
             r"padding_mode must be 'zeros', which the accelerator has, not 'reflect'",
         ),
         (lambda: DSConv2d(3, 4, 3, groups=2), r"groups must divide 3 and 4 channels, not 2"),
+        (lambda: DSConv2d(0, 4, 3), r"in_channels must be from 1, a whole number .*, not 0"),
+        (lambda: DSConv2d(3, 4, (3,)), r"kernel_size must be .* or a pair, not \(3,\)"),
+        (lambda: DSConv2d(3, 4, 3, padding="foo"), r"Invalid padding string 'foo', .*"),
+        (
+            lambda: DSConv2d(3, 4, 3, 2, padding="same"),
+            r"padding='same' is not supported for strided convolutions",
+        ),
+        (lambda: DSLinear(0, 3), r"in_features must be from 1, .*, not 0"),
+        (lambda: DSConvConfig(scale_bias="no"), r"scale_bias must be True or False, not 'no'"),
+        (
+            lambda: DSConvConfig(overrides=[1]),
+            r"overrides must be values by layer and name, not \[1\]",
+        ),
+        (
+            lambda: DSConvConfig(overrides={"0": 3}),
+            r"overrides of layer '0' must be by name, not 3",
+        ),
+        (
+            lambda: DSConv2d.from_conv(nn.Conv2d(3, 4, 3, device="meta"), DSConvConfig()),
+            r"its weights are on the meta device, where they have no values",
+        ),
+        (
+            lambda: quantize_(tiny_weights().half(), DSConvConfig(8)),
+            r"layer '0': its scales do not fit torch.float16; convert it in float32",
+        ),
+        (
+            lambda: quantize_(hooked(), DSConvConfig()),
+            r"layer '0': it has hooks, which its DSConv form would lose; remove them first",
+        ),
+        (
+            lambda: quantize_(tied(), DSConvConfig()),
+            r"layer '0': 0\.weight and 2\.weight are one parameter, .*",
+        ),
+        (
+            lambda: quantize_(weight_normed(), DSConvConfig()),
+            r"layer '0': only Conv2d and Linear .*, not ParametrizedConv2d, which may compute .*",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(call, message: str):

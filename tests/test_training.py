@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial, wraps
 from pathlib import Path
 
 import pytest
@@ -51,10 +52,15 @@ def trained(config: TrainingConfig = CONFIG, **options) -> tuple[str, list[float
     return fingerprint(network.state_dict()), losses
 
 
+def squared(network: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
+    return loss(network, *batch) ** 2
+
+
 def stopping(after: int, stop: Callable[[], None]) -> Callable[..., torch.Tensor]:
     """The loss, which calls `stop` once it was asked `after` times."""
     calls = iter(range(after))
 
+    @wraps(loss)
     def stopped(network: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
         if next(calls, None) is None:
             stop()
@@ -173,6 +179,13 @@ def test_a_checkpoint_of_another_training_is_refused(checkpoint: Path) -> None:
         with pytest.raises(ValueError, match=message + reason) as refusal:
             fit(network, loss, (samples, labels), changed, augment=noise, facts=facts)
         assert "\n" not in str(refusal.value)
+    for fitted, augment, reason in (
+        (squared, noise, "loss was 'loss', now it is 'squared'"),
+        (loss, None, "augment was 'noise', now it is 'NoneType'"),
+        (loss, partial(noise, 2), r"augment was 'noise', now it is 'noise\(2\)'"),
+    ):
+        with pytest.raises(ValueError, match=message + reason):
+            fit(model(), fitted, (images, labels), config, augment=augment)
     # How often it is written is no part of it.
     assert trained(replace(config, every=1)) == trained(replace(config, checkpoint=None))
 
@@ -296,7 +309,10 @@ def in_each_process(folder: str) -> None:
     path = Path(folder, f"{os.environ.get('WORLD_SIZE', '1')}.pt")
     losses = fit(network, loss, data(), replace(CLOSE, checkpoint=path), augment=noise)
     again = model()
-    assert fit(again, stopping(0, fail), data(), replace(CLOSE, checkpoint=path)) == losses
+    assert (
+        fit(again, stopping(0, fail), data(), replace(CLOSE, checkpoint=path), augment=noise)
+        == losses
+    )
     assert fingerprint(again.state_dict()) == fingerprint(network.state_dict())
     averaged = fit(small, linear, whole_numbers(), EXACT)
     result = {"model": network.state_dict(), "losses": losses, "exact": small.weight.data}
