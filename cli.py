@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,6 +82,8 @@ def _check_folder(path: Path) -> None:
     """Refuse before the work what could not be written after it."""
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent}: no such folder")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{path}: cannot be written")
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -180,7 +183,7 @@ def quantize(
     from .quant.convert import quantize as convert
     from .quant.data import load_images
     from .quant.report import measure
-    from .quant.training import is_first_process
+    from .quant.training import check_checkpoint, is_first_process
 
     _check_folder(output)
     images, _ = load_images(calib)
@@ -190,6 +193,10 @@ def quantize(
     if given and not epochs:
         raise ValueError(f"--{next(iter(given))} is for learning, which needs --epochs")
     learning = replace(SHADOWS, epochs=max(epochs, 1), **given)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
+        if checkpoint.parent.is_dir():
+            _check_folder(checkpoint)
     with _busy("quantizing"):
         network = convert(model, images, config)
     if epochs:
@@ -554,8 +561,6 @@ def run(
     program, network = load_build(folder)
     images, labels = load_images(data)
     images = images[:limit]
-    if not len(images):
-        raise ValueError(f"{data} holds no images")
     content = program.encode_input(network.encode_input(images))
     values: dict[str, Any] = {"images": len(images), "macs": program.macs}
     difference = None

@@ -19,6 +19,10 @@ def load_images(path: Path | str) -> tuple[NDArray[np.float32], NDArray[np.int64
     x, y = arrays["x"], arrays.get("y")
     if x.dtype != np.float32 or x.ndim != 4:
         raise ValueError(f"x in {path} must be (N, C, H, W) float32, not {x.shape} {x.dtype}")
+    if not len(x):
+        raise ValueError(f"{path} holds no images")
+    if not np.isfinite(x).all():
+        raise ValueError(f"x in {path} holds NaN or infinities")
     if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iu"):
         raise ValueError(f"y in {path} must be {len(x)} whole numbers, not {y.shape} {y.dtype}")
     return x, None if y is None else y.astype(np.int64)

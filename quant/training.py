@@ -23,6 +23,7 @@ __all__ = [
     "Augment",
     "Loss",
     "TrainingConfig",
+    "check_checkpoint",
     "fingerprint",
     "fit",
     "in_mode",
@@ -363,17 +364,33 @@ class _Training:
         return found[0]["losses"]
 
 
-def _read(path: Path, facts: Mapping[str, Any]) -> dict[str, Any] | str | None:
-    """A checkpoint, why it is refused, or None where there is none."""
+def check_checkpoint(path: Path) -> None:
+    """Raise ``ValueError`` if there is a file that is no checkpoint; before long work."""
+    found = _content(path)
+    if isinstance(found, str):
+        raise ValueError(found)
+
+
+def _content(path: Path) -> dict[str, Any] | str | None:
+    """A checkpoint, why it cannot be read, or None where there is none."""
     if not path.exists():
         return None
     try:
         with ZipFile(path) as archive:
             damaged = archive.testzip()  # torch reads on when a checksum is wrong
         state = {} if damaged else torch.load(path, "cpu", weights_only=True)
-        before = dict(state["facts"])
+        dict(state["facts"])
     except Exception:  # unpickling and zip readers raise errors of many kinds
         return f"checkpoint {path} is damaged or no checkpoint; remove it to train from the start"
+    return state
+
+
+def _read(path: Path, facts: Mapping[str, Any]) -> dict[str, Any] | str | None:
+    """A checkpoint, why it is refused, or None where there is none."""
+    state = _content(path)
+    if not isinstance(state, dict):
+        return state
+    before = dict(state["facts"])
     for name in (*facts, *before):
         if before.get(name) != facts.get(name):
             return (

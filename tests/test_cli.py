@@ -90,6 +90,11 @@ def test_quantize_with_learning(digits: Path) -> None:
 def test_learning_needs_epochs(digits: Path) -> None:
     refused(learn(digits, digits / "net", "--rate", 0.1), "--rate is for learning", "--epochs")
     refused(learn(digits, digits / "net", "--epochs", 1, "--rate", -1), "rate must be a number")
+    broken = digits / "broken.pt"
+    broken.write_bytes(b"?")
+    damaged = learn(digits, digits / "net", "--epochs", 1, "--checkpoint", broken)
+    refused(damaged, f"checkpoint {broken} is damaged or no checkpoint")
+    assert "quantizing" not in damaged.stderr
     assert not (digits / "net").exists()
 
 

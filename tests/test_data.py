@@ -129,5 +129,9 @@ def test_other_arrays(file: Path):
     assert refused(file) == "FILE has no array 'x' of images"
     np.savez(file, x=IMAGES.astype(float))
     assert refused(file) == "x in FILE must be (N, C, H, W) float32, not (2, 3, 4, 4) float64"
+    np.savez(file, x=IMAGES[:0])
+    assert refused(file) == "FILE holds no images"
+    np.savez(file, x=np.where(IMAGES == 5, np.nan, IMAGES))
+    assert refused(file) == "x in FILE holds NaN or infinities"
     np.savez(file, x=IMAGES, y=np.array([1, 2, 3]))
     assert refused(file) == "y in FILE must be 2 whole numbers, not (3,) int64"
