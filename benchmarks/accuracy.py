@@ -41,7 +41,8 @@ FINE = DistillationConfig(epochs=8, rate=2e-3, schedule="cosine")
 """on the images that the network was calibrated with"""
 LONG = DistillationConfig(epochs=1, rate=2e-3, schedule="cosine")
 HEADINGS = (
-    "network", "bits", "B", "method", "distilled", "top-1 float", "top-1", "loss", "limit", "before",
+    "network", "bits", "B", "method", "distilled", "top-1 float", "top-1", "loss", "limit",
+    "before",
 )  # fmt: skip
 
 
