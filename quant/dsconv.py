@@ -146,9 +146,10 @@ class _Shifted(nn.Module):
             for (name, own), found in zip(self._form().items(), form.tolist(), strict=True):
                 if found != own:
                     error_msgs.append(f"{prefix}codes: {name} is {found} in the state, {own} here.")
-        codes, limit = state_dict.get(f"{prefix}codes"), 1 << (self.weight_bits - 1)
-        known = codes is not None and codes.numel() and not codes.is_meta
-        if known and not -limit <= int(codes.min()) <= int(codes.max()) < limit:
+        codes = state_dict.get(f"{prefix}codes", self.codes)
+        limit = 1 << (self.weight_bits - 1)
+        outside = (codes < -limit) | (codes > limit - 1)
+        if not codes.is_meta and outside.any():
             error_msgs.append(f"{prefix}codes: do not fit {self.weight_bits} bits.")
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

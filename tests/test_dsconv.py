@@ -369,12 +369,13 @@ def test_compiled_training_is_that_of_the_network():
         nn.Conv2d(8, 4, 3, groups=2),
     )
     quantize_(model, DSConvConfig(4, 4, act_bits=4))
-    model = model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     images = torch.randn(2, 6, 12, 12).to(memory_format=torch.channels_last)
     results, gradients = [], []
-    for network in (model, torch.compile(model)):
+    compiled: Any = torch.compile(model)
+    for network in (model, compiled):
         results.append(network(images))
-        gradients.append(torch.autograd.grad(results[-1].square().sum(), model.parameters()))
+        gradients.append(torch.autograd.grad(results[-1].square().sum(), list(model.parameters())))
     torch.testing.assert_close(*results)
     torch.testing.assert_close(*gradients)
 
@@ -407,8 +408,7 @@ def pair() -> nn.Sequential:
 
 def tiny_weights() -> nn.Sequential:
     model = pair()
-    with torch.no_grad():
-        model[0].weight.mul_(1e-5)
+    nn.init.normal_(model[0].get_parameter("weight"), std=1e-6)
     return model
 
 
@@ -467,20 +467,29 @@ def weight_normed() -> nn.Sequential:
         ),
         (lambda: DSConv2d(3, 4, 3, groups=2), r"groups must divide 3 and 4 channels, not 2"),
         (lambda: DSConv2d(0, 4, 3), r"in_channels must be from 1, a whole number .*, not 0"),
-        (lambda: DSConv2d(3, 4, (3,)), r"kernel_size must be .* or a pair, not \(3,\)"),
-        (lambda: DSConv2d(3, 4, 3, padding="foo"), r"Invalid padding string 'foo', .*"),
+        (
+            lambda: DSConv2d(3, 4, (3,)),  # pyright: ignore[reportArgumentType]
+            r"kernel_size must be .* or a pair, not \(3,\)",
+        ),
+        (
+            lambda: DSConv2d(3, 4, 3, padding="foo"),  # pyright: ignore[reportArgumentType]
+            r"Invalid padding string 'foo', .*",
+        ),
         (
             lambda: DSConv2d(3, 4, 3, 2, padding="same"),
             r"padding='same' is not supported for strided convolutions",
         ),
         (lambda: DSLinear(0, 3), r"in_features must be from 1, .*, not 0"),
-        (lambda: DSConvConfig(scale_bias="no"), r"scale_bias must be True or False, not 'no'"),
         (
-            lambda: DSConvConfig(overrides=[1]),
+            lambda: DSConvConfig(scale_bias="no"),  # pyright: ignore[reportArgumentType]
+            r"scale_bias must be True or False, not 'no'",
+        ),
+        (
+            lambda: DSConvConfig(overrides=[1]),  # pyright: ignore[reportArgumentType]
             r"overrides must be values by layer and name, not \[1\]",
         ),
         (
-            lambda: DSConvConfig(overrides={"0": 3}),
+            lambda: DSConvConfig(overrides={"0": 3}),  # pyright: ignore[reportArgumentType]
             r"overrides of layer '0' must be by name, not 3",
         ),
         (
@@ -732,8 +741,7 @@ def test_activations_are_stored_with_the_sign_of_training(signed: bool):
 def test_a_sign_of_training_stays_where_no_image_needs_it():
     torch.manual_seed(0)
     conv, after = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
-    with torch.no_grad():
-        conv.bias.fill_(100)
+    nn.init.constant_(conv.get_parameter("bias"), 100)
     network = stored_after(conv, signed=True, after=after)
     assert network.layers[0].output == BlockFloat(4, 8, True)
     assert not (network.compute(IMAGES.numpy())["0"].codes < 0).any()
@@ -751,6 +759,7 @@ def test_activations_are_stored_before_what_comes_after(signed: bool):
         assert network.layers[0].output == spec
         hardware = HardwareNetwork(network)
         stored = hardware.results(IMAGES)["0"].stored
+        assert stored is not None
         with torch.inference_mode():
             assert torch.equal(hardware(IMAGES), model[2](stored.decode_images()))
 
