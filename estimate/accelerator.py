@@ -1,19 +1,31 @@
 """Exact cycles and counters of a compiled program on the accelerator, without simulating it."""
 
+from collections import defaultdict
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..golden.accelerator import PAGE_BYTES
 from ..golden.config import HardwareConfig
-from ..golden.isa import LEVELS, Drain, Error, Form, Instruction, Load, Pass, Weights
+from ..golden.isa import LEVELS, Drain, End, Error, Form, Instruction, Load, Pass, Weights
 from ..golden.program import Program
 from ..golden.registers import COUNTERS
 from ..golden.tickets import MachineError
 from .accelerator_kernels import COUNTS, INSTRUCTION, MACHINE, SPEC, run
 
 __all__ = ["Prediction", "predict", "predict_layers"]
+
+_TICKETS = ("after_load", "after_pass", "after_drain")
+_FIELDS: dict[type[Instruction], tuple[str, ...]] = {
+    Load: ("region", "offset", "row_step", "block_step", "rows", "blocks", "words"),
+    Weights: ("offset", "tiles", "biased"),
+    Pass: ("accumulator", "start", "tile_level", "start_level"),
+    Drain: ("region", "offset", "row_step", "rows", "pixels", "to_buffer", "to_memory"),
+    End: (),
+}
+"""What counts of each instruction, beside its tickets."""
 
 
 @dataclass(frozen=True)
@@ -132,37 +144,33 @@ def _spec(config: HardwareConfig) -> np.ndarray:
 
 
 def _table(program: Program) -> np.ndarray:
+    """All instructions, a class of them and a field after the other: there may be many."""
     table = np.zeros(len(program.instructions), INSTRUCTION)
-    for row, item in zip(table, program.instructions, strict=True):
-        for name, value in _fields(item, program.config).items():
-            row[name] = value
+    spec, tile = program.config.accelerator, program.config.tile
+    rows = defaultdict(list)
+    for row, item in enumerate(program.instructions):
+        rows[type(item)].append(row)
+    for kind, names in _FIELDS.items():
+        items = [program.instructions[row] for row in rows[kind]]
+        part = np.zeros(len(items), INSTRUCTION)
+        part["opcode"] = kind.opcode
+        for name in (*_TICKETS, *names):
+            part[name] = list(map(attrgetter(name), items))
+        if kind is Load:
+            fixed = np.array([item.fixed for item in items], bool)
+            part["item_beats"] = np.where(fixed, spec.code_beats, spec.word_beats)
+            part["run_beats"] = part["item_beats"] * part["words"]
+        elif kind is Weights:
+            codes = part["tiles"] * tile.beats(False)
+            part["run_beats"] = codes + part["biased"] * tile.bias_beats
+        elif kind is Pass:
+            loops = [[(loop[0], loop[2]) for loop in item.loops] for item in items]
+            counts = np.array(loops, np.int64).reshape(-1, LEVELS, 2)
+            part["count"], part["step"] = counts[..., 0], counts[..., 1]
+            part["pixels"] = part["count"].prod(1)
+        elif kind is Drain:
+            part["raw"] = np.array([item.form for item in items]) == Form.RAW
+            part["item_beats"] = np.where(part["raw"], spec.raw_beats, spec.word_beats)
+            part["run_beats"] = part["item_beats"] * part["pixels"]
+        table[rows[kind]] = part
     return table
-
-
-def _fields(item: Instruction, config: HardwareConfig) -> dict[str, int | list[int]]:
-    spec, tile = config.accelerator, config.tile
-    found: dict[str, int | list[int]] = {
-        "opcode": int(item.opcode),
-        "after_load": item.after_load,
-        "after_pass": item.after_pass,
-        "after_drain": item.after_drain,
-    }
-    if isinstance(item, Load):
-        beats = spec.code_beats if item.fixed else spec.word_beats
-        names = ("region", "offset", "row_step", "block_step", "rows", "blocks", "words")
-        found |= {"item_beats": beats, "run_beats": beats * item.words}
-    elif isinstance(item, Weights):
-        names = ("offset", "tiles", "biased")
-        found["run_beats"] = item.tiles * tile.beats(False) + item.biased * tile.bias_beats
-    elif isinstance(item, Pass):
-        names = ("accumulator", "start", "tile_level", "start_level", "pixels")
-        found["count"] = [item.loops[k].count for k in range(LEVELS)]
-        found["step"] = [item.loops[k].accumulator_step for k in range(LEVELS)]
-    elif isinstance(item, Drain):
-        raw = item.form == Form.RAW
-        beats = spec.raw_beats if raw else spec.word_beats
-        names = ("region", "offset", "row_step", "rows", "pixels", "to_buffer", "to_memory")
-        found |= {"raw": int(raw), "item_beats": beats, "run_beats": beats * item.pixels}
-    else:
-        names = ()
-    return found | {name: getattr(item, name) for name in names}
