@@ -13,9 +13,9 @@ from ..golden.isa import LEVELS, Drain, End, Error, Form, Instruction, Load, Pas
 from ..golden.program import Program
 from ..golden.registers import COUNTERS
 from ..golden.tickets import MachineError
-from .accelerator_kernels import COUNTS, INSTRUCTION, MACHINE, SPEC, run
+from .accelerator_kernels import COUNTS, INSTRUCTION, LEAP, MACHINE, SPEC, run
 
-__all__ = ["Prediction", "predict", "predict_layers"]
+__all__ = ["Prediction", "counters_at", "predict", "predict_layers"]
 
 _TICKETS = ("after_load", "after_pass", "after_drain")
 _FIELDS: dict[type[Instruction], tuple[str, ...]] = {
@@ -65,7 +65,8 @@ def predict(program: Program, *, latency: int = 20, gap: int = 0, images: int = 
     Raises :class:`~shiftcore.golden.tickets.MachineError` if the run does not come to its end. What
     :func:`~shiftcore.golden.validity.validate` refuses is not looked for.
     """
-    (counters,) = _counters(program, latency, gap, images, np.zeros(0, np.int64)).tolist()
+    marks = np.zeros(0, np.int64)
+    (counters,) = counters_at(program, marks, latency=latency, gap=gap, images=images).tolist()
     return Prediction(*counters)
 
 
@@ -83,14 +84,28 @@ def predict_layers(program: Program, *, latency: int = 20, gap: int = 0) -> dict
     """
     pixels = program.layer_pixels
     marks = np.cumsum(list(pixels.values())[:-1], dtype=np.int64)
-    shares = np.diff(_counters(program, latency, gap, 1, marks), axis=0, prepend=0)
+    found = counters_at(program, marks, latency=latency, gap=gap)
+    shares = np.diff(found, axis=0, prepend=0)
     return {layer: Prediction(*share) for layer, share in zip(pixels, shares.tolist(), strict=True)}
 
 
-def _counters(
-    program: Program, latency: int, gap: int, images: int, marks: NDArray[np.int64]
+def counters_at(
+    program: Program,
+    marks: NDArray[np.int64],
+    *,
+    latency: int = 20,
+    gap: int = 0,
+    images: int = 1,
+    leap: int = LEAP,
 ) -> NDArray[np.int64]:
-    """Counters, (len(marks) + 1, len(COUNTERS)): after so many pixels, and after the run."""
+    """Counters, (len(marks) + 1, len(COUNTERS)): after so many pixels, and after the run.
+
+    Parameters
+    ----------
+    marks : increasing numbers of pixels, at least 1
+    latency, gap, images : and errors are those of :func:`predict`
+    leap : cycles that are taken together at most; the counters do not depend on it
+    """
     if min(latency, gap) < 0 or images < 1:
         raise ValueError(
             f"latency and gap must be at least 0 and images 1, not {latency}, {gap}, {images}"
@@ -98,7 +113,7 @@ def _counters(
     machine, counts = np.zeros(1, MACHINE), np.zeros(len(marks), COUNTS)
     sizes = np.array(program.sizes, np.int64)
     spec, table = _spec(program.config), _table(program)
-    error = Error(run(machine, spec, table, sizes, images, latency, gap, marks, counts))
+    error = Error(run(machine, spec, table, sizes, images, latency, gap, marks, counts, leap))
     if error is not Error.NONE:
         raise MachineError(error, f"the accelerator halts with {error.name}")
     found = np.concatenate([counts, machine["counters"]])
@@ -164,9 +179,9 @@ def _table(program: Program) -> np.ndarray:
             codes = part["tiles"] * tile.beats(False)
             part["run_beats"] = codes + part["biased"] * tile.bias_beats
         elif kind is Pass:
-            loops = [[(loop[0], loop[2]) for loop in item.loops] for item in items]
-            counts = np.array(loops, np.int64).reshape(-1, LEVELS, 2)
-            part["count"], part["step"] = counts[..., 0], counts[..., 1]
+            loops = [loop for item in items for loop in item.loops]
+            for field, index in (("count", 0), ("step", 2)):
+                part[field] = np.array([loop[index] for loop in loops]).reshape(-1, LEVELS)
             part["pixels"] = part["count"].prod(1)
         elif kind is Drain:
             part["raw"] = np.array([item.form for item in items]) == Form.RAW

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..golden.isa import LEVELS, Error, Opcode, Region
 from ..golden.registers import COUNTERS
 
-__all__ = ["COUNTS", "INSTRUCTION", "MACHINE", "SPEC", "run"]
+__all__ = ["COUNTS", "INSTRUCTION", "LEAP", "MACHINE", "SPEC", "run"]
 
 Records = Any
 """an array of records, whose fields are unknown to the type checker"""
@@ -80,7 +80,7 @@ _FLYING = 64
 _QUIET = 2048
 """cycles without any progress, beyond those of the memory, after which a DRAIN will not go on"""
 _LONG_AGO = -(1 << 40)
-_NEVER = 1 << 40
+_NEVER = LEAP = 1 << 40
 
 _FIFO = _record("depth inner output")
 _QUEUE = _record("first", ring=_QUEUE_RING)
@@ -204,6 +204,12 @@ def _moves(bursts, take, check, step):
 
 
 @njit(cache=True)
+def _missing(bursts, room):
+    """Beats that must leave a FIFO before the burst that is offered has room."""
+    return bursts.length - room if bursts.offered and bursts.length > room else _NEVER
+
+
+@njit(cache=True)
 def _tick_bursts(bursts, spec, take, check, step, address, beats):
     offer = bursts.active and not bursts.offered
     if offer:
@@ -314,13 +320,13 @@ def _ready(sequencer, item):
 
 @njit(cache=True)
 def _tick_fetch(sequencer, spec, requested, taken, dispatch, ends):
-    """Instructions come in one after the other; those behind END are dropped."""
-    arrived = taken and sequencer.beat == spec.instruction_beats - 1
+    """`taken` beats of an instruction come in; what is behind END is dropped."""
+    arrived = sequencer.beat + taken == spec.instruction_beats
     sequencer.flying += requested - arrived
     if requested:
         sequencer.offset += spec.instruction_beats
     if taken:
-        sequencer.beat = 0 if arrived else sequencer.beat + 1
+        sequencer.beat = 0 if arrived else sequencer.beat + taken
     if dispatch:
         sequencer.full = 0
     if arrived and not sequencer.ended:
@@ -420,7 +426,7 @@ def _tick_weights(weights, table, accept, item, asked, beats, last, done):
 
 
 @njit(cache=True)
-def _has_place(player, tiles):
+def _has_room_for(player, tiles):
     return player.held != tiles or player.beat != 0
 
 
@@ -441,7 +447,7 @@ def _tick_tile_loader(loader, spec, beats, last, take):
         loader.done = 0
     if last:
         loader.done = 1
-        loader.biased = loader.position >= spec.code_rows_beats + spec.scale_beats
+        loader.biased = loader.position + beats > spec.code_rows_beats + spec.scale_beats
         loader.position = 0
     else:
         loader.position += beats
@@ -518,31 +524,41 @@ def _tick_stream(walk, issue, table, visited, now, revisit, n):
     current = table[walk.item]
     inside = LEVELS - 1
     step, mask = current.step[inside], (1 << current.start_level) - 1
-    # Of the pixel in the issue stage, and of the one behind it; whoever calls retires the first one.
-    first, start, final, address = issue.first, issue.start, 0, issue.address
-    next_first, next_start, next_address = walk.sent_first, walk.sent_start, walk.sent_address
-    next_final = walk.sent_final
+    starts, single = current.start != 0, current.tile_level > inside
+    # The pixel in the issue stage, which the caller retires, and the one behind it.
+    first, start, final, address = issue.first != 0, issue.start != 0, False, issue.address
+    next_first, next_start, next_final = walk.sent_first != 0, walk.sent_start != 0, walk.sent_final
+    next_address = walk.sent_address
     n = min(n, walk.remaining - 1)
+    depth = len(visited)
     done = 0
-    while done < n:
-        if first or final or not (start or now - visited[address] >= revisit):
-            break
-        if next_address >= len(visited):
-            break
-        visited[address] = now
-        first, start, final, address = next_first, next_start, next_final, next_address
-        next_first, next_final = walk.first, 0
-        next_start = current.start and not walk.begun & mask
-        next_address = walk.position[inside]
+    stops = False
+    while done < n and not stops:
+        # To the end of the innermost loop in registers.
+        position, begun, from_walk = walk.position[inside], walk.begun, walk.first != 0
+        row = min(n - done, max(walk.left[inside], 1))
+        moved = 0
+        while moved < row:
+            settled = start or now - visited[address] >= revisit
+            if first or final or not settled or next_address >= depth:
+                stops = True
+                break
+            visited[address] = now
+            now += 1
+            first, start, final, address = next_first, next_start, next_final != 0, next_address
+            next_first, next_final, next_address = from_walk, 0, position
+            next_start = starts and not begun & mask
+            moved += 1
+            if walk.left[inside]:
+                begun |= 1 << inside
+                from_walk = single
+                position = (position + step) & 0xFFFF
+        done += moved
         if walk.left[inside]:
-            walk.left[inside] -= 1
-            walk.begun |= 1 << inside
-            walk.first = current.tile_level > inside
-            walk.position[inside] = (next_address + step) & 0xFFFF
-        else:
+            walk.left[inside] -= moved
+            walk.begun, walk.position[inside], walk.first = begun, position, from_walk
+        elif moved:
             _next_pixel(walk, current)
-        now += 1
-        done += 1
     issue.first, issue.start, issue.final, issue.address = first, start, final, address
     walk.sent_first, walk.sent_start, walk.sent_address = next_first, next_start, next_address
     walk.sent_final = next_final
@@ -739,7 +755,7 @@ def run(
     gap: int,
     marks: NDArray[np.int64],
     counts: Records,
-    leap: int = _NEVER,
+    leap: int,
 ) -> int:
     """Run a program; the error at which it halts, 0 for none. Counters are left in the machine.
 
@@ -752,7 +768,7 @@ def run(
     latency, gap : of the memory
     marks : increasing numbers of pixels
     counts : as many COUNTS, set to the counters after the cycle that issued so many pixels
-    leap : cycles of a turn at most; how many there are changes nothing
+    leap : cycles of a turn at most, which changes nothing but the time it takes; LEAP for no limit
     """
     state, spec = machines[0], specs[0]
     _reset(state, spec)
@@ -770,8 +786,10 @@ def run(
     scales_after = 1 + spec.scale_play + spec.cols
     biases_after = 1 + spec.bias_play + spec.cols
     passes_after = 1 + spec.retire_cycles
-    ring = 1 + max(biases_after, passes_after, scales_after)
-    times = np.zeros((3, ring), np.int64)
+    mask = 1
+    while mask <= max(biases_after, passes_after, scales_after):
+        mask = 2 * mask + 1
+    times = np.zeros((3, mask + 1), np.int64)
     entered, left = np.zeros(3, np.int64), np.zeros(3, np.int64)
     scales_at = spec.code_rows_beats
     biases_at = scales_at + spec.scale_beats
@@ -783,7 +801,7 @@ def run(
     while True:
         # What the array and DRAIN let go.
         for kind in range(3):
-            while left[kind] != entered[kind] and times[kind, left[kind] % ring] <= now:
+            while left[kind] != entered[kind] and times[kind, left[kind] & mask] <= now:
                 left[kind] += 1
                 if kind == _PASSES:
                     completed[1] += 1
@@ -809,21 +827,16 @@ def run(
         pass_ready = not walk.active or (pass_moves and walk.remaining == 1)
 
         # Tile loader and WEIGHTS engine.
+        has_scale_room = _has_room_for(scales, spec.scale_tiles)
+        has_bias_room = _has_room_for(biases, spec.bias_tiles)
         in_codes, in_scales = loader.position < scales_at, loader.position < biases_at
-        if in_codes:
-            room, part_end = True, scales_at
-        elif in_scales:
-            room, part_end = _has_place(scales, spec.scale_tiles), biases_at
-        else:
-            room, part_end = _has_place(biases, spec.bias_tiles), biases_at + spec.bias_beats
+        room = in_codes or (has_scale_room if in_scales else has_bias_room)
         tile_ready = (not loader.done or take) and room
         weights_item = table[weights.items[weights.first]]
         beats_taken = tile_ready and weights.level != 0
         tile_moves = fifos[_WEIGHT_BEATS].output and beats_taken
         biased = weights_item.biased and weights.index == 0
         tile_beats = spec.biased_tile_beats if biased else spec.tile_beats
-        tile_last = tile_moves and weights.beat == tile_beats - 1
-        weights_done = tile_last and weights.index == weights_item.tiles - 1
 
         # LOAD engine; DRAIN's words go first.
         buffer_write = False
@@ -930,13 +943,17 @@ def run(
         weights_move = _moves(splitters[_WEIGHT_BEATS], weight_run, weight_check, weight_step)
         program_moves = _moves(splitters[_PROGRAM_BEATS], fetched, program_check, program_step)
         load_moves = _moves(splitters[_LOAD_BEATS], load_run, load_check, load_step)
+        queues_move = False
+        for index in range(_QUEUES):
+            if queued[index].inner and not queued[index].output:
+                queues_move = True
         n = _NEVER
         if (
-            weights_move
+            queues_move
+            or weights_move
             or program_moves
             or load_moves
             or dispatch
-            or program_beat
             or load_begins
             or weights_begin
             or pass_begins
@@ -946,9 +963,6 @@ def run(
             or take
         ):
             n = 1
-        for index in range(_QUEUES):
-            if queued[index].inner and not queued[index].output:
-                n = 1
         streaming = issued and not take and walk.valid and walk.active and walk.remaining > 1
         if issue.held:
             if issued:
@@ -962,34 +976,35 @@ def run(
         elif walk.valid or walk.active:
             n = 1
         if left[_PASSES] != entered[_PASSES]:
-            n = min(n, times[_PASSES, left[_PASSES] % ring] - now)
+            n = min(n, times[_PASSES, left[_PASSES] & mask] - now)
         if drain.active:
             n = min(n, max(drain.end + (not drain.error) - now, 1))
         if tile_moves:
-            beats_left = min(part_end - loader.position, tile_beats - weights.beat - 1)
-            n = min(n, max(beats_left, 1))
-            if splitters[_WEIGHT_BEATS].offered:
-                missing = splitters[_WEIGHT_BEATS].length - read.room[_WEIGHT_BEATS]
-                if missing > 0:
-                    n = min(n, missing)
+            if in_codes and not has_scale_room:
+                part_end = scales_at
+            elif (in_codes or in_scales) and not has_bias_room:
+                part_end = biases_at
+            else:
+                part_end = tile_beats
+            n = min(n, part_end - loader.position, tile_beats - weights.beat)
+            n = min(n, _missing(splitters[_WEIGHT_BEATS], read.room[_WEIGHT_BEATS]))
         elif not room:
             kind = _SCALES if in_scales else _BIASES
             if left[kind] != entered[kind]:
-                n = min(n, times[kind, left[kind] % ring] - now)
+                n = min(n, times[kind, left[kind] & mask] - now)
         if load_beat:
             beats_left = (load_row.words - load.word) * load_row.item_beats - load.beat - 1
             n = min(n, max(beats_left, 1))
-            if splitters[_LOAD_BEATS].offered:
-                missing = splitters[_LOAD_BEATS].length - read.room[_LOAD_BEATS]
-                if missing > 0:
-                    n = min(n, missing)
+            n = min(n, _missing(splitters[_LOAD_BEATS], read.room[_LOAD_BEATS]))
             if drain.active and drain.written != drain.buffer_writes:
                 n = min(n, max(buffer_times[drain.written] - now, 1))
         elif load.valid:
             n = 1
+        if program_beat:
+            n = min(n, spec.instruction_beats - sequencer.beat)
+            n = min(n, _missing(splitters[_PROGRAM_BEATS], read.room[_PROGRAM_BEATS]))
         if came:
-            beats_left = read.length[read.first] - read.beat - 1
-            n = min(n, beats_left) if beats_left and gap == 0 else 1
+            n = 1 if gap else min(n, read.length[read.first] - read.beat)
         elif read.level:
             n = min(n, read.due - now)
         n = min(n, _steady(fifos[_WEIGHT_BEATS], client == _WEIGHT_BEATS, beats_taken))
@@ -1003,13 +1018,13 @@ def run(
 
         # The clock edges.
         if take:
-            times[_SCALES, entered[_SCALES] % ring] = now + scales_after
+            times[_SCALES, entered[_SCALES] & mask] = now + scales_after
             entered[_SCALES] += 1
             if issue.start:
-                times[_BIASES, entered[_BIASES] % ring] = now + biases_after
+                times[_BIASES, entered[_BIASES] & mask] = now + biases_after
                 entered[_BIASES] += 1
         if issued and issue.final:
-            times[_PASSES, entered[_PASSES] % ring] = now + passes_after
+            times[_PASSES, entered[_PASSES] & mask] = now + passes_after
             entered[_PASSES] += 1
         stalled = not walk.active and not walk.valid and pixel_ready
         hazard = issue.held and not issued and not starved
@@ -1066,9 +1081,13 @@ def run(
                 bases[load_item.region] + load.offset, load_item.run_beats,
             )  # fmt: skip
 
+        tile_last = tile_moves and weights.beat + n == tile_beats
+        weights_done = tile_last and weights.index == weights_item.tiles - 1
         if tile_moves:
-            _tick_player(scales, 0 if in_codes or not in_scales else n, spec.scale_beats)
-            _tick_player(biases, 0 if in_scales else n, spec.bias_beats)
+            end = loader.position + n
+            scale_beats = min(end, biases_at) - max(loader.position, scales_at)
+            _tick_player(scales, max(scale_beats, 0), spec.scale_beats)
+            _tick_player(biases, max(end - max(loader.position, biases_at), 0), spec.bias_beats)
         if tile_moves or take:
             _tick_tile_loader(loader, spec, n * tile_moves, tile_last, take)
         if tile_moves or weights_begin or weight_run:
@@ -1085,15 +1104,17 @@ def run(
             _begin_drain(drain, next_drain, table[next_drain])
             _run_drain(state, spec, table, sizes, now, latency, store_times, buffer_times)
 
-        _tick_queue(queues[0], queued[0], to_load, load_begins, item)
-        _tick_queue(queues[1], queued[1], to_weights, weights_begin, item)
-        _tick_queue(queues[2], queued[2], to_pass, pass_begins, item)
-        _tick_queue(queues[3], queued[3], to_drain, drain_begins, item)
+        if queues_move or dispatch or load_begins or weights_begin or pass_begins or drain_begins:
+            _tick_queue(queues[0], queued[0], to_load, load_begins, item)
+            _tick_queue(queues[1], queued[1], to_weights, weights_begin, item)
+            _tick_queue(queues[2], queued[2], to_pass, pass_begins, item)
+            _tick_queue(queues[3], queued[3], to_drain, drain_begins, item)
         completed[0] += load_completed
         dispatched[0] += to_load
         dispatched[1] += to_pass
         dispatched[2] += to_drain
-        _tick_fetch(sequencer, spec, fetched, program_beat, dispatch, ends)
+        if fetched or program_beat or dispatch:
+            _tick_fetch(sequencer, spec, fetched, n * program_beat, dispatch, ends)
         if idle:
             sequencer.image += 1
             _restart(sequencer)

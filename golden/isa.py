@@ -14,6 +14,7 @@ Tiles come from the WEIGHTS unit in the order in which PASS takes them.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from math import prod
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -272,12 +273,12 @@ class Pass(_Ticketed):
 
     @property
     def pixels(self) -> int:
-        return int(np.prod([loop.count for loop in self.loops], dtype=object))
+        return prod([loop.count for loop in self.loops])
 
     @property
     def tiles(self) -> int:
         """Tiles that it takes."""
-        return int(np.prod([loop.count for loop in self.loops[: self.tile_level]], dtype=object))
+        return prod([loop.count for loop in self.loops[: self.tile_level]])
 
 
 @dataclass(frozen=True, kw_only=True)
