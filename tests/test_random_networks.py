@@ -22,7 +22,6 @@ from shiftcore.sim.system import SimulatedSystem
 from shiftcore.tests.networks import CONFIG
 from shiftcore.tests.zoo.random_network import RandomNetwork
 
-
 SEEDS = range(40)
 
 
