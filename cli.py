@@ -498,8 +498,12 @@ def _layer_table(found: "Estimate", config: HardwareConfig) -> Table:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--latency", default=20, show_default=True, help="Cycles of the memory.")
-@click.option("--gap", default=0, show_default=True, help="Cycles between beats of the memory.")
+@click.option(
+    "--latency", default=20, show_default=True, help="Cycles to the first beat of memory."
+)
+@click.option(
+    "--gap", default=0, show_default=True, help="Cycles between beats: bus_bits/8/(1+gap) B/cycle."
+)
 @click.option("--clock", type=click.FloatRange(0, min_open=True), help="MHz, for images_per_s.")
 @_as_json
 def estimate(folder: Path, latency: int, gap: int, clock: float | None, as_json: bool) -> None:
@@ -532,8 +536,12 @@ def estimate(folder: Path, latency: int, gap: int, clock: float | None, as_json:
     type=click.Choice(["verilator", "icarus"]),
 )  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="Only so many images.")
-@click.option("--latency", default=20, show_default=True, help="Cycles of the memory.")
-@click.option("--gap", default=0, show_default=True, help="Cycles between beats of the memory.")
+@click.option(
+    "--latency", default=20, show_default=True, help="Cycles to the first beat of memory."
+)
+@click.option(
+    "--gap", default=0, show_default=True, help="Cycles between beats: bus_bits/8/(1+gap) B/cycle."
+)
 @click.option(
     "--waves", type=_PATH,
     help="Waveform (VCD) of some hundred cycles: around the first mismatch, else from the start.",

@@ -1,19 +1,31 @@
 """Exact cycles and counters of a compiled program on the accelerator, without simulating it."""
 
+from collections import defaultdict
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..golden.accelerator import PAGE_BYTES
 from ..golden.config import HardwareConfig
-from ..golden.isa import LEVELS, Drain, Error, Form, Instruction, Load, Pass, Weights
+from ..golden.isa import LEVELS, Drain, End, Error, Form, Instruction, Load, Pass, Weights
 from ..golden.program import Program
 from ..golden.registers import COUNTERS
 from ..golden.tickets import MachineError
-from .accelerator_kernels import COUNTS, INSTRUCTION, MACHINE, SPEC, run
+from .accelerator_kernels import COUNTS, INSTRUCTION, LEAP, MACHINE, SPEC, run
 
-__all__ = ["Prediction", "predict", "predict_layers"]
+__all__ = ["Prediction", "counters_at", "predict", "predict_layers"]
+
+_TICKETS = ("after_load", "after_pass", "after_drain")
+_FIELDS: dict[type[Instruction], tuple[str, ...]] = {
+    Load: ("region", "offset", "row_step", "block_step", "rows", "blocks", "words"),
+    Weights: ("offset", "tiles", "biased"),
+    Pass: ("accumulator", "start", "tile_level", "start_level"),
+    Drain: ("region", "offset", "row_step", "rows", "pixels", "to_buffer", "to_memory"),
+    End: (),
+}
+"""What counts of each instruction, beside its tickets."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,8 @@ def predict(program: Program, *, latency: int = 20, gap: int = 0, images: int = 
     Raises :class:`~shiftcore.golden.tickets.MachineError` if the run does not come to its end. What
     :func:`~shiftcore.golden.validity.validate` refuses is not looked for.
     """
-    (counters,) = _counters(program, latency, gap, images, np.zeros(0, np.int64)).tolist()
+    marks = np.zeros(0, np.int64)
+    (counters,) = counters_at(program, marks, latency=latency, gap=gap, images=images).tolist()
     return Prediction(*counters)
 
 
@@ -71,14 +84,28 @@ def predict_layers(program: Program, *, latency: int = 20, gap: int = 0) -> dict
     """
     pixels = program.layer_pixels
     marks = np.cumsum(list(pixels.values())[:-1], dtype=np.int64)
-    shares = np.diff(_counters(program, latency, gap, 1, marks), axis=0, prepend=0)
+    found = counters_at(program, marks, latency=latency, gap=gap)
+    shares = np.diff(found, axis=0, prepend=0)
     return {layer: Prediction(*share) for layer, share in zip(pixels, shares.tolist(), strict=True)}
 
 
-def _counters(
-    program: Program, latency: int, gap: int, images: int, marks: NDArray[np.int64]
+def counters_at(
+    program: Program,
+    marks: NDArray[np.int64],
+    *,
+    latency: int = 20,
+    gap: int = 0,
+    images: int = 1,
+    leap: int = LEAP,
 ) -> NDArray[np.int64]:
-    """Counters, (len(marks) + 1, len(COUNTERS)): after so many pixels, and after the run."""
+    """Counters, (len(marks) + 1, len(COUNTERS)): after so many pixels, and after the run.
+
+    Parameters
+    ----------
+    marks : increasing numbers of pixels, at least 1
+    latency, gap, images : and errors are those of :func:`predict`
+    leap : cycles that are taken together at most; the counters do not depend on it
+    """
     if min(latency, gap) < 0 or images < 1:
         raise ValueError(
             f"latency and gap must be at least 0 and images 1, not {latency}, {gap}, {images}"
@@ -86,7 +113,7 @@ def _counters(
     machine, counts = np.zeros(1, MACHINE), np.zeros(len(marks), COUNTS)
     sizes = np.array(program.sizes, np.int64)
     spec, table = _spec(program.config), _table(program)
-    error = Error(run(machine, spec, table, sizes, images, latency, gap, marks, counts))
+    error = Error(run(machine, spec, table, sizes, images, latency, gap, marks, counts, leap))
     if error is not Error.NONE:
         raise MachineError(error, f"the accelerator halts with {error.name}")
     found = np.concatenate([counts, machine["counters"]])
@@ -132,37 +159,33 @@ def _spec(config: HardwareConfig) -> np.ndarray:
 
 
 def _table(program: Program) -> np.ndarray:
+    """All instructions, a class of them and a field after the other: there may be many."""
     table = np.zeros(len(program.instructions), INSTRUCTION)
-    for row, item in zip(table, program.instructions, strict=True):
-        for name, value in _fields(item, program.config).items():
-            row[name] = value
+    spec, tile = program.config.accelerator, program.config.tile
+    rows = defaultdict(list)
+    for row, item in enumerate(program.instructions):
+        rows[type(item)].append(row)
+    for kind, names in _FIELDS.items():
+        items = [program.instructions[row] for row in rows[kind]]
+        part = np.zeros(len(items), INSTRUCTION)
+        part["opcode"] = kind.opcode
+        for name in (*_TICKETS, *names):
+            part[name] = list(map(attrgetter(name), items))
+        if kind is Load:
+            fixed = np.array([item.fixed for item in items], bool)
+            part["item_beats"] = np.where(fixed, spec.code_beats, spec.word_beats)
+            part["run_beats"] = part["item_beats"] * part["words"]
+        elif kind is Weights:
+            codes = part["tiles"] * tile.beats(False)
+            part["run_beats"] = codes + part["biased"] * tile.bias_beats
+        elif kind is Pass:
+            loops = [loop for item in items for loop in item.loops]
+            for field, index in (("count", 0), ("step", 2)):
+                part[field] = np.array([loop[index] for loop in loops]).reshape(-1, LEVELS)
+            part["pixels"] = part["count"].prod(1)
+        elif kind is Drain:
+            part["raw"] = np.array([item.form for item in items]) == Form.RAW
+            part["item_beats"] = np.where(part["raw"], spec.raw_beats, spec.word_beats)
+            part["run_beats"] = part["item_beats"] * part["pixels"]
+        table[rows[kind]] = part
     return table
-
-
-def _fields(item: Instruction, config: HardwareConfig) -> dict[str, int | list[int]]:
-    spec, tile = config.accelerator, config.tile
-    found: dict[str, int | list[int]] = {
-        "opcode": int(item.opcode),
-        "after_load": item.after_load,
-        "after_pass": item.after_pass,
-        "after_drain": item.after_drain,
-    }
-    if isinstance(item, Load):
-        beats = spec.code_beats if item.fixed else spec.word_beats
-        names = ("region", "offset", "row_step", "block_step", "rows", "blocks", "words")
-        found |= {"item_beats": beats, "run_beats": beats * item.words}
-    elif isinstance(item, Weights):
-        names = ("offset", "tiles", "biased")
-        found["run_beats"] = item.tiles * tile.beats(False) + item.biased * tile.bias_beats
-    elif isinstance(item, Pass):
-        names = ("accumulator", "start", "tile_level", "start_level", "pixels")
-        found["count"] = [item.loops[k].count for k in range(LEVELS)]
-        found["step"] = [item.loops[k].accumulator_step for k in range(LEVELS)]
-    elif isinstance(item, Drain):
-        raw = item.form == Form.RAW
-        beats = spec.raw_beats if raw else spec.word_beats
-        names = ("region", "offset", "row_step", "rows", "pixels", "to_buffer", "to_memory")
-        found |= {"raw": int(raw), "item_beats": beats, "run_beats": beats * item.pixels}
-    else:
-        names = ()
-    return found | {name: getattr(item, name) for name in names}

@@ -1,8 +1,13 @@
-"""The control of the accelerator, one cycle after the other: all that decides when, and no data.
+"""The control of the accelerator, clock edge after clock edge: all that decides when, and no data.
 
-Each unit of the gateware has a record of its registers here, and a function that takes them over a
-clock edge. What is combinational there, :func:`run` computes from the registers before any of them
+Each unit of the gateware has a record of its registers here, and a function that takes them over
+clock edges. What is combinational there, :func:`run` computes from the registers before any of them
 changes. FIFOs and streams of beats are levels; instructions are rows of a table.
+
+A turn of :func:`run` takes all units over as many edges as every decision stays the same for:
+pixels stream, beats arrive, or all wait. What nothing can hold up any more is not followed at all:
+when a burst is asked for, its beats have their times; when a DRAIN begins, it runs to its end by
+itself, since nothing else stores or takes precedence over it.
 """
 
 from typing import Any
@@ -14,7 +19,7 @@ from numpy.typing import NDArray
 from ..golden.isa import LEVELS, Error, Opcode, Region
 from ..golden.registers import COUNTERS
 
-__all__ = ["COUNTS", "INSTRUCTION", "MACHINE", "SPEC", "run"]
+__all__ = ["COUNTS", "INSTRUCTION", "LEAP", "MACHINE", "SPEC", "run"]
 
 Records = Any
 """an array of records, whose fields are unknown to the type checker"""
@@ -59,8 +64,8 @@ _STORE = 3
 # Queues of instructions, by engine, and engines that tickets count.
 _QUEUES = 4
 _TICKETED = 3
-# Delay lines, and whose pulse is in them.
-_SCALE_PLAY, _BIAS_PLAY, _RETIRED, _TREE = range(4)
+# What the array's pipeline lets go after a time: scales, biases, a PASS.
+_SCALES, _BIASES, _PASSES = range(3)
 
 # Depths that the gateware fixes: queues of WEIGHTS and LOAD, instructions ahead.
 _WEIGHTS_DEPTH = 4
@@ -71,24 +76,25 @@ _QUEUE_RING = 64
 _BURST_RING = 32
 """the largest outstanding"""
 _FLYING = 64
-"""transactions of the memory; not even as many as the DMA has reach it"""
+"""responses of the memory; not even as many as the DMA waits for"""
 _QUIET = 2048
-"""cycles without any progress, beyond those of the memory, after which nothing more will happen"""
+"""cycles without any progress, beyond those of the memory, after which a DRAIN will not go on"""
 _LONG_AGO = -(1 << 40)
+_NEVER = LEAP = 1 << 40
 
 _FIFO = _record("depth inner output")
 _QUEUE = _record("first", ring=_QUEUE_RING)
 _BURSTS = _record("checked run_address run_beats active address left length offered final")
-_READ = _record("asked beats first level", room=_CLIENTS, client=_BURST_RING)
+_READ = _record(
+    "first level beat due free", room=_CLIENTS, client=_BURST_RING, length=_BURST_RING,
+    time=_BURST_RING,
+)  # fmt: skip
+"""A burst that is asked for has a length and the earliest ``time`` of its first beat; ``due`` is
+the next beat of all, which comes when memory is ``free`` again."""
 _WRITE = _record(
     "held asked beat ends lengths first_end first_length", last=_BURST_RING, length=_BURST_RING
 )
-_MEMORY = _record(
-    "valid last beat next first level writing confirmed response responses",
-    length=_FLYING,
-    time=_FLYING,
-    response_time=_FLYING,
-)
+_MEMORY = _record("writing confirmed response responses", response_time=_FLYING)
 _SEQUENCER = _record(
     "offset flying beat arriving full item ended image", completed=_TICKETED, dispatched=_TICKETED
 )
@@ -96,7 +102,7 @@ _LOADER = _record("active row block offset first_offset item level first word be
                   rows=_LOAD_ROWS, last=_LOAD_ROWS)  # fmt: skip
 _TILES = _record("asking address beats first level beat index", items=_WEIGHTS_DEPTH)
 _TILE_LOADER = _record("position done biased")
-_PLAYER = _record("column held beat")
+_PLAYER = _record("held beat")
 _WALK = _record(
     "active item remaining begun first valid sent_first sent_start sent_final sent_address",
     left=LEVELS,
@@ -104,8 +110,11 @@ _WALK = _record(
 )
 _ISSUE = _record("held first start final address next_take")
 _DRAINER = _record(
-    "active item reads beat writing writes store_beat buffered offset to_announce to_confirm"
+    "active item reads beat writing writes store_beat buffered offset to_announce to_confirm "
+    "end error stores stored buffer_writes written"
 )
+"""``end`` is the last active cycle, with an error or without; of ``stores`` beats and
+``buffer_writes`` so many are ``stored`` and ``written``, at times that are known."""
 _STAGES = _record("valid_1 raw_1 last_1 valid_2 raw_2 last_2")
 _REQUANTIZER = _record("row valid_1 end_1 valid_2 end_2 valid_3 end_3 valid")
 
@@ -154,6 +163,27 @@ def _tick_fifo(fifo, write, read):
 
 
 @njit(cache=True)
+def _steady(fifo, write, read):
+    """Edges at which :func:`_tick_fifo` does the same, and leaves a word or none as it is."""
+    if not fifo.output:
+        return 1 if write or fifo.inner else _NEVER
+    if not read:
+        return _NEVER
+    if write:
+        return _NEVER if fifo.inner else 1
+    return max(fifo.inner, 1)
+
+
+@njit(cache=True)
+def _tick_steady(fifo, write, read, n):
+    """As many edges, not more than :func:`_steady`."""
+    if n == 1:
+        _tick_fifo(fifo, write, read)
+    elif fifo.output:
+        fifo.inner += n * (write - read)
+
+
+@njit(cache=True)
 def _has_room(fifo):
     return fifo.inner != fifo.depth - 1
 
@@ -165,6 +195,18 @@ def _has_room(fifo):
 def _checks(bursts, step):
     """Whether the run that was looked up is taken over."""
     return bursts.checked and (not bursts.active or (step and bursts.final))
+
+
+@njit(cache=True)
+def _moves(bursts, take, check, step):
+    """Whether a clock edge changes anything."""
+    return take or check or step or (bursts.active and not bursts.offered)
+
+
+@njit(cache=True)
+def _missing(bursts, room):
+    """Beats that must leave a FIFO before the burst that is offered has room."""
+    return bursts.length - room if bursts.offered and bursts.length > room else _NEVER
 
 
 @njit(cache=True)
@@ -193,26 +235,35 @@ def _tick_bursts(bursts, spec, take, check, step, address, beats):
         bursts.checked = 0
 
 
-# ---- the memory of sim/testbench.sv ----
+# ---- hw/read_dma.py, and the memory of sim/testbench.sv that answers it ----
 
 
 @njit(cache=True)
-def _tick_reads(memory, now, latency, gap, ask, beats):
-    ready = memory.level != 0 and now >= memory.time[memory.first] and now >= memory.next
-    last = ready and memory.beat == memory.length[memory.first] - 1
-    memory.valid = ready
-    memory.last = last
-    if ask:
-        end = (memory.first + memory.level) % _FLYING
-        memory.length[end] = beats
-        memory.time[end] = now + latency
-        memory.level += 1
-    if ready:
-        memory.next = now + 1 + gap
-        memory.beat = 0 if last else memory.beat + 1
-    if last:
-        memory.first = (memory.first + 1) % _FLYING
-        memory.level -= 1
+def _tick_read(read, now, n, latency, gap, chosen, length, came):
+    """`chosen` is the client whose burst of `length` is asked for, negative for none."""
+    if came:
+        read.beat += n
+        read.due = read.free = now + n + gap
+        if read.beat == read.length[read.first]:
+            read.beat = 0
+            read.first = (read.first + 1) % _BURST_RING
+            read.level -= 1
+            if read.level:
+                read.due = max(read.free, read.time[read.first])
+    if chosen >= 0:
+        # The address is a register, memory takes it, and a beat is a register again.
+        time = now + 2 + max(latency, 1)
+        end = (read.first + read.level) % _BURST_RING
+        read.client[end] = chosen
+        read.length[end] = length
+        read.time[end] = time
+        read.room[chosen] -= length
+        if not read.level:
+            read.due = max(read.free, time)
+        read.level += 1
+
+
+# ---- hw/write_dma.py, and the memory that confirms ----
 
 
 @njit(cache=True)
@@ -228,32 +279,6 @@ def _tick_writes(memory, now, latency, ask, stored_last):
     if respond:
         memory.response = (memory.response + 1) % _FLYING
         memory.responses -= 1
-
-
-# ---- hw/read_dma.py and hw/write_dma.py ----
-
-
-@njit(cache=True)
-def _tick_read(read, bursts, fifos, chosen, came, came_last, taken_0, taken_1, taken_2):
-    """`chosen` is the client whose burst is asked for, negative for none; `taken` its beats."""
-    if came:
-        client = read.client[read.first]
-    else:
-        client = -1
-    for index, taken in enumerate((taken_0, taken_1, taken_2)):
-        fifo = fifos[index]
-        read.room[index] += fifo.output and taken
-        _tick_fifo(fifo, client == index, taken)
-    if came_last:
-        read.first = (read.first + 1) % _BURST_RING
-        read.level -= 1
-    read.asked = chosen >= 0
-    if chosen >= 0:
-        length = bursts[chosen].length
-        read.beats = length
-        read.room[chosen] -= length
-        read.client[(read.first + read.level) % _BURST_RING] = chosen
-        read.level += 1
 
 
 @njit(cache=True)
@@ -295,13 +320,13 @@ def _ready(sequencer, item):
 
 @njit(cache=True)
 def _tick_fetch(sequencer, spec, requested, taken, dispatch, ends):
-    """Instructions come in one after the other; those behind END are dropped."""
-    arrived = taken and sequencer.beat == spec.instruction_beats - 1
+    """`taken` beats of an instruction come in; what is behind END is dropped."""
+    arrived = sequencer.beat + taken == spec.instruction_beats
     sequencer.flying += requested - arrived
     if requested:
         sequencer.offset += spec.instruction_beats
     if taken:
-        sequencer.beat = 0 if arrived else sequencer.beat + 1
+        sequencer.beat = 0 if arrived else sequencer.beat + taken
     if dispatch:
         sequencer.full = 0
     if arrived and not sequencer.ended:
@@ -334,16 +359,22 @@ def _restart(sequencer):
 
 
 @njit(cache=True)
-def _tick_load(load, table, accept, item, step, last_row, last_block, beat, word, row, written):
-    """`beat`, `word`, `row`: a beat is taken, it completes a word, the word completes a row."""
-    if word:
-        load.valid = 1
-        load.completes = row and load.last[load.first]
-        load.word = 0 if row else load.word + 1
+def _tick_load(load, table, accept, item, step, last_row, last_block, beats, row, written):
+    """`beats` are taken; `row`: the only one completes a row. The buffer takes every word at once
+    where there is more than one."""
+    if beats:
+        begin = table[load.rows[load.first]]
+        load.beat += beats
+        words = load.beat // begin.item_beats
+        load.word = 0 if row else load.word + words
+        load.beat -= words * begin.item_beats
+        if words and not load.beat:
+            load.valid = 1
+            load.completes = row and load.last[load.first]
+        elif written:
+            load.valid = 0
     elif written:
         load.valid = 0
-    if beat:
-        load.beat = 0 if word else load.beat + 1
     if row:
         load.first = (load.first + 1) % _LOAD_ROWS
         load.level -= 1
@@ -374,11 +405,10 @@ def _tick_load(load, table, accept, item, step, last_row, last_block, beat, word
 
 
 @njit(cache=True)
-def _tick_weights(weights, table, accept, item, asked, move, last, done):
-    if move:
-        weights.beat = 0 if last else weights.beat + 1
-        if last:
-            weights.index = 0 if done else weights.index + 1
+def _tick_weights(weights, table, accept, item, asked, beats, last, done):
+    weights.beat = 0 if last else weights.beat + beats
+    if last:
+        weights.index = 0 if done else weights.index + 1
     if done:
         weights.first = (weights.first + 1) % _WEIGHTS_DEPTH
         weights.level -= 1
@@ -396,29 +426,34 @@ def _tick_weights(weights, table, accept, item, asked, move, last, done):
 
 
 @njit(cache=True)
-def _tick_player(player, write, play, cols, beats):
-    last = (play or player.column != 0) and player.column == cols - 1
-    if play or player.column != 0:
-        player.column = 0 if last else player.column + 1
-    player.held += (write and player.beat == 0) - last
-    if write:
-        player.beat = 0 if player.beat == beats - 1 else player.beat + 1
+def _has_room_for(player, tiles):
+    return player.held != tiles or player.beat != 0
 
 
 @njit(cache=True)
-def _tick_tile_loader(loader, spec, accept, last, take):
+def _tick_player(player, beats, tile_beats):
+    """Beats of scales or biases arrive, at most to the end of a tile's; when they have been played,
+    they no longer count."""
+    if beats:
+        player.held += player.beat == 0
+        player.beat += beats
+        if player.beat == tile_beats:
+            player.beat = 0
+
+
+@njit(cache=True)
+def _tick_tile_loader(loader, spec, beats, last, take):
     if take:
         loader.done = 0
-    if accept:
-        if last:
-            loader.done = 1
-            loader.biased = loader.position >= spec.code_rows_beats + spec.scale_beats
-            loader.position = 0
-        else:
-            loader.position += 1
+    if last:
+        loader.done = 1
+        loader.biased = loader.position + beats > spec.code_rows_beats + spec.scale_beats
+        loader.position = 0
+    else:
+        loader.position += beats
 
 
-# ---- hw/passes.py ----
+# ---- hw/passes.py and hw/issue.py ----
 
 
 @njit(cache=True)
@@ -446,20 +481,22 @@ def _tick_passes(walk, table, accept, item, move):
         walk.active = not final
         walk.remaining -= 1
         if not final:
-            k = LEVELS - 1
-            while not walk.left[k]:
-                k -= 1
-            moved = (walk.position[k] + current.step[k]) & 0xFFFF
-            walk.left[k] -= 1
-            walk.begun = (walk.begun & ((1 << k) - 1)) | (1 << k)
-            walk.first = current.tile_level > k
-            walk.position[k] = moved
-            for inner in range(k + 1, LEVELS):
-                walk.left[inner] = current.count[inner] - 1
-                walk.position[inner] = moved
+            _next_pixel(walk, current)
 
 
-# ---- hw/issue.py ----
+@njit(cache=True)
+def _next_pixel(walk, current):
+    k = LEVELS - 1
+    while not walk.left[k]:
+        k -= 1
+    moved = (walk.position[k] + current.step[k]) & 0xFFFF
+    walk.left[k] -= 1
+    walk.begun = (walk.begun & ((1 << k) - 1)) | (1 << k)
+    walk.first = current.tile_level > k
+    walk.position[k] = moved
+    for inner in range(k + 1, LEVELS):
+        walk.left[inner] = current.count[inner] - 1
+        walk.position[inner] = moved
 
 
 @njit(cache=True)
@@ -476,6 +513,57 @@ def _tick_issue(issue, spec, walk, visited, now, accept, issued):
         issue.address = walk.sent_address
     elif issued:
         issue.held = 0
+
+
+@njit(cache=True)
+def _tick_stream(walk, issue, table, visited, now, revisit, n):
+    """Up to `n` edges at which a pixel is issued that takes no tile, and two follow it; how many.
+
+    What :func:`_tick_passes` and :func:`_tick_issue` do; the first one may be issued.
+    """
+    current = table[walk.item]
+    inside = LEVELS - 1
+    step, mask = current.step[inside], (1 << current.start_level) - 1
+    starts, single = current.start != 0, current.tile_level > inside
+    # The pixel in the issue stage, which the caller retires, and the one behind it.
+    first, start, final, address = issue.first != 0, issue.start != 0, False, issue.address
+    next_first, next_start, next_final = walk.sent_first != 0, walk.sent_start != 0, walk.sent_final
+    next_address = walk.sent_address
+    n = min(n, walk.remaining - 1)
+    depth = len(visited)
+    done = 0
+    stops = False
+    while done < n and not stops:
+        # To the end of the innermost loop in registers.
+        position, begun, from_walk = walk.position[inside], walk.begun, walk.first != 0
+        row = min(n - done, max(walk.left[inside], 1))
+        moved = 0
+        while moved < row:
+            settled = start or now - visited[address] >= revisit
+            if first or final or not settled or next_address >= depth:
+                stops = True
+                break
+            visited[address] = now
+            now += 1
+            first, start, final, address = next_first, next_start, next_final != 0, next_address
+            next_first, next_final, next_address = from_walk, 0, position
+            next_start = starts and not begun & mask
+            moved += 1
+            if walk.left[inside]:
+                begun |= 1 << inside
+                from_walk = single
+                position = (position + step) & 0xFFFF
+        done += moved
+        if walk.left[inside]:
+            walk.left[inside] -= moved
+            walk.begun, walk.position[inside], walk.first = begun, position, from_walk
+        elif moved:
+            _next_pixel(walk, current)
+    issue.first, issue.start, issue.final, issue.address = first, start, final, address
+    walk.sent_first, walk.sent_start, walk.sent_address = next_first, next_start, next_address
+    walk.sent_final = next_final
+    walk.remaining -= done
+    return done
 
 
 # ---- hw/engine.py and hw/requantizer.py: from the accumulators to blocks ----
@@ -506,9 +594,21 @@ def _tick_requantizer(requantizer, spec, rows, shared, move, take, row_in, maxim
 
 
 @njit(cache=True)
-def _tick_drain(
-    drain, table, accept, item, fetch, last_row, available, done, put, announced, stored, completed
-):
+def _begin_drain(drain, item, begin):
+    drain.active = 1
+    drain.item = item
+    drain.reads = drain.writes = begin.rows * begin.pixels
+    drain.beat = 0
+    drain.writing = 1
+    drain.offset = begin.offset
+    drain.to_announce = drain.to_confirm = begin.rows if begin.to_memory else 0
+    drain.end = _NEVER
+    drain.error = 0
+    drain.stores = drain.stored = drain.buffer_writes = drain.written = 0
+
+
+@njit(cache=True)
+def _tick_drain(drain, row_step, fetch, last_row, available, done, put, announced, stored):
     if fetch:
         drain.beat = 0 if last_row else drain.beat + 1
         drain.reads -= last_row
@@ -522,19 +622,92 @@ def _tick_drain(
             drain.store_beat += 1
     if announced:
         drain.to_announce -= 1
-        drain.offset = (drain.offset + table[drain.item].row_step) & 0xFFFFFFFF
+        drain.offset = (drain.offset + row_step) & 0xFFFFFFFF
     drain.to_confirm -= stored
-    if completed:
-        drain.active = 0
-    if accept:
-        begin = table[item]
-        drain.active = 1
-        drain.item = item
-        drain.reads = drain.writes = begin.rows * begin.pixels
-        drain.beat = 0
-        drain.writing = 1
-        drain.offset = begin.offset
-        drain.to_announce = drain.to_confirm = begin.rows if begin.to_memory else 0
+
+
+@njit(cache=True)
+def _run_drain(state, spec, table, sizes, now, latency, store_times, buffer_times):
+    """A DRAIN that begins at cycle `now`, to its end or its error; the times of what it writes."""
+    drain, stages, requantizer = state.drain, state.stages, state.requantizer
+    fifos, write, memory, store = state.fifos, state.write, state.memory, state.splitters[_STORE]
+    item = table[drain.item]
+    raw, to_memory, to_buffer = item.raw, item.to_memory, item.to_buffer
+    # When the maximum of a block leaves the tree.
+    levels = spec.tree_levels + 1
+    tree = np.zeros(levels, np.bool_)
+    quiet = 0
+    while True:
+        now += 1
+        maximum = tree[now % levels]
+        if spec.clamp:
+            row_valid, row_raw, row_end = stages.valid_2, stages.raw_2, stages.last_2
+        else:
+            row_valid, row_raw, row_end = stages.valid_1, stages.raw_1, stages.last_1
+        raw_valid = row_valid and row_raw
+        available = drain.writing and (raw_valid if raw else requantizer.valid)
+        put = available and to_memory and _has_room(fifos[_STORE_BEATS])
+        item_done = available and (
+            not to_memory or (put and drain.store_beat == item.item_beats - 1)
+        )
+        if row_raw:
+            free = not row_valid or (item_done and raw)
+        else:
+            free = not row_valid or _has_room(fifos[_ROWS])
+        row_in = row_valid and not row_raw and free
+        fetch = drain.reads != 0 and free
+        last_row = raw or drain.beat == spec.block_rows - 1
+        blocks_move = not requantizer.valid or (item_done and not raw)
+        row_out = blocks_move and fifos[_ROWS].output and fifos[_SHARED].output
+
+        ask_accepted = write.asked and not memory.writing
+        announce = (
+            store.offered
+            and (not write.asked or ask_accepted)
+            and store.length <= write.held
+            and write.lengths != spec.outstanding
+            and write.ends != spec.outstanding
+        )
+        store_check = _checks(store, announce)
+        store_run = drain.to_announce != 0 and (not store.checked or store_check)
+        stored = write.lengths != 0 and fifos[_STORE_BEATS].output and memory.writing
+        stored_last = stored and write.beat == write.length[write.first_length] - 1
+        confirmed = memory.confirmed
+        run_stored = confirmed and write.last[write.first_end]
+
+        if not drain.writing and drain.to_confirm == 0:
+            drain.end = now
+            return
+        quiet = 0 if fetch or item_done or stored else quiet + 1
+        if quiet > _QUIET + latency:
+            return
+        if store_run and not _inside(item, drain.offset, item.run_beats, sizes):
+            drain.end, drain.error = now, _RANGE
+            return
+        if available and to_buffer and not drain.buffered:
+            buffer_times[drain.buffer_writes] = now
+            drain.buffer_writes += 1
+        if stored:
+            store_times[drain.stores] = now
+            drain.stores += 1
+
+        tree[now % levels] = row_in and row_end
+        _tick_writes(memory, now, latency, ask_accepted, stored_last)
+        _tick_write(
+            write, store, fifos[_STORE_BEATS], put, announce, ask_accepted, stored, stored_last,
+            confirmed,
+        )  # fmt: skip
+        _tick_bursts(
+            store, spec, store_run, store_check, announce, state.bases[item.region] + drain.offset,
+            item.run_beats,
+        )  # fmt: skip
+        _tick_requantizer(
+            requantizer, spec, fifos[_ROWS], fifos[_SHARED], blocks_move, row_out, row_in, maximum
+        )
+        _tick_stages(stages, free, fetch, raw, last_row)
+        _tick_drain(
+            drain, item.row_step, fetch, last_row, available, item_done, put, store_run, run_stored
+        )
 
 
 @njit(cache=True)
@@ -560,6 +733,18 @@ def _reset(state, spec):
 
 
 @njit(cache=True)
+def _most(table):
+    """Beats and words that a DRAIN stores, at most."""
+    beats = words = 0
+    for row in range(len(table)):
+        item = table[row]
+        if item.opcode == _DRAIN:
+            beats = max(beats, item.rows * item.run_beats)
+            words = max(words, item.rows * item.pixels)
+    return beats, words
+
+
+@njit(cache=True)
 def run(
     machines: Records,
     specs: Records,
@@ -570,6 +755,7 @@ def run(
     gap: int,
     marks: NDArray[np.int64],
     counts: Records,
+    leap: int,
 ) -> int:
     """Run a program; the error at which it halts, 0 for none. Counters are left in the machine.
 
@@ -582,37 +768,50 @@ def run(
     latency, gap : of the memory
     marks : increasing numbers of pixels
     counts : as many COUNTS, set to the counters after the cycle that issued so many pixels
+    leap : cycles of a turn at most, which changes nothing but the time it takes; LEAP for no limit
     """
     state, spec = machines[0], specs[0]
     _reset(state, spec)
     fifos, splitters, queues, queued = state.fifos, state.splitters, state.queues, state.queued
-    memory, read, write, sequencer = state.memory, state.read, state.write, state.sequencer
+    read, sequencer = state.read, state.sequencer
     load, weights, loader = state.load, state.weights, state.loader
     scales, biases, walk, issue = state.scales, state.biases, state.walk, state.issue
-    drain, stages, requantizer = state.drain, state.stages, state.requantizer
-    counters, bases = state.counters, state.bases
+    drain, counters, bases = state.drain, state.counters, state.bases
 
-    # When each accumulator was last issued to.
+    # When each accumulator was last issued to, and when the current DRAIN writes.
     visited = np.full(spec.accumulator_depth, _LONG_AGO)
-    longest = max(spec.retire_cycles, spec.bias_play + 1, spec.tree_levels + 1)
+    most_beats, most_words = _most(table)
+    store_times, buffer_times = np.zeros(most_beats, np.int64), np.zeros(most_words, np.int64)
+    # When scales and biases have been played and PASSes retire: rings of what was issued.
+    scales_after = 1 + spec.scale_play + spec.cols
+    biases_after = 1 + spec.bias_play + spec.cols
+    passes_after = 1 + spec.retire_cycles
     mask = 1
-    while mask <= longest:
+    while mask <= max(biases_after, passes_after, scales_after):
         mask = 2 * mask + 1
-    lines = np.zeros((4, mask + 1), np.bool_)
+    times = np.zeros((3, mask + 1), np.int64)
+    entered, left = np.zeros(3, np.int64), np.zeros(3, np.int64)
     scales_at = spec.code_rows_beats
     biases_at = scales_at + spec.scale_beats
+    completed, dispatched = sequencer.completed, sequencer.dispatched
 
-    # BEGIN and START are over; every turn is a cycle of RUN.
+    # BEGIN and START are over; every turn is some cycles of RUN, the first one `now`.
     now = 2
-    quiet = 0
     mark = 0
     while True:
-        # What the array's pipeline and the tree of the requantizer let go in this cycle.
-        slot = now & mask
-        play_scale, play_bias = lines[_SCALE_PLAY, slot], lines[_BIAS_PLAY, slot]
-        retired, maximum = lines[_RETIRED, slot], lines[_TREE, slot]
-        lines[_SCALE_PLAY, slot] = lines[_BIAS_PLAY, slot] = False
-        lines[_RETIRED, slot] = lines[_TREE, slot] = False
+        # What the array and DRAIN let go.
+        for kind in range(3):
+            while left[kind] != entered[kind] and times[kind, left[kind] & mask] <= now:
+                left[kind] += 1
+                if kind == _PASSES:
+                    completed[1] += 1
+                elif kind == _SCALES:
+                    scales.held -= 1
+                else:
+                    biases.held -= 1
+        if drain.active and now > drain.end:
+            drain.active = 0
+            completed[2] += 1
 
         # Issue stage and PASS engine.
         starved = issue.held and issue.first and not loader.done
@@ -628,64 +827,40 @@ def run(
         pass_ready = not walk.active or (pass_moves and walk.remaining == 1)
 
         # Tile loader and WEIGHTS engine.
+        has_scale_room = _has_room_for(scales, spec.scale_tiles)
+        has_bias_room = _has_room_for(biases, spec.bias_tiles)
         in_codes, in_scales = loader.position < scales_at, loader.position < biases_at
-        if in_codes:
-            room = True
-        elif in_scales:
-            room = scales.held != spec.scale_tiles or scales.beat != 0
-        else:
-            room = biases.held != spec.bias_tiles or biases.beat != 0
+        room = in_codes or (has_scale_room if in_scales else has_bias_room)
         tile_ready = (not loader.done or take) and room
         weights_item = table[weights.items[weights.first]]
         beats_taken = tile_ready and weights.level != 0
         tile_moves = fifos[_WEIGHT_BEATS].output and beats_taken
         biased = weights_item.biased and weights.index == 0
         tile_beats = spec.biased_tile_beats if biased else spec.tile_beats
-        tile_last = tile_moves and weights.beat == tile_beats - 1
-        weights_done = tile_last and weights.index == weights_item.tiles - 1
 
-        # From the accumulators to the buffer and to memory.
-        drain_item = table[drain.item]
-        if spec.clamp:
-            row_valid, row_raw, row_end = stages.valid_2, stages.raw_2, stages.last_2
-        else:
-            row_valid, row_raw, row_end = stages.valid_1, stages.raw_1, stages.last_1
-        raw_valid = row_valid and row_raw
-        available = drain.writing and (raw_valid if drain_item.raw else requantizer.valid)
-        put = available and drain_item.to_memory and _has_room(fifos[_STORE_BEATS])
-        buffer_write = available and drain_item.to_buffer and not drain.buffered
-        item_done = available and (
-            not drain_item.to_memory or (put and drain.store_beat == drain_item.item_beats - 1)
-        )
-        if row_raw:
-            free = not row_valid or (item_done and drain_item.raw)
-        else:
-            free = not row_valid or _has_room(fifos[_ROWS])
-        row_in = row_valid and not row_raw and free
-        fetch = drain.reads != 0 and free
-        last_row = drain_item.raw or drain.beat == spec.block_rows - 1
-        blocks_move = not requantizer.valid or (item_done and not drain_item.raw)
-        row_out = blocks_move and fifos[_ROWS].output and fifos[_SHARED].output
-        drain_completed = drain.active and not drain.writing and drain.to_confirm == 0
-        announcing = drain.active and drain.to_announce != 0
-
-        # LOAD engine.
+        # LOAD engine; DRAIN's words go first.
+        buffer_write = False
+        if drain.active:
+            while drain.written != drain.buffer_writes and buffer_times[drain.written] < now:
+                drain.written += 1
+            if drain.written != drain.buffer_writes:
+                buffer_write = buffer_times[drain.written] == now
         load_row = table[load.rows[load.first]]
         written = load.valid and not buffer_write
         last_beat = load.beat == load_row.item_beats - 1
         load_taken = load.level != 0 and (not last_beat or not load.valid or written)
         load_beat = fifos[_LOAD_BEATS].output and load_taken
-        load_word = load_beat and last_beat
-        load_full_row = load_word and load.word == load_row.words - 1
+        load_full_row = load_beat and last_beat and load.word == load_row.words - 1
         load_completed = written and load.completes
         load_item = table[load.item]
         last_of_block = load.row == load_item.rows - 1
         last_block = load.block == load_item.blocks - 1
         load_asks = load.active and load.level != _LOAD_ROWS
+        loading = load.active or load.level != 0 or load.valid
 
-        # Memory, read side: the first client that can has its way.
-        came = memory.valid
-        came_last = came and memory.last
+        # Memory: the first client that can has its way.
+        came = read.level != 0 and now == read.due
+        client = read.client[read.first] if came else -1
         chosen = -1
         for index in range(_CLIENTS):
             if splitters[index].offered and splitters[index].length <= read.room[index]:
@@ -699,23 +874,6 @@ def run(
         load_check = _checks(splitters[_LOAD_BEATS], load_step)
         weight_run = weights.asking and (not splitters[_WEIGHT_BEATS].checked or weight_check)
         load_run = load_asks and (not splitters[_LOAD_BEATS].checked or load_check)
-
-        # Memory, write side.
-        store = splitters[_STORE]
-        ask_accepted = write.asked and not memory.writing
-        announce = (
-            store.offered
-            and (not write.asked or ask_accepted)
-            and store.length <= write.held
-            and write.lengths != spec.outstanding
-            and write.ends != spec.outstanding
-        )
-        store_check = _checks(store, announce)
-        store_run = announcing and (not store.checked or store_check)
-        stored = write.lengths != 0 and fifos[_STORE_BEATS].output and memory.writing
-        stored_last = stored and write.beat == write.length[write.first_length] - 1
-        confirmed = memory.confirmed
-        run_stored = confirmed and write.last[write.first_end]
 
         # Sequencer: fetch and dispatch.
         more = sequencer.offset + spec.instruction_beats <= sizes[_MODEL]
@@ -753,7 +911,6 @@ def run(
         drain_begins = drain_offered and not drain.active
 
         # Sequencer: the end of an image.
-        completed, dispatched = sequencer.completed, sequencer.dispatched
         passes_done = completed[1] == dispatched[1]
         idle = (
             sequencer.ended
@@ -772,113 +929,195 @@ def run(
         if not sequencer.ended and not fetching:
             return _PROGRAM
 
-        # Counters.
+        # Ranges, judged where a run is taken.
+        if load_run and not _inside(load_item, load.offset, load_item.run_beats, sizes):
+            return _RANGE
+        if weight_run and weights.address + weights.beats > sizes[_MODEL]:
+            return _RANGE
+        if drain.active and drain.error and now == drain.end:
+            return drain.error
+        if pixel_moves and walk.sent_address >= len(visited):
+            return _ACCUMULATOR
+
+        # How many cycles stay like this one: all, unless a unit knows better.
+        weights_move = _moves(splitters[_WEIGHT_BEATS], weight_run, weight_check, weight_step)
+        program_moves = _moves(splitters[_PROGRAM_BEATS], fetched, program_check, program_step)
+        load_moves = _moves(splitters[_LOAD_BEATS], load_run, load_check, load_step)
+        queues_move = False
+        for index in range(_QUEUES):
+            if queued[index].inner and not queued[index].output:
+                queues_move = True
+        n = _NEVER
+        if (
+            queues_move
+            or weights_move
+            or program_moves
+            or load_moves
+            or dispatch
+            or load_begins
+            or weights_begin
+            or pass_begins
+            or drain_begins
+            or load_completed
+            or idle
+            or take
+        ):
+            n = 1
+        streaming = issued and not take and walk.valid and walk.active and walk.remaining > 1
+        if issue.held:
+            if issued:
+                n = min(n, walk.remaining - 1) if streaming else 1
+            elif not starved and tile_there:
+                n = min(n, visited[issue.address] + spec.revisit - now)
+            elif not starved:
+                n = min(n, issue.next_take - now)
+            if walk.active and not walk.valid:
+                n = 1
+        elif walk.valid or walk.active:
+            n = 1
+        if left[_PASSES] != entered[_PASSES]:
+            n = min(n, times[_PASSES, left[_PASSES] & mask] - now)
+        if drain.active:
+            n = min(n, max(drain.end + (not drain.error) - now, 1))
+        if tile_moves:
+            if in_codes and not has_scale_room:
+                part_end = scales_at
+            elif (in_codes or in_scales) and not has_bias_room:
+                part_end = biases_at
+            else:
+                part_end = tile_beats
+            n = min(n, part_end - loader.position, tile_beats - weights.beat)
+            n = min(n, _missing(splitters[_WEIGHT_BEATS], read.room[_WEIGHT_BEATS]))
+        elif not room:
+            kind = _SCALES if in_scales else _BIASES
+            if left[kind] != entered[kind]:
+                n = min(n, times[kind, left[kind] & mask] - now)
+        if load_beat:
+            beats_left = (load_row.words - load.word) * load_row.item_beats - load.beat - 1
+            n = min(n, max(beats_left, 1))
+            n = min(n, _missing(splitters[_LOAD_BEATS], read.room[_LOAD_BEATS]))
+            if drain.active and drain.written != drain.buffer_writes:
+                n = min(n, max(buffer_times[drain.written] - now, 1))
+        elif load.valid:
+            n = 1
+        if program_beat:
+            n = min(n, spec.instruction_beats - sequencer.beat)
+            n = min(n, _missing(splitters[_PROGRAM_BEATS], read.room[_PROGRAM_BEATS]))
+        if came:
+            n = 1 if gap else min(n, read.length[read.first] - read.beat)
+        elif read.level:
+            n = min(n, read.due - now)
+        n = min(n, _steady(fifos[_WEIGHT_BEATS], client == _WEIGHT_BEATS, beats_taken))
+        n = min(n, _steady(fifos[_PROGRAM_BEATS], client == _PROGRAM_BEATS, program_taken))
+        n = min(n, _steady(fifos[_LOAD_BEATS], client == _LOAD_BEATS, load_taken))
+        if n == _NEVER:
+            return _DEADLOCK
+        if mark < len(marks) and issued:
+            n = min(n, marks[mark] - counters.pixels)
+        n = min(n, leap)
+
+        # The clock edges.
+        if take:
+            times[_SCALES, entered[_SCALES] & mask] = now + scales_after
+            entered[_SCALES] += 1
+            if issue.start:
+                times[_BIASES, entered[_BIASES] & mask] = now + biases_after
+                entered[_BIASES] += 1
+        if issued and issue.final:
+            times[_PASSES, entered[_PASSES] & mask] = now + passes_after
+            entered[_PASSES] += 1
         stalled = not walk.active and not walk.valid and pixel_ready
-        counters.cycles = now + 1
+        hazard = issue.held and not issued and not starved
+        if streaming:
+            n = _tick_stream(walk, issue, table, visited, now, spec.revisit, n)
+        elif pixel_moves or issued or pass_begins or (pass_moves and (walk.active or walk.valid)):
+            _tick_issue(issue, spec, walk, visited, now, pixel_moves, issued)
+            _tick_passes(walk, table, pass_begins, next_pass, pass_moves)
+
+        counters.cycles = now + n
         counters.instructions += dispatch
-        counters.pixels += issued
-        counters.stall_tile += starved
-        counters.stall_ticket += stalled and queued[2].output and not pass_offered
-        counters.stall_empty += stalled and not queued[2].output
-        counters.stall_hazard += issue.held and not issued and not starved
-        counters.drain_busy += drain.active
-        counters.load_busy += load.active or load.level != 0 or load.valid
-        counters.read_beats += came
-        counters.write_beats += stored
+        counters.pixels += n * issued
+        counters.stall_tile += n * starved
+        counters.stall_ticket += n * (stalled and queued[2].output and not pass_offered)
+        counters.stall_empty += n * (stalled and not queued[2].output)
+        counters.stall_hazard += n * hazard
+        counters.load_busy += n * loading
+        counters.read_beats += n * came
+        if drain.active:
+            counters.drain_busy += n
+            while drain.stored != drain.stores and store_times[drain.stored] < now + n:
+                drain.stored += 1
+                counters.write_beats += 1
         if mark < len(marks) and counters.pixels == marks[mark]:
             counts[mark] = counters
             mark += 1
         if idle and sequencer.image >= images:
             return 0
-        quiet += 1
-        if came or stored or issued or dispatch or fetch or item_done or tile_moves or idle:
-            quiet = 0
-        if quiet > _QUIET + latency + gap:
-            return _DEADLOCK
 
-        # Ranges, judged where a run is taken.
-        if load_run and not _inside(load_item, load.offset, load_item.run_beats, sizes):
-            return _RANGE
-        if store_run and not _inside(drain_item, drain.offset, drain_item.run_beats, sizes):
-            return _RANGE
-        if weight_run and weights.address + weights.beats > sizes[_MODEL]:
-            return _RANGE
-        if pixel_moves and walk.sent_address >= len(visited):
-            return _ACCUMULATOR
+        length = splitters[chosen].length if chosen >= 0 else 0
+        _tick_read(read, now, n, latency, gap, chosen, length, came)
+        if tile_moves:
+            read.room[_WEIGHT_BEATS] += n
+        if program_beat:
+            read.room[_PROGRAM_BEATS] += n
+        if load_beat:
+            read.room[_LOAD_BEATS] += n
+        _tick_steady(fifos[_WEIGHT_BEATS], client == _WEIGHT_BEATS, beats_taken, n)
+        _tick_steady(fifos[_PROGRAM_BEATS], client == _PROGRAM_BEATS, program_taken, n)
+        _tick_steady(fifos[_LOAD_BEATS], client == _LOAD_BEATS, load_taken, n)
+        if weights_move:
+            _tick_bursts(
+                splitters[_WEIGHT_BEATS], spec, weight_run, weight_check, weight_step,
+                bases[_MODEL] + weights.address, weights.beats,
+            )  # fmt: skip
+        if program_moves:
+            _tick_bursts(
+                splitters[_PROGRAM_BEATS], spec, fetched, program_check, program_step,
+                bases[_MODEL] + sequencer.offset, spec.instruction_beats,
+            )  # fmt: skip
+        if load_moves:
+            _tick_bursts(
+                splitters[_LOAD_BEATS], spec, load_run, load_check, load_step,
+                bases[load_item.region] + load.offset, load_item.run_beats,
+            )  # fmt: skip
 
-        # The clock edge.
-        if take:
-            lines[_SCALE_PLAY, (now + 1 + spec.scale_play) & mask] = True
-            if issue.start:
-                lines[_BIAS_PLAY, (now + 1 + spec.bias_play) & mask] = True
-        if issued and issue.final:
-            lines[_RETIRED, (now + spec.retire_cycles) & mask] = True
-        if row_in and row_end:
-            lines[_TREE, (now + 1 + spec.tree_levels) & mask] = True
+        tile_last = tile_moves and weights.beat + n == tile_beats
+        weights_done = tile_last and weights.index == weights_item.tiles - 1
+        if tile_moves:
+            end = loader.position + n
+            scale_beats = min(end, biases_at) - max(loader.position, scales_at)
+            _tick_player(scales, max(scale_beats, 0), spec.scale_beats)
+            _tick_player(biases, max(end - max(loader.position, biases_at), 0), spec.bias_beats)
+        if tile_moves or take:
+            _tick_tile_loader(loader, spec, n * tile_moves, tile_last, take)
+        if tile_moves or weights_begin or weight_run:
+            _tick_weights(
+                weights, table, weights_begin, next_weights, weight_run, n * tile_moves, tile_last,
+                weights_done,
+            )  # fmt: skip
+        if loading or load_begins:
+            _tick_load(
+                load, table, load_begins, next_load, load_run, last_of_block, last_block,
+                n * load_beat, load_full_row, written,
+            )  # fmt: skip
+        if drain_begins:
+            _begin_drain(drain, next_drain, table[next_drain])
+            _run_drain(state, spec, table, sizes, now, latency, store_times, buffer_times)
 
-        _tick_reads(memory, now, latency, gap, read.asked, read.beats)
-        _tick_writes(memory, now, latency, ask_accepted, stored_last)
-        _tick_read(
-            read, splitters, fifos, chosen, came, came_last, beats_taken, program_taken, load_taken
-        )
-        _tick_write(
-            write, store, fifos[_STORE_BEATS], put, announce, ask_accepted, stored, stored_last,
-            confirmed,
-        )  # fmt: skip
-        _tick_bursts(
-            splitters[_WEIGHT_BEATS], spec, weight_run, weight_check, weight_step,
-            bases[_MODEL] + weights.address, weights.beats,
-        )  # fmt: skip
-        _tick_bursts(
-            splitters[_PROGRAM_BEATS], spec, fetched, program_check, program_step,
-            bases[_MODEL] + sequencer.offset, spec.instruction_beats,
-        )  # fmt: skip
-        _tick_bursts(
-            splitters[_LOAD_BEATS], spec, load_run, load_check, load_step,
-            bases[load_item.region] + load.offset, load_item.run_beats,
-        )  # fmt: skip
-        _tick_bursts(
-            store, spec, store_run, store_check, announce,
-            bases[drain_item.region] + drain.offset, drain_item.run_beats,
-        )  # fmt: skip
-
-        _tick_player(scales, tile_moves and not in_codes and in_scales, play_scale, spec.cols,
-                     spec.scale_beats)  # fmt: skip
-        _tick_player(biases, tile_moves and not in_scales, play_bias, spec.cols, spec.bias_beats)
-        _tick_tile_loader(loader, spec, tile_moves, tile_last, take)
-        _tick_weights(
-            weights, table, weights_begin, next_weights, weight_run, tile_moves, tile_last,
-            weights_done,
-        )  # fmt: skip
-        _tick_load(
-            load, table, load_begins, next_load, load_run, last_of_block, last_block, load_beat,
-            load_word, load_full_row, written,
-        )  # fmt: skip
-        _tick_issue(issue, spec, walk, visited, now, pixel_moves, issued)
-        _tick_passes(walk, table, pass_begins, next_pass, pass_moves)
-        _tick_requantizer(
-            requantizer, spec, fifos[_ROWS], fifos[_SHARED], blocks_move, row_out, row_in, maximum
-        )
-        _tick_stages(stages, free, fetch, drain_item.raw, last_row)
-        _tick_drain(
-            drain, table, drain_begins, next_drain, fetch, last_row, available, item_done, put,
-            store_run, run_stored, drain_completed,
-        )  # fmt: skip
-
-        _tick_queue(queues[0], queued[0], to_load, load_begins, item)
-        _tick_queue(queues[1], queued[1], to_weights, weights_begin, item)
-        _tick_queue(queues[2], queued[2], to_pass, pass_begins, item)
-        _tick_queue(queues[3], queued[3], to_drain, drain_begins, item)
+        if queues_move or dispatch or load_begins or weights_begin or pass_begins or drain_begins:
+            _tick_queue(queues[0], queued[0], to_load, load_begins, item)
+            _tick_queue(queues[1], queued[1], to_weights, weights_begin, item)
+            _tick_queue(queues[2], queued[2], to_pass, pass_begins, item)
+            _tick_queue(queues[3], queued[3], to_drain, drain_begins, item)
         completed[0] += load_completed
-        completed[1] += retired
-        completed[2] += drain_completed
         dispatched[0] += to_load
         dispatched[1] += to_pass
         dispatched[2] += to_drain
-        _tick_fetch(sequencer, spec, fetched, program_beat, dispatch, ends)
+        if fetched or program_beat or dispatch:
+            _tick_fetch(sequencer, spec, fetched, n * program_beat, dispatch, ends)
         if idle:
             sequencer.image += 1
             _restart(sequencer)
             bases[_INPUT] += sizes[_INPUT]
             bases[_OUTPUT] += sizes[_OUTPUT]
-        now += 1
+        now += n

@@ -12,8 +12,10 @@ Tiles come from the WEIGHTS unit in the order in which PASS takes them.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
+from math import prod
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -272,12 +274,12 @@ class Pass(_Ticketed):
 
     @property
     def pixels(self) -> int:
-        return int(np.prod([loop.count for loop in self.loops], dtype=object))
+        return prod([loop.count for loop in self.loops])
 
     @property
     def tiles(self) -> int:
         """Tiles that it takes."""
-        return int(np.prod([loop.count for loop in self.loops[: self.tile_level]], dtype=object))
+        return prod([loop.count for loop in self.loops[: self.tile_level]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,17 +321,18 @@ class Drain(_Ticketed):
 
 
 Instruction = End | Load | Weights | Pass | Drain
+_LOOP_FIELDS = tuple(f"{name}_{k}" for k in range(LEVELS) for name in Loop._fields)
 _CLASSES: dict[Opcode, type] = {c.opcode: c for c in (End, Load, Weights, Pass, Drain)}
 
 
 def _values(instruction: _Ticketed) -> list[int]:
     """The values of all fields but the opcode, in the order of the layout."""
-    by_name = {f.name: getattr(instruction, f.name) for f in fields(instruction)}
-    loops = by_name.pop("loops", ())
-    if isinstance(instruction, Pass) and len(loops) != LEVELS:
-        raise ValueError(f"a PASS has {LEVELS} loops, not {len(loops)}")
-    for k, loop in enumerate(loops):
-        by_name |= {f"{name}_{k}": value for name, value in loop._asdict().items()}
+    by_name = dict(vars(instruction))
+    if isinstance(instruction, Pass):
+        loops = by_name.pop("loops")
+        if len(loops) != LEVELS:
+            raise ValueError(f"a PASS has {LEVELS} loops, not {len(loops)}")
+        by_name.update(zip(_LOOP_FIELDS, chain.from_iterable(loops), strict=True))
     return [int(by_name[field.name]) for field in LAYOUTS[instruction.opcode][1:]]
 
 
@@ -367,6 +370,7 @@ def decode(words: NDArray[np.uint64]) -> Instruction:
         raise ValueError(f"a reserved bit of {opcode.name} is set")
     del values["opcode"]
     if opcode is Opcode.PASS:
-        loops = [Loop(*(values.pop(f"{name}_{k}") for name in Loop._fields)) for k in range(LEVELS)]
+        numbers = iter([values.pop(name) for name in _LOOP_FIELDS])
+        loops = [Loop(*part) for part in zip(*[numbers] * len(Loop._fields), strict=True)]
         return Pass(**values, loops=tuple(loops))
     return _CLASSES[opcode](**values)

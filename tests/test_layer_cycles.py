@@ -1,8 +1,7 @@
 """Each layer's share of the cycles, and of every other counter, is what the accelerator counts."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple
-from itertools import accumulate
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +11,12 @@ from shiftcore.estimate.accelerator import predict, predict_layers
 from shiftcore.estimate.network import estimate
 from shiftcore.examples.digits import data, model
 from shiftcore.golden.config import HardwareConfig
-from shiftcore.golden.isa import Region
 from shiftcore.golden.layers import Term
 from shiftcore.golden.network import INPUT, QuantizedNetwork
 from shiftcore.golden.program import Program
-from shiftcore.golden.registers import COUNTERS, register
-from shiftcore.host.driver import Accelerator
+from shiftcore.golden.registers import COUNTERS
 from shiftcore.quant.convert import quantize
+from shiftcore.sim.probe import Probe, count_differences
 from shiftcore.sim.runner import Simulator
 from shiftcore.sim.system import SimulatedSystem
 from shiftcore.tests.compiler.random_networks import Builder
@@ -26,74 +24,16 @@ from shiftcore.tests.test_accelerator import CONFIG
 from shiftcore.tests.test_accelerator_cycles import CONFIGS, MEMORY_BYTES
 
 
-class Probe:
-    """Reads counters while the accelerator runs, in the cycles that it is asked for.
-
-    Between two reads one after the other `apart` cycles pass, and `begun` from the start to the
-    first; both are measured, with the counter of cycles itself.
-    """
-
-    def __init__(self, program: Program, system: SimulatedSystem):
-        self.system, self.driver = system, Accelerator(system)
-        self.driver.load(program)
-        size = program.sizes[Region.INPUT] * program.config.accelerator.beat_bytes
-        self.driver.run(np.zeros((1, size), np.uint8))
-        first, second = self._read("CYCLES", [1, 1])
-        self.begun, self.apart = first - 1, second - first - 1
-
-    def _read(self, name: str, pauses: Sequence[int]) -> list[int]:
-        """Start, and read the low half of a counter after each of some pauses, in cycles."""
-        control = register("CONTROL")
-        self.driver.write("CONTROL", control.field("CLEAR_INTERRUPT").mask)
-        self.driver.write("CONTROL", control.field("START").mask)
-        found = []
-        for pause in pauses:
-            assert not self.system.wait_at_most(pause)
-            found.append(self.driver.read(f"{name}_LO"))
-        self.system.wait()
-        return found
-
-    def read(self, name: str, cycles: Sequence[int]) -> list[int]:
-        """A counter after so many cycles of a run; each time of a run of its own if they are too
-        close."""
-        assert min(cycles) > self.begun
-        found: dict[int, int] = {}
-        while left := [cycle for cycle in cycles if cycle not in found]:
-            now, times, pauses = self.begun, [], []
-            for cycle in left:
-                if cycle > now:
-                    times.append(cycle)
-                    pauses.append(cycle - now)
-                    now = cycle + self.apart
-            found |= dict(zip(times, self._read(name, pauses), strict=True))
-        return [found[cycle] for cycle in cycles]
-
-
-def ends(program: Program, latency: int, gap: int) -> list[dict[str, int]]:
-    """All counters when each layer ends."""
-    shares = predict_layers(program, latency=latency, gap=gap)
-    sums = accumulate(np.array(astuple(share)) for share in shares.values())
-    names = [name.lower() for name in COUNTERS]
-    return [dict(zip(names, each.tolist(), strict=True)) for each in sums]
-
-
 def assert_measured(
-    program: Program, latency: int, gap: int, names: Iterable[str], simulator: Simulator
+    program: Program, latency: int, gap: int, names: Sequence[str], simulator: Simulator
 ) -> None:
-    *before, last = ends(program, latency, gap)
-    assert last == predict(program, latency=latency, gap=gap).counters()
-    cycles = [each["cycles"] for each in before]
+    whole = predict(program, latency=latency, gap=gap)
+    shares = predict_layers(program, latency=latency, gap=gap)
     with SimulatedSystem(
         program.config, MEMORY_BYTES, latency=latency, gap=gap, simulator=simulator
     ) as system:
-        probe = Probe(program, system)
-        for name in names:
-            expected = [each[name.lower()] for each in before]
-            assert probe.read(name, cycles) == expected, name
-        # A layer ends in the cycle of its last pixel, not one later.
-        assert probe.read("PIXELS", [cycle - 1 for cycle in cycles]) == [
-            each["pixels"] - 1 for each in before
-        ]
+        found = count_differences(program, system, whole, shares, names)
+    assert found == dict.fromkeys(found, 0)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +59,24 @@ def test_short_layers_on_a_small_array() -> None:
     builder.convolution(x, 5, (1, 1), raw=True)
     program = compile_network(builder.network(), config)
     assert_measured(program, 9, 1, ["PIXELS", "STALL_TICKET"], "icarus")
+
+
+def test_a_wrong_share_is_seen(digits: QuantizedNetwork) -> None:
+    program = compile_network(digits, CONFIG)
+    whole, shares = predict(program), predict_layers(program)
+    second, third = list(shares)[1:3]
+    shares[second] = replace(shares[second], read_beats=shares[second].read_beats - 2)
+    shares[third] = replace(shares[third], read_beats=shares[third].read_beats + 2)
+    with SimulatedSystem(CONFIG, MEMORY_BYTES) as system:
+        found = count_differences(program, system, whole, shares, ["READ_BEATS"])
+        assert found == dict.fromkeys(found, 0) | {"read_beats": 2}
+        late = replace(whole, cycles=whole.cycles + 1)
+        assert count_differences(program, system, late, predict_layers(program), [])["cycles"] == 1
+        probe = Probe(program, system)
+        with pytest.raises(ValueError, match="must be more than"):
+            probe.read("PIXELS", [1])
+        with pytest.raises(ValueError, match="ends before the counter PIXELS"):
+            probe.read("PIXELS", [whole.cycles + 100])
 
 
 def test_shares_add_up(digits: QuantizedNetwork) -> None:
