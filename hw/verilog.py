@@ -19,7 +19,14 @@ from .accelerator import Accelerator, accelerator_signature
 from .library import Library
 from .names import readable, without_keywords
 
-__all__ = ["TOP", "WAIVERS", "accelerator_ports", "accelerator_verilog", "emit"]
+__all__ = [
+    "TOP",
+    "WAIVERS",
+    "accelerator_inputs",
+    "accelerator_ports",
+    "accelerator_verilog",
+    "emit",
+]
 
 TOP = "shiftcore"
 
@@ -127,6 +134,12 @@ def accelerator_verilog(config: HardwareConfig) -> str:
     """The accelerator of a configuration as module ``shiftcore``."""
     what = f"Shiftcore {version(TOP)}, configuration hash {configuration_hash(config):08x}"
     return emit(Accelerator(config), TOP, title=f"{what}\n{config.dumps()}")
+
+
+def accelerator_inputs(config: HardwareConfig) -> frozenset[str]:
+    """The ports of ``shiftcore`` that are inputs."""
+    members = accelerator_signature(config).members.items()
+    return frozenset({"clk", "rst", *(name for name, port in members if port.flow == wiring.In)})
 
 
 def accelerator_ports(config: HardwareConfig) -> dict[str, int]:
