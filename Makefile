@@ -51,6 +51,10 @@ hostile: $(READY) ## 10,000 hostile programs on the simulated accelerator; resum
 mutants: $(READY) ## plant faults in the gateware; each must be caught by its test
 	$(BIN)/python -P -m shiftcore.sim.mutants $(ARGS)
 
+.PHONY: netlists
+netlists: $(READY) ## the tests of the RTL's parts, and a whole accelerator, on synthesized netlists
+	$(BIN)/python -P benchmarks/netlists.py $(ARGS)
+
 .PHONY: setup
 setup: $(READY) ## only install: system packages, .venv, pinned packages
 

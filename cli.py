@@ -617,6 +617,35 @@ def verilog(hw: Path, output: Path, as_json: bool) -> None:
 
 @main.command()
 @click.option("--hw", required=True, type=_PATH, help="Hardware configuration (TOML).")
+@click.option(
+    "--tool", required=True, help="vivado, quartus, gowin, radiant, diamond or fusesoc."
+)  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the project, new or empty.",
+)
+@click.option("--part", help="Device, as the tool names it.  [default: one for each tool]")
+@click.option("--clock", type=float, help="MHz that the constraints ask for.  [default: 100]")
+@_as_json
+def project(
+    hw: Path, tool: str, output: Path, part: str | None, clock: float | None, as_json: bool
+) -> None:
+    """Write the accelerator as a project of an FPGA tool, ready to open."""
+    from .toolchain.projects import TOOLS, write_project
+
+    _check_folder(output)
+    config = HardwareConfig.load(hw)
+    with _busy("writing the project"):
+        files = write_project(config, tool, output, part=part, clock_mhz=clock)
+    made = TOOLS[tool]
+    _print(as_json, {"part": part or made.part, "open": made.open, "files": files})
+
+
+@main.command()
+@click.option("--hw", required=True, type=_PATH, help="Hardware configuration (TOML).")
 @click.option("--target", required=True, help="ecp5, ice40 or xilinx7.")
 @_as_json
 def synth(hw: Path, target: str, as_json: bool) -> None:

@@ -178,7 +178,7 @@ class _Canvas:
 def _tile_row(canvas: _Canvas, wave: Wave) -> None:
     canvas.label("tile stream")
     valid, ready = wave("i_tile__valid"), wave("i_tile__ready")
-    last = wave("i_tile__payload.last")
+    last = wave("i_tile__payload_last")
     tile = beat = 0
     for cycle, taken in enumerate(np.logical_and(valid, ready)):
         if not taken:
@@ -205,7 +205,7 @@ def _runs(cycles: Iterable[int]) -> list[tuple[int, int]]:
 def _issue_row(canvas: _Canvas, wave: Wave) -> list[tuple[int, int, int]]:
     """Draw the issue stage; returns (cycle, tile, accumulator) of every pixel."""
     issued, held, loaded = wave("issue.issue"), wave("issue.held"), wave("issue.i_loaded")
-    first, address = wave("issue.pixel.first"), wave("issue.pixel.address")
+    first, address = wave("issue.pixel_first"), wave("issue.pixel_address")
     canvas.label("issue: accumulator")
     pixels, tile = [], -1
     for cycle in range(canvas.cycles):
@@ -224,7 +224,7 @@ def _issue_row(canvas: _Canvas, wave: Wave) -> list[tuple[int, int, int]]:
 def _element_row(canvas: _Canvas, wave: Wave, row: int, column: int) -> None:
     element = f"array.pe_{row}_{column}"
     canvas.label(f"PE {row},{column}")
-    valid = wave("issue.o_wave.valid")
+    valid = wave("issue.o_wave_valid")
     operand, weight = wave(f"{element}.i_act"), wave(f"{element}.weight")
     shadow, swap = wave(f"{element}.shadow"), wave(f"{element}.i_swap")
     for cycle in range(canvas.cycles):
@@ -242,7 +242,7 @@ def _foot_rows(canvas: _Canvas, wave: Wave, column: int, pixels: list) -> None:
     unit = f"scale_unit_{column}"
     read = CONFIG.scale_unit.read_stage
     rows = (
-        ("block sum", f"{unit}.wave.valid", f"o_sums_{column}"),
+        ("block sum", f"{unit}.wave_valid", f"o_sums_{column}"),
         ("accumulator read", f"{unit}.valid_{read}", f"{unit}.fetch__addr"),
         ("accumulator write", f"{unit}.store__en", f"{unit}.store__addr"),
     )
@@ -264,7 +264,7 @@ def _drain_rows(canvas: _Canvas, wave: Wave) -> int:
     ]
     canvas.label("accumulator")
     for cycle in reads:
-        canvas.box(cycle, "#dadaeb", str(wave("i_drain__payload.address")[cycle]))
+        canvas.box(cycle, "#dadaeb", str(wave("i_drain__payload_address")[cycle]))
     canvas.bottom += ROW
     canvas.label("raw, column 0")
     bits = np.array(wave("o_raw__payload"), object) & 0xFFFFFFFF
@@ -308,7 +308,7 @@ def draw(signals: Mapping[str, list[int]]) -> str:
 
     canvas.rule("distances")
     begun = [next(p for p in pixels if p[1] == tile) for tile in range(len(PASSES))]
-    sums = wave("scale_unit_0.wave.valid").index(1)
+    sums = wave("scale_unit_0.wave_valid").index(1)
     for start, end, text in (
         (0, begun[0][0], "load of tile 1: beats"),
         (begun[0][0], sums, "issue to block sum of column 0: R + 3"),

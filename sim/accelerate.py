@@ -238,6 +238,7 @@ def run_program(
     latency: int = 20,
     gap: int = 0,
     waves: Path | None = None,
+    netlist: str | None = None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> AcceleratorRun:
     """Run images one after the other; stop within :data:`SLICE` cycles after the first number that
@@ -249,6 +250,8 @@ def run_program(
     latency, gap : of the memory, see :class:`~shiftcore.sim.system.SimulatedSystem`
     waves : leave a waveform (VCD) of :data:`WINDOW` there: around the first number that differs or
         an error, or else from the beginning on; for that the run is repeated
+    netlist : simulate what yosys makes of the accelerator for a family, see
+        :func:`~shiftcore.sim.system.build_system`
     progress : told every :data:`SLICE` cycles how many images are done, the last one in part, by
         the words that it stored
 
@@ -257,7 +260,7 @@ def run_program(
 
     start = partial(
         _WatchedSystem, program.config, memory_bytes(program), latency=latency, gap=gap,
-        simulator=simulator, waves=waves is not None,
+        simulator=simulator, waves=waves is not None, netlist=netlist,
     )  # fmt: skip
     with start() as system:
         try:

@@ -20,12 +20,15 @@ from cocotb_tools import runner as cocotb_runner
 from cocotb_tools.check_results import get_results
 
 from ..hw.verilog import emit
+from ..toolchain.netlist import cell_models, synthesized
+from ..toolchain.yosys import tool_version
 
 __all__ = [
     "CACHE",
     "SimulationError",
     "Simulator",
     "build",
+    "check_netlist",
     "initial_events",
     "locked_build",
     "simulate",
@@ -155,19 +158,45 @@ def initial_events(verilog: str) -> str:
     return _INITIAL.sub(r"\1; initial #0 \2 = \3;", verilog)
 
 
-def build(verilog: str, simulator: Simulator = "verilator", *, waves: bool = False) -> Path:
+def build(
+    verilog: str,
+    simulator: Simulator = "verilator",
+    *,
+    waves: bool = False,
+    netlist: str | None = None,
+) -> Path:
     """Compile `verilog`, whose top module is ``dut``; returns the build folder.
 
     A build of the same text is reused; processes that want the same one wait for each other.
+
+    Parameters
+    ----------
+    netlist : family of :mod:`shiftcore.toolchain.netlist`; `verilog` is synthesized for it, and its
+        cells are compiled with yosys' models, which only Verilator reads
+
     Raises ``SimulationError`` if the simulator is missing or rejects the text.
     """
     path = tool_path(simulator)
-    folder = CACHE / f"{simulator}-{_key(verilog, str(waves), _MAKE)}"
-    locked_build(folder, lambda: _compile(verilog, folder, simulator, path, waves))
+    models = None
+    if netlist is not None:
+        check_netlist(simulator)
+        verilog = synthesized(verilog, _TOP, netlist).verilog
+        models = cell_models(netlist)
+    key = _key(verilog, str(waves), _MAKE, *([tool_version("pyosys")] if models else []))
+    folder = CACHE / f"{simulator}-{key}"
+    locked_build(folder, lambda: _compile(verilog, folder, simulator, path, waves, models))
     return folder
 
 
-def _compile(verilog: str, folder: Path, simulator: Simulator, path: str, waves: bool) -> None:
+def check_netlist(simulator: Simulator) -> None:
+    """Raise ``SimulationError`` if `simulator` does not read the models of cells."""
+    if simulator != "verilator":
+        raise SimulationError(f"netlists are simulated by 'verilator', not {simulator!r}")
+
+
+def _compile(
+    verilog: str, folder: Path, simulator: Simulator, path: str, waves: bool, models: Path | None
+) -> None:
     source = folder / "dut.v"
     sources, arguments = [source], []
     if simulator == "icarus":
@@ -178,6 +207,10 @@ def _compile(verilog: str, folder: Path, simulator: Simulator, path: str, waves:
         control.write_text(f'`verilator_config\npublic_flat_rw -module "{_TOP}" -var "*"\n')
         sources.append(control)
         arguments = ["--x-assign", "fast", "--x-initial", "fast"]
+        if models is not None:
+            # The models have delays, of no use here, and what Verilator calls bad style.
+            sources.append(models)
+            arguments += ["-Wno-fatal", "-Wno-lint", "-Wno-style", f"-I{models.parent}"]
     variables = {"PATH": path, "MAKEFLAGS": f"-j2 {_MAKE}"}
     if shutil.which("ccache"):
         variables["OBJCACHE"] = "ccache"
@@ -212,6 +245,7 @@ def simulate(
     simulator: Simulator = "verilator",
     waves: Path | None = None,
     seed: int = 0,
+    netlist: str | None = None,
 ) -> Any:
     """Simulate ``make(*args)`` with a cocotb bench and return what the bench returns.
 
@@ -223,6 +257,8 @@ def simulate(
     waves : where to leave a waveform (VCD for Verilator, FST for Icarus); without it every run
         leaves one in the folder that the environment variable ``SHIFTCORE_WAVES`` names, if any
     seed : of cocotb's random numbers
+    netlist : simulate what yosys makes of it for a family, see :func:`build`; without it, what the
+        environment variable ``SHIFTCORE_NETLIST`` says, if anything
 
     Raises ``SimulationError`` if the bench fails, with the place of its log.
     """
@@ -231,7 +267,9 @@ def simulate(
         wanted = Path(os.environ["SHIFTCORE_WAVES"])
         wanted.mkdir(parents=True, exist_ok=True)
         waves = wanted / f"{make.__name__}-{len(list(wanted.iterdir()))}.{kind}"
-    folder = build(verilog_of(make, *args), simulator, waves=waves is not None)
+    netlist = netlist or os.environ.get("SHIFTCORE_NETLIST")
+    verilog = verilog_of(make, *args)
+    folder = build(verilog, simulator, waves=waves is not None, netlist=netlist)
     run = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE)).resolve()
     (run / "job.pickle").write_bytes(pickle.dumps(job))
     tool = _Verilator() if simulator == "verilator" else cocotb_runner.get_runner(simulator)

@@ -19,10 +19,13 @@ from ..golden.accelerator import AcceleratorSpec
 from ..golden.config import HardwareConfig
 from ..hw.accelerator import Accelerator
 from ..hw.verilog import TOP, emit
+from ..toolchain.netlist import cell_models, synthesized
+from ..toolchain.yosys import tool_version
 from .runner import (
     CACHE,
     SimulationError,
     Simulator,
+    check_netlist,
     initial_events,
     locked_build,
     sources_hash,
@@ -70,12 +73,22 @@ def build_system(
     simulator: Simulator = "verilator",
     *,
     waves: bool = False,
+    netlist: str | None = None,
 ) -> list[str]:
-    """Compile the accelerator with a memory; the command that runs it. See :func:`build_bench`."""
+    """Compile the accelerator with a memory; the command that runs it. See :func:`build_bench`.
+
+    Parameters
+    ----------
+    netlist : family of :mod:`shiftcore.toolchain.netlist` that the accelerator is synthesized for
+    """
     spec = config.accelerator
     bench = (files("shiftcore.sim") / "testbench.sv").read_text(encoding="utf-8")
     parameters = {"BUS": spec.bus_bits, "BEATS": memory_beats, "TRACE": _trace_bits(config)}
-    return build_bench(bench, _verilog(config), parameters, simulator, waves=waves)
+    design, models = _verilog(config), None
+    if netlist is not None:
+        check_netlist(simulator)
+        design, models = synthesized(design, TOP, netlist).verilog, cell_models(netlist)
+    return build_bench(bench, design, parameters, simulator, waves=waves, models=models)
 
 
 def build_bench(
@@ -85,16 +98,19 @@ def build_bench(
     simulator: Simulator = "verilator",
     *,
     waves: bool = False,
+    models: Path | None = None,
 ) -> list[str]:
     """Compile a bench in Verilog, whose top is ``testbench``, with a design; the command that runs
     it, free of Python.
 
-    A build of the same content is reused. Raises ``SimulationError`` if the simulator is missing.
+    A build of the same content is reused. `models` is one more file, of a netlist's cells.
+
+    Raises ``SimulationError`` if the simulator is missing.
     """
     path = tool_path(simulator)
-    key = hashlib.sha256(
-        "\0".join([design, bench, simulator, str(dict(parameters)), str(waves), _MAKE]).encode()
-    ).hexdigest()[:20]
+    parts = [design, bench, simulator, str(dict(parameters)), str(waves), _MAKE]
+    parts += [tool_version("pyosys")] if models else []
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     folder = CACHE / f"system-{simulator}-{key}"
 
     def compile_all() -> None:
@@ -107,6 +123,7 @@ def build_bench(
                 "testbench", *(f"-G{k}={v}" for k, v in parameters.items()),
                 *(["--trace-vcd"] if waves else []), "--Mdir", "obj", "-o", "system",
                 "testbench.sv", "design.v",
+                *([f"-I{models.parent}", str(models)] if models else []),
             ]  # fmt: skip
         else:
             source = initial_events(design)
@@ -168,6 +185,7 @@ class SimulatedSystem:
     latency, gap : of the memory: cycles from an address to its first beat, and between beats
     simulator : which one
     waves : :meth:`dump` will be called
+    netlist : see :func:`build_system`
     """
 
     def __init__(
@@ -179,11 +197,12 @@ class SimulatedSystem:
         gap: int = 0,
         simulator: Simulator = "verilator",
         waves: bool = False,
+        netlist: str | None = None,
     ):
         self.beat_bytes = config.accelerator.beat_bytes
         beats = 1 << max(18, (-(-memory_bytes // self.beat_bytes) - 1).bit_length())
         self._beats = beats
-        command = build_system(config, beats, simulator, waves=waves)
+        command = build_system(config, beats, simulator, waves=waves, netlist=netlist)
         self._folder = tempfile.TemporaryDirectory(prefix="shiftcore-")
         self._process = subprocess.Popen(
             command, cwd=self._folder.name, stdin=subprocess.PIPE, stdout=subprocess.PIPE,

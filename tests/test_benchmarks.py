@@ -15,6 +15,7 @@ from shiftcore.benchmarks import (
     block_sizes,
     mixed,
     models,
+    netlists,
     networks,
     reconstruction,
     simulation,
@@ -82,13 +83,16 @@ def test_every_tool_takes_a_small_engine(tmp_path: Path):
     assert run.exit_code == 0, run.output
     tools = json.loads(run.stdout)["tools"]
     assert [tool["tool"].split()[0] for tool in tools] == [
-        "verilator", "iverilog", "read_verilog;", "synth_ecp5", "synth_ice40", "synth_xilinx",
+        "verilator", "iverilog", "slang", "read_verilog;", "synth_ecp5", "synth_ice40",
+        "synth_xilinx",
     ]  # fmt: skip
     assert all(tool["error"] is None and tool["warnings"] == 0 for tool in tools)
-    assert all(tool["resources"]["lut"] > 100 for tool in tools[3:])
+    assert all(tool["resources"]["lut"] > 100 for tool in tools[4:])
 
 
-@pytest.mark.parametrize("check", [verilog.verilator, verilog.icarus, verilog.yosys_check])
+@pytest.mark.parametrize(
+    "check", [verilog.verilator, verilog.icarus, verilog.slang, verilog.yosys_check]
+)
 def test_a_refusal_is_one_line(tmp_path: Path, check):
     file = tmp_path / "bad.v"
     file.write_text(f"module {TOP}(input a, output b);\n  assign b = nothing(a);\nendmodule\n")
@@ -123,6 +127,27 @@ def test_a_refusal_fails_the_verilog_table(monkeypatch, tmp_path: Path):
     assert run.exit_code == 1
     assert "2 warnings" in run.stdout
     assert "failed: syntax error" in run.stdout
+
+
+@pytest.mark.parametrize(("text", "failed"), [("assert True", 0), ("assert 0", 1), ("skip()", 0)])
+def test_netlists_that_fail_or_do_not_run(monkeypatch, tmp_path: Path, text: str, failed: int):
+    test = tmp_path / "test_it.py"
+    test.write_text(f"""
+from pytest import skip
+def test_it(record_property):
+    record_property("cells", 7)
+    import os
+    assert os.environ["SHIFTCORE_NETLIST"] == "ice40"
+    {text}
+""")
+    monkeypatch.setitem(netlists.COMPONENTS, "PE", str(test))
+    run = CliRunner().invoke(
+        netlists.main, ["--component", "PE", "--family", "ice40", "--json"], catch_exceptions=False
+    )
+    (row,) = json.loads(run.stdout)
+    assert (row["tests"], row["failed"]) == (text != "skip()", failed)
+    assert row["cells"] == 7
+    assert run.exit_code == (text != "assert True")
 
 
 def test_a_bad_configuration_is_one_line(tmp_path: Path):

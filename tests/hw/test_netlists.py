@@ -1,0 +1,102 @@
+"""The RTL's own tests on what yosys makes of it; ``make netlists`` runs all of them."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+
+from shiftcore.compiler.network import compile_network
+from shiftcore.golden.array import ArraySpec
+from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.requantizer import RequantizerSpec
+from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
+from shiftcore.hw.verilog import TOP
+from shiftcore.sim import runner, system
+from shiftcore.sim.accelerate import run_program
+from shiftcore.sim.runner import SimulationError, build
+from shiftcore.tests.compiler.random_networks import random_network
+from shiftcore.tests.hw import test_array, test_pe, test_requantizer, test_scale_unit
+from shiftcore.toolchain.netlist import FAMILIES, Netlist, cell_models, synthesized
+
+COUNTER = """
+module dut(input clk, input step, output reg [3:0] count = 0);
+  always @(posedge clk) if (step) count <= count + 1;
+endmodule
+"""
+SMALL = HardwareConfig(
+    2, 2, 2, 2, accumulator_depth=16, bus_bits=32, scale_multiplier="lut", buffer_depth=64,
+    queue_depth=2, weight_fifo=16, load_fifo=16, store_fifo=16, burst_beats=4, outstanding=2,
+)  # fmt: skip
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, monkeypatch) -> str:
+    monkeypatch.setenv("SHIFTCORE_NETLIST", request.param)
+    return request.param
+
+
+def test_elements(family, monkeypatch):
+    monkeypatch.setattr(test_pe, "SHAPES", [(3, 2, 0), (2, 3, 1)])
+    test_pe.test_element_in_every_cycle("verilator")
+
+
+def test_a_cell_that_is_wrong_is_found(monkeypatch):
+    def broken(*arguments: str) -> Netlist:
+        found = synthesized(*arguments)
+        luts = [*re.finditer(r"(\.INIT\(16'h)(\w)", found.verilog)]
+        at = luts[len(luts) // 2].start(2)
+        digit = f"{int(found.verilog[at], 16) ^ 15:x}"
+        return Netlist(found.verilog[:at] + digit + found.verilog[at + 1 :], found.cells)
+
+    monkeypatch.setenv("SHIFTCORE_NETLIST", "ecp5")
+    monkeypatch.setattr(runner, "synthesized", broken)
+    monkeypatch.setattr(test_pe, "SHAPES", [(3, 2, 0), (2, 3, 1)])
+    with pytest.raises(AssertionError):
+        test_pe.test_element_in_every_cycle("verilator")
+
+
+def test_array_of_four(family):
+    test_array.test_tiles_without_a_bubble(ArraySpec(2, 2, 2, 2), "verilator")
+
+
+def test_small_scale_unit(family, monkeypatch):
+    spec = ScaleUnitSpec(ProductSpec(6, 8, 2), AddSpec(), 8)
+    monkeypatch.setattr(test_scale_unit, "SPECS", [spec])
+    test_scale_unit.test_random_waves("verilator")
+
+
+def test_small_requantizer(family):
+    test_requantizer.test_blocks([RequantizerSpec(2, 2, 2)], 0.4, "verilator")
+
+
+@pytest.mark.skipif("SHIFTCORE_NETLIST" not in os.environ, reason="minutes: make netlists")
+def test_a_whole_accelerator(record_property):
+    """Every word that a small network stores."""
+    family = os.environ["SHIFTCORE_NETLIST"]
+    network = random_network(np.random.default_rng(4), SMALL)
+    program = compile_network(network, SMALL)
+    rng = np.random.default_rng(2)
+    images = rng.normal(size=(2, *network.input_shape)).astype(np.float32)
+    found = run_program(program, program.encode_input(network.encode_input(images)), netlist=family)
+    assert (found.mismatches, found.first) == (0, None)
+    assert found.compared > 400
+    cells = synthesized(system._verilog(SMALL), TOP, family).cells
+    record_property("compared", found.compared)
+    record_property("cells", sum(cells.values()))
+
+
+def test_netlists_have_only_the_familys_cells():
+    for family in FAMILIES:
+        found = synthesized(COUNTER, "dut", family)
+        models = cell_models(family).parent.glob("*.v*")
+        text = "".join(path.read_text(encoding="utf-8") for path in models)
+        assert sum(found.cells.values()) > 4
+        assert all(re.search(rf"\bmodule {cell}\b", text) for cell in found.cells)
+
+
+def test_netlists_are_for_verilator_and_a_known_family():
+    with pytest.raises(ValueError, match=r"^netlist must be one of ecp5, ice40, xilinx7, not 'x'$"):
+        build(COUNTER, netlist="x")
+    with pytest.raises(SimulationError, match=r"^netlists are simulated by 'verilator', not 'ica"):
+        build(COUNTER, "icarus", netlist="ecp5")
