@@ -2,12 +2,12 @@
 
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from ..golden.accelerator import AcceleratorSpec
 from ..golden.isa import COUNT_BITS, LAYOUTS, LEVELS, WORDS, Error, Form, Opcode, Region
 from .axi import run_layout
+from .fifo import Queue
 from .instruction import instruction_layout, reserved_bits
 
 __all__ = ["ENGINES", "Sequencer"]
@@ -110,7 +110,7 @@ class Sequencer(wiring.Component):
             # What is known here, and bits that are reserved or never used, take no room.
             dropped = {"opcode"} if self.spec.engine.clamp else {"opcode", "limited", "low", "high"}
             stored = {field.name: field.bits for field in LAYOUTS[op] if field.name not in dropped}
-            queue = SyncFIFOBuffered(width=sum(stored.values()), depth=self.spec.queue_depth)
+            queue = Queue(width=sum(stored.values()), depth=self.spec.queue_depth)
             m.submodules[f"queue_{name}"] = queue
             offer = getattr(self, f"o_{name}")
             wanted = allowed & (opcode == op)
