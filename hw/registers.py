@@ -182,7 +182,7 @@ class ControlRegisters(wiring.Component):
             m.d.sync += [addressed.eq(1), address.eq(self.s_axi_araddr)]
         with m.If(self.s_axi_rready):
             m.d.sync += self.s_axi_rvalid.eq(0)
-        # A binary tree of multiplexers over the whole map, holes included: half the LUTs of a Switch.
+        # A tree of multiplexers over the whole map, holes included: half the LUTs of a Switch.
         words = {each.offset >> 2: values[each.name] for each in REGISTERS}
         count = 1 << max(words).bit_length()
         index = address[2:][: exact_log2(count)]
