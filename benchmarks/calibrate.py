@@ -39,6 +39,8 @@ SEED = 2026
 CLOCK_TARGET = "ecp5-85k-8"
 CLOCK_SEEDS = (1, 2, 3)
 WHOLE = "accelerator"
+RESULTS = 24
+"""Of each unit by itself, and of whole small accelerators."""
 WEIGHT = 3.0
 """A whole accelerator counts so much in the fit; a unit by itself counts 1."""
 
@@ -100,7 +102,7 @@ def take(purpose: str, count: int, largest: int = 64) -> list[HardwareConfig]:
     return [next(configurations) for _ in range(count)]
 
 
-def wanted(units: int, wholes: int) -> Iterator[tuple[str, HardwareConfig]]:
+def wanted(units: int = RESULTS, wholes: int = RESULTS) -> Iterator[tuple[str, HardwareConfig]]:
     """What the calibration synthesizes: `units` of each unit, `wholes` small accelerators."""
     for name in MAKERS:
         largest = 16 if name in ("array", WHOLE) else 64
@@ -189,16 +191,18 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
     return found
 
 
-def calibration_samples(samples: Sequence[Sample], units: int, wholes: int) -> list[Sample]:
+def calibration_samples(samples: Sequence[Sample]) -> list[Sample]:
     """Those of `samples` that calibrate; the others are held out."""
-    drawn = [(unit, asdict(config)) for unit, config in wanted(units, wholes)]
+    drawn = [(unit, asdict(config)) for unit, config in wanted()]
     return [sample for sample in samples if (sample["unit"], sample["config"]) in drawn]
 
 
 @click.command(help=__doc__)
 @click.option("--family", "families", multiple=True, type=click.Choice(list(FABRICS)))
-@click.option("--units", default=24, show_default=True, help="Results of each unit by itself.")
-@click.option("--accelerators", default=24, show_default=True, help="Whole small accelerators.")
+@click.option("--units", default=RESULTS, show_default=True, help="Results of each unit by itself.")
+@click.option(
+    "--accelerators", default=RESULTS, show_default=True, help="Whole small accelerators."
+)
 @click.option("--clocks", default=8, show_default=True, help="Of these, placed and routed (ECP5).")
 @click.option("--fit-only", is_flag=True, help="Synthesize nothing; fit what is there.")
 def main(
@@ -217,7 +221,7 @@ def main(
             placed += clock
             with progress.status(f"{family}: {unit}, {len(samples)} results"):
                 synthesized(samples, family, unit, config, clock)
-        chosen = calibration_samples(samples, units, accelerators)
+        chosen = calibration_samples(samples)
         if any(s["family"] == family and s["unit"] == WHOLE for s in chosen):
             calibration["families"][family] = fit(chosen, family)
     CALIBRATION.write_text(json.dumps(calibration, indent=1) + "\n", encoding="utf-8")
