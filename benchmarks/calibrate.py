@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 
 from shiftcore.estimate.fabric import FABRICS
 from shiftcore.estimate.resources import clock_terms
-from shiftcore.estimate.structure import UNITS
+from shiftcore.estimate.structure import SHARED, UNITS
 from shiftcore.golden.config import ConfigError, HardwareConfig
 from shiftcore.hw.accelerator import Accelerator
 from shiftcore.hw.array import SystolicArray
@@ -43,6 +43,8 @@ RESULTS = 24
 """Of each unit by itself, and of whole small accelerators."""
 WEIGHT = 3.0
 """A whole accelerator counts so much in the fit; a unit by itself counts 1."""
+PRIOR = 0.02
+"""The pull of every cost towards 1, as a share of the largest result in which its term occurs."""
 
 MAKERS: dict[str, Callable[[HardwareConfig], Any]] = {
     "array": lambda config: SystolicArray(config.array),
@@ -157,11 +159,12 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
         for sample in own:
             config = HardwareConfig(**sample["config"])
             parts = UNITS if sample["unit"] == WHOLE else [sample["unit"]]
-            row = {
-                (unit, term): amount
-                for unit in parts
-                for term, amount in UNITS[unit](config).mapped(FABRICS[family])[position].items()
-            }
+            row: dict[tuple[str, str], float] = {}
+            for unit in parts:
+                terms = UNITS[unit](config).mapped(FABRICS[family])[position]
+                for term, amount in terms.items():
+                    key = ("shared" if term in SHARED else unit, term)
+                    row[key] = row.get(key, 0.0) + amount
             rows.append(row)
             names |= set(row)
         columns = sorted(names)
@@ -172,8 +175,10 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
         scaled = matrix * np.array(weights)[:, None]
         size = np.abs(scaled).max(axis=0)
         target = np.array([sample[kind] for sample in own]) * weights
-        costs, _ = nnls(scaled / size, target)
-        found[kind] = {unit: {} for unit in UNITS}
+        # What the results say nothing about stays near one LUT, one flip-flop a bit.
+        prior = PRIOR * np.eye(len(columns)) * size
+        costs, _ = nnls(np.vstack([scaled, prior]) / size, np.concatenate([target, PRIOR * size]))
+        found[kind] = {unit: {} for unit in ("shared", *UNITS)}
         for (unit, term), cost in zip(columns, costs / size, strict=True):
             found[kind][unit][term] = round(float(cost), 4)
     clocked = [sample for sample in own if sample.get("fmax_mhz")]

@@ -11,9 +11,17 @@ from ..golden.config import HardwareConfig
 from ..golden.isa import LAYOUTS, Opcode
 from .fabric import Fabric, Memory, Multiplication
 
-__all__ = ["UNITS", "Unit", "units"]
+__all__ = ["SHARED", "UNITS", "Unit", "units"]
 
 Terms = dict[str, float]
+
+SHARED = frozenset(
+    {
+        "memory LUTs", "memory multiplexer bits", "memory output bits", "memory bits",
+        "delay bits", "shift register LUTs", "soft product bits",
+    }
+)  # fmt: skip
+"""Terms that cost the same in every unit."""
 
 
 @dataclass(frozen=True)
