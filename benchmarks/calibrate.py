@@ -27,7 +27,7 @@ from shiftcore.hw.issue import PixelIssue
 from shiftcore.hw.loader import TileLoader
 from shiftcore.hw.requantizer import Requantizer
 from shiftcore.hw.scale_unit import ScaleUnit
-from shiftcore.hw.verilog import TOP, component_rtlil
+from shiftcore.hw.verilog import TOP, emit
 from shiftcore.toolchain.devices import KINDS
 from shiftcore.toolchain.nextpnr import place_and_route
 from shiftcore.toolchain.yosys import synthesize
@@ -137,7 +137,7 @@ def synthesized(
         None,
     )  # fmt: skip
     if found is None or (clock and found.get("fmax_mhz") is None):
-        text = component_rtlil(MAKERS[unit](config), TOP)
+        text = emit(MAKERS[unit](config), TOP)
         if found is None:
             counted = synthesize(text, TOP, family)
             found = {"family": family, "unit": unit, "config": asdict(config)}

@@ -11,7 +11,7 @@ from shiftcore.estimate.fabric import FABRICS, Mapped, Memory, Multiplication
 from shiftcore.estimate.structure import SHARED, UNITS, units
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.hw.array import SystolicArray
-from shiftcore.hw.verilog import component_rtlil
+from shiftcore.hw.verilog import emit
 from shiftcore.toolchain.devices import FAMILIES
 from shiftcore.toolchain.yosys import synthesize
 
@@ -102,7 +102,7 @@ def test_the_blocks_of_the_example():
 
 def test_the_flip_flops_of_an_array_are_counted_exactly():
     config = HardwareConfig(rows=1, cols=3, weight_bits=5, act_bits=6)
-    counted = synthesize(component_rtlil(SystolicArray(config.array), "array"), "array")
+    counted = synthesize(emit(SystolicArray(config.array), "array"), "array")
     terms = UNITS["array"](config).mapped(FABRICS["ecp5"])[1]
     assert sum(terms.values()) == counted.ff
 
