@@ -269,8 +269,13 @@ def test_the_critical_path_of_every_routed_family(kept, target):
 
 def test_a_design_that_does_not_fit_is_one_line(kept):
     large = """
-    module large(input clk, input [63:0] a, output reg [5999:0] chain);
-      always @(posedge clk) chain <= {chain, ^a};
+    module large(
+        input clk, write, input [13:0] from, to, input [15:0] value, output reg [15:0] read);
+      reg [15:0] data [0:16383];
+      always @(posedge clk) begin
+        if (write) data[to] <= value;
+        read <= data[from];
+      end
     endmodule
     """
     with pytest.raises(ToolError, match=r"^nextpnr-ice40: .*$") as caught:
