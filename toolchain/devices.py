@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 __all__ = ["DEVICES", "FAMILIES", "KINDS", "Device", "Family", "Router", "find"]
 
-KINDS = ("lut", "ff", "dsp", "bram")
+KINDS: tuple[str, ...] = ("lut", "ff", "dsp", "bram")
 """What is counted, in the order of every table."""
 
 

@@ -62,7 +62,8 @@ class Resources:
                 if fnmatchcase(name, pattern)
             )
 
-        return cls(*(total(getattr(family, kind)) for kind in KINDS), dict(cells))
+        lut, ff, dsp, bram = (total(getattr(family, kind)) for kind in KINDS)
+        return cls(lut, ff, dsp, bram, dict(cells))
 
 
 def synthesize(design: str, top: str, target: str = "ecp5", *, plain: bool = False) -> Resources:
