@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,8 @@ def test_a_family_that_is_not_calibrated_is_refused(monkeypatch):
 
 def costs(config: HardwareConfig) -> dict:
     """A cost for every term, another one for each."""
-    found = {"period_ns": {"designs": 4.0, "doublings of LUTs": 0.5, "Booth digits": 0.25}}
+    found: dict[str, Any] = {}
+    found["period_ns"] = {"designs": 4.0, "doublings of LUTs": 0.5, "Booth digits": 0.25}
     for kind, position in (("lut", 0), ("ff", 1)):
         found[kind] = {"shared": dict.fromkeys(SHARED, 1.5)}
         for name, unit in units(config).items():
