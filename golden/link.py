@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .argmax import ArgMaxSpec
+from .isa import Error
 from .uart import UartSpec
 
 __all__ = ["Command", "Fault", "LinkSpec", "Reply", "check_byte"]
@@ -101,6 +102,12 @@ class LinkSpec:
         wrong = request[size - 1] != check_byte(request[: size - 1])
         return Fault.WRONG_CHECK if wrong else None
 
+    @staticmethod
+    def refusal(code: int) -> bytes:
+        """The reply that gives an error code."""
+        frame = bytes([Reply.ERROR, code])
+        return frame + bytes([check_byte(frame)])
+
     def compute(self, request: bytes, scores: NDArray[np.float32], code: int = 0) -> bytes:
         """The reply to the bytes between two silences.
 
@@ -111,11 +118,10 @@ class LinkSpec:
         """
         fault = self.fault(request) or code
         if fault:
-            frame = bytes([Reply.ERROR, fault])
-        else:
-            frame = bytes([Reply.OK, int(self.argmax.compute(scores[None])[0])])
-            if request[0] == Command.SCORES:
-                frame += scores.astype("<f4").tobytes()
+            return self.refusal(fault)
+        frame = bytes([Reply.OK, int(self.argmax.compute(scores[None])[0])])
+        if request[0] == Command.SCORES:
+            frame += scores.astype("<f4").tobytes()
         return frame + bytes([check_byte(frame)])
 
     def parse(self, reply: bytes) -> tuple[int, NDArray[np.float32]]:
@@ -123,15 +129,12 @@ class LinkSpec:
 
         Raises ``ValueError`` that says what an error code means, or that the reply is none.
         """
-        known = (*map(self.reply_bytes, Command), 3)
-        if len(reply) not in known or check_byte(reply[:-1]) != reply[-1]:
+        known = tuple(map(self.reply_bytes, Command))
+        right = len(reply) in known and check_byte(reply[:-1]) == reply[-1]
+        if not right or reply[0] not in tuple(Reply):
             raise ValueError(f"this is no reply: {reply.hex(' ') or 'nothing'}")
         if reply[0] == Reply.ERROR:
-            from .isa import Error
-
             names = {code.value: code.name for code in (*Error, *Fault)}
             raise ValueError(f"the image answered {names.get(reply[1], f'code {reply[1]}')}")
-        if reply[0] != Reply.OK:
-            raise ValueError(f"this is no reply: {reply.hex(' ')}")
         count = (len(reply) - 3) // 4
         return reply[1], np.array(struct.unpack(f"<{count}f", reply[2:-1]), np.float32)

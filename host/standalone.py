@@ -12,7 +12,10 @@ from ..golden.standalone import RunSpec, StandaloneSpec
 from ..golden.uart import UartSpec
 from .driver import Accelerator
 
-__all__ = ["standalone"]
+__all__ = ["SILENCE", "at_clock", "standalone"]
+
+SILENCE = 0.1
+"""seconds without a byte after which a request is over"""
 
 
 class _Recorder:
@@ -90,13 +93,14 @@ def standalone(program: Program, uart: UartSpec, silence: int) -> StandaloneSpec
     driver = _Packed(recorder)
     driver.load(program)
     driver.run(np.zeros((1, program.sizes[Region.INPUT] * beat_bytes), np.uint8))
-    (image, content) = recorder.memory[-1]
+    image, content = recorder.memory[-1]
     ((output, size),) = recorder.reads
     # Where every score is: what decoding makes of an output whose words are their own numbers.
     words = np.arange(size // 4, dtype=np.float32)
     order = np.asarray(program.decode_output(words.view(np.uint8)[None]))
-    empty = BlockMemorySpec(program.config.bus_bits, bytes(max(output + size, image + content.size)))
-    memory = BlockMemorySpec(program.config.bus_bits, empty.compute(recorder.memory).tobytes())
+    bus_bits = program.config.bus_bits
+    empty = BlockMemorySpec(bus_bits, bytes(max(output + size, image + content.size)))
+    memory = BlockMemorySpec(bus_bits, empty.compute(recorder.memory).tobytes())
     return StandaloneSpec(
         program.config,
         memory,
@@ -105,3 +109,8 @@ def standalone(program: Program, uart: UartSpec, silence: int) -> StandaloneSpec
         image,
         tuple(output + 4 * int(word) for word in order.ravel()),
     )
+
+
+def at_clock(program: Program, clock_hz: float, baud: int) -> StandaloneSpec:
+    """:func:`standalone` for a board's clock; raises ``ValueError`` if it cannot make `baud`."""
+    return standalone(program, UartSpec.at(clock_hz, baud), round(SILENCE * clock_hz))

@@ -1,4 +1,4 @@
-"""Memory in block RAM, an AXI4 subordinate with a second door for what is on the same chip."""
+"""Memory in block RAM: an AXI4 subordinate, and a second door for what is on the same chip."""
 
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
@@ -21,8 +21,8 @@ def subordinate_ports(bus_bits: int) -> dict[str, wiring.Member]:
 class BlockMemory(wiring.Component):
     """Bursts of whole beats (INCR, ID 0), one in each direction at a time.
 
-    Beats beyond the memory are dropped, read as anything, and their burst answers SLVERR. The door
-    of the chip goes first: AXI waits while it is used.
+    Beats beyond the memory are dropped, read as anything, and answer SLVERR. The door of the chip may
+    be used while no burst is on its way.
 
     **Latency**: ``spec.READ_LATENCY`` cycles from an address to its first beat; a write is confirmed
     in the cycle after its last beat; the door reads in one cycle.
@@ -32,7 +32,7 @@ class BlockMemory(wiring.Component):
     Members
     -------
     s_axi_* : see :func:`subordinate_ports`; strobes are not looked at
-    i_read, i_read_beat, o_read : the door for reading; ``o_read`` stays until AXI reads
+    i_read, i_read_beat, o_read : the door for reading; ``o_read`` stays until the next read
     i_write, i_write_beat, i_write_data : the door for writing
     """
 
@@ -53,7 +53,7 @@ class BlockMemory(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         spec = self.spec
-        # Nobody reads a beat in the cycle in which it is written: neither port needs a bypass.
+        # A beat that is read in the cycle of its write is not used: tickets keep them apart.
         m.submodules.memory = memory = Memory(
             shape=spec.bus_bits, depth=spec.beats, init=spec.words, attrs={"no_rw_check": True}
         )
@@ -71,7 +71,7 @@ class BlockMemory(wiring.Component):
         reading, step, inside = Signal(), Signal(), Signal(name="read_inside")
         m.d.comb += [
             self.s_axi_arready.eq(~reading),
-            step.eq(reading & ~self.i_read & (~self.s_axi_rvalid | self.s_axi_rready)),
+            step.eq(reading & (~self.s_axi_rvalid | self.s_axi_rready)),
             inside.eq(beat < self.spec.beats),
             port.en.eq(self.i_read | step),
             port.addr.eq(Mux(self.i_read, self.i_read_beat, beat)),
@@ -101,7 +101,7 @@ class BlockMemory(wiring.Component):
         writing, step, inside = Signal(), Signal(), Signal(name="write_inside")
         m.d.comb += [
             self.s_axi_awready.eq(~writing & ~self.s_axi_bvalid),
-            self.s_axi_wready.eq(writing & ~self.i_write),
+            self.s_axi_wready.eq(writing),
             step.eq(self.s_axi_wvalid & self.s_axi_wready),
             inside.eq(beat < self.spec.beats),
             port.en.eq(self.i_write | (step & inside)),

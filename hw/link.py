@@ -20,7 +20,7 @@ class Link(wiring.Component):
     dropped.
 
     **Latency**: a run is asked for one cycle after the last byte of a request; the first byte of the
-    reply is offered ``3 * classes + 2`` cycles after the run is done.
+    reply is offered ``3 * classes + 1`` cycles after the run is done.
     **Throughput**: a byte a cycle in; out a byte a cycle, and 3 cycles more before every score.
 
     Members

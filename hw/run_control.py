@@ -16,7 +16,9 @@ class RunControl(wiring.Component):
     """For every pulse the writes of ``spec.writes``, one after the other; then it waits for the
     interrupt and reads why the run ended.
 
-    **Latency**: a write takes 3 cycles more than its response does, a read one more than its data.
+    **Latency**: the first write is offered 2 cycles after the start, the others 3 cycles after the
+    response before; STATUS is asked for one cycle after the interrupt, and ``o_done`` comes with the
+    data of the last read.
     **Throughput**: one run at a time.
 
     Members

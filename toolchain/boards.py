@@ -102,8 +102,8 @@ BOARDS: Mapping[str, Board] = {
     board.name: board
     for board in (
         *(Board(f"ulx3s-{k}f", "ulx3s", f"ULX3S_{k}F_Platform", chip) for k, chip in _ECP5.items()),
-        Board("ecpix5-45f", "ecpix5", "ECPIX545Platform", _ECP5["45"]),
-        Board("ecpix5-85f", "ecpix5", "ECPIX585Platform", _ECP5["85"]),
+        Board("icesugar-pro", "icesugar_pro", "ICESugarProPlatform", _ECP5["25"]),
+        Board("icepi-zero", "icepi_zero", "IcepiZero1_3Platform", _ECP5["25"]),
         Board("icebreaker", "icebreaker", "ICEBreakerPlatform", _UP5K),
     )
 }
