@@ -85,8 +85,8 @@ def standalone(program: Program, uart: UartSpec, silence: int) -> StandaloneSpec
     if (height, width) != (1, 1) or channels > 256 or any(stored):
         kind = "codes" if any(stored) else "numbers"
         raise ValueError(
-            f"layer {program.output!r} gives {channels}x{height}x{width} {kind}: a standalone image "
-            f"needs one float32 score for each of at most 256 classes"
+            f"layer {program.output!r} gives {channels}x{height}x{width} {kind}: a standalone "
+            f"image needs one float32 score for each of at most 256 classes"
         )
     beat_bytes = program.config.accelerator.beat_bytes
     recorder = _Recorder(program)

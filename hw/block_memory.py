@@ -21,11 +21,11 @@ def subordinate_ports(bus_bits: int) -> dict[str, wiring.Member]:
 class BlockMemory(wiring.Component):
     """Bursts of whole beats (INCR, ID 0), one in each direction at a time.
 
-    Beats beyond the memory are dropped, read as anything, and answer SLVERR. The door of the chip may
-    be used while no burst is on its way.
+    Beats beyond the memory are dropped, read as anything, and answer SLVERR. The door of the chip
+    may be used while no burst is on its way.
 
-    **Latency**: ``spec.READ_LATENCY`` cycles from an address to its first beat; a write is confirmed
-    in the cycle after its last beat; the door reads in one cycle.
+    **Latency**: ``spec.READ_LATENCY`` cycles from an address to its first beat; a write is
+    confirmed in the cycle after its last beat; the door reads in one cycle.
     **Throughput**: a beat a cycle in each direction; a burst of n beats is read every n + 1 cycles
     and written every n + 2 cycles.
 

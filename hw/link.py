@@ -19,8 +19,8 @@ class Link(wiring.Component):
     What :class:`~shiftcore.golden.link.LinkSpec` says. Bytes that come during a run or a reply are
     dropped.
 
-    **Latency**: a run is asked for one cycle after the last byte of a request; the first byte of the
-    reply is offered ``3 * classes + 1`` cycles after the run is done.
+    **Latency**: a run is asked for one cycle after the last byte of a request; the first byte of
+    the reply is offered ``3 * classes + 1`` cycles after the run is done, that of an error after 1.
     **Throughput**: a byte a cycle in; out a byte a cycle, and 3 cycles more before every score.
 
     Members
@@ -66,8 +66,10 @@ class Link(wiring.Component):
         place = places.read_port()
         number = Signal(range(link.classes))
         last_number = number == link.classes - 1
-        score = self.i_read.word_select(place.data[:words_of_beat], 32) if words_of_beat else (
-            self.i_read
+        score = (
+            self.i_read.word_select(place.data[:words_of_beat], 32)
+            if words_of_beat
+            else (self.i_read)
         )
         m.d.comb += [
             place.addr.eq(number),

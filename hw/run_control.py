@@ -17,8 +17,8 @@ class RunControl(wiring.Component):
     interrupt and reads why the run ended.
 
     **Latency**: the first write is offered 2 cycles after the start, the others 3 cycles after the
-    response before; STATUS is asked for one cycle after the interrupt, and ``o_done`` comes with the
-    data of the last read.
+    response before; STATUS is asked for one cycle after the interrupt, and ``o_done`` comes with
+    the data of the last read.
     **Throughput**: one run at a time.
 
     Members

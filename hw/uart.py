@@ -16,7 +16,7 @@ class UartReceiver(wiring.Component):
     A byte that comes while the one before still waits is lost. After a low stop bit the receiver
     waits until the line is high.
 
-    **Latency**: ``spec.receive_latency`` cycles from the first low one of the start bit to the byte.
+    **Latency**: ``spec.receive_latency`` cycles from the first one of the start bit to the byte.
     **Throughput**: a byte every ``spec.byte_cycles`` cycles.
 
     Members

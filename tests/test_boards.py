@@ -11,6 +11,7 @@ from shiftcore.cli import main
 from shiftcore.compiler.build import save_build
 from shiftcore.compiler.network import compile_network
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.link import Fault
 from shiftcore.tests.test_standalone import network
 from shiftcore.toolchain import boards, yosys
 from shiftcore.toolchain.boards import BOARDS, Board, find_board, implement
@@ -19,7 +20,8 @@ from shiftcore.toolchain.yosys import ToolError
 ECHO = """
 module echo(input clk, rst, i_line, output reg o_line);
   reg [3:0] delay;
-  always @(posedge clk) if (rst) {o_line, delay} <= 5'b11111; else {o_line, delay} <= {delay, i_line};
+  always @(posedge clk)
+    if (rst) {o_line, delay} <= 5'b11111; else {o_line, delay} <= {delay, i_line};
 endmodule
 """
 MEMORY = """
@@ -169,3 +171,27 @@ def test_the_command_writes_the_files(build: Path, tmp_path: Path, monkeypatch):
     assert (top, board) == ("shiftcore", "ulx3s-85f")
     assert "module shiftcore(" in design
     assert (out / "shiftcore.v").read_text(encoding="utf-8") == design
+
+
+def table(name: str) -> list[list[str]]:
+    """Rows of the table in docs/boards.md that is marked so."""
+    document = Path(__file__).resolve().parents[1] / "docs" / "boards.md"
+    _, _, rest = document.read_text(encoding="utf-8").partition(f"<!-- {name} -->")
+    lines = rest.partition("<!-- end -->")[0].strip().splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_document_lists_the_boards():
+    rows = [
+        [
+            f"`{name}`", board.device, f"{board.clock_mhz:g}", f"{board.chip.lut:,}",
+            f"{board.memory_bytes:,}",
+        ]
+        for name, board in BOARDS.items()
+    ]  # fmt: skip
+    assert table("boards") == rows
+
+
+def test_the_document_lists_the_faults():
+    rows = table("faults")
+    assert [row[:2] for row in rows] == [[str(each.value), f"`{each.name}`"] for each in Fault]

@@ -144,7 +144,7 @@ def test_the_example_is_this_hardware():
 def test_the_spec_is_what_the_driver_does(small):
     spec, images, _ = small
     program = compile_network(network(), SMALL)
-    values = {offset: value for offset, value in spec.run.writes}
+    values = dict(spec.run.writes)
     places = [values[register(f"{region.name}_BASE_LO").offset] for region in Region]
     sizes = [values[register(f"{region.name}_SIZE").offset] for region in Region]
     assert sizes == list(program.sizes)
@@ -174,6 +174,6 @@ def test_the_spec_is_what_the_driver_does(small):
 )
 def test_networks_without_a_class(options, message: str):
     program = compile_network(network(**options), SMALL)
-    full = rf"^{message}: a standalone image needs one float32 score for each of at most 256 classes$"
-    with pytest.raises(ValueError, match=full):
+    need = "a standalone image needs one float32 score for each of at most 256 classes"
+    with pytest.raises(ValueError, match=rf"^{message}: {need}$"):
         standalone(program, UartSpec(8), 400)

@@ -73,6 +73,11 @@ class Board:
         return getattr(import_module(f"amaranth_boards.{self.module}"), self.platform)
 
     @property
+    def device(self) -> str:
+        """Name of its FPGA."""
+        return self._platform.device
+
+    @property
     def clock_mhz(self) -> float:
         """Of its oscillator."""
         return self._platform().default_clk_frequency / 1e6
@@ -158,9 +163,9 @@ def implement(design: str, top: str, board: Board, *, seed: int = 1) -> Image:
         for line in _text(plan, f"{_NAME}.ys").splitlines()
         if line.strip() and not line.startswith("#")
     ]
-    constraints = [_text(plan, name) for name in sorted(plan.files) if name.endswith((".lpf", ".pcf"))]
+    pins = [_text(plan, name) for name in sorted(plan.files) if name.endswith((".lpf", ".pcf"))]
     versions = [tool_version("pyosys"), tool_version("amaranth-boards")]
-    key = content_hash(*versions, json.dumps([commands, script]), *constraints, top, design)
+    key = content_hash(*versions, json.dumps([commands, script]), *pins, top, design)
     # How much it takes is known long before where it goes.
     counted = CACHE / f"{key}-cells.json"
     routed = CACHE / f"{key}-{content_hash(*_packages(commands))}-image.json"

@@ -64,7 +64,8 @@ def test_class_of_scores():
     assert spec.compute(scores).tolist() == [1, 0, 1]
     with pytest.raises(ValueError, match=r"^scores must be finite$"):
         spec.compute(np.array([[1, np.nan, 2]], np.float32))
-    with pytest.raises(ValueError, match=r"^scores must be \(N, 3\) float32, not \(1, 2\) float32$"):
+    message = r"^scores must be \(N, 3\) float32, not \(1, 2\) float32$"
+    with pytest.raises(ValueError, match=message):
         spec.compute(scores[:1, :2])
 
 
