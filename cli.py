@@ -639,7 +639,7 @@ def bitstream(folder: Path, board: str, baud: int, output: Path, as_json: bool) 
     from .golden.program import Program
     from .host.standalone import at_clock
     from .hw.standalone import Standalone
-    from .hw.verilog import TOP, emit
+    from .hw.verilog import TOP, emit, emit_rtlil
     from .toolchain.boards import find_board, implement
 
     chosen = find_board(board)
@@ -651,9 +651,9 @@ def bitstream(folder: Path, board: str, baud: int, output: Path, as_json: bool) 
             f"{len(spec.memory.content)} bytes of block RAM, there are {chosen.memory_bytes}"
         )
     with _busy("writing Verilog"):
-        text = emit(Standalone(spec), TOP)
+        text, design = emit(Standalone(spec), TOP), emit_rtlil(Standalone(spec), TOP)
     with _busy(f"synthesizing, placing and routing for {board}"):
-        image = implement(text, TOP, chosen)
+        image = implement(design, TOP, chosen)
     output.mkdir(exist_ok=True)
     (output / f"{TOP}.v").write_text(text, encoding="utf-8")
     file = output / f"{board}{image.suffix}"

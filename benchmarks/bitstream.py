@@ -21,7 +21,7 @@ from shiftcore.golden.link import Command
 from shiftcore.golden.machine import Machine
 from shiftcore.host.standalone import at_clock
 from shiftcore.hw.standalone import Standalone
-from shiftcore.hw.verilog import TOP, emit
+from shiftcore.hw.verilog import TOP, emit_rtlil
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.sim.standalone import Request, talk
 from shiftcore.toolchain.boards import BOARDS, implement
@@ -73,7 +73,7 @@ def measure(board: str, images: int, baud: int, tools: bool) -> Row:
     }  # fmt: skip
     if tools:
         try:
-            image = implement(emit(Standalone(spec), TOP), TOP, chosen)
+            image = implement(emit_rtlil(Standalone(spec), TOP), TOP, chosen)
         except ToolError as error:
             row["problem"] = str(error)
         else:

@@ -1,6 +1,7 @@
 """The top of a board: a design that knows only a clock, a reset and a serial line, on its pins."""
 
 from amaranth.hdl import ClockSignal, Elaboratable, Instance, Module, ResetSignal
+from amaranth.lib import io
 
 __all__ = ["BoardTop"]
 
@@ -18,12 +19,14 @@ class BoardTop(Elaboratable):
 
     def elaborate(self, platform):
         m = Module()
-        uart = platform.request("uart", 0)
+        pins = platform.request("uart", 0, dir="-")
+        m.submodules.receive = receive = io.Buffer("i", pins.rx)
+        m.submodules.send = send = io.Buffer("o", pins.tx)
         m.submodules.design = Instance(
             self.name,
             i_clk=ClockSignal(),
             i_rst=ResetSignal(allow_reset_less=True),
-            i_i_line=uart.rx.i,
-            o_o_line=uart.tx.o,
+            i_i_line=receive.i,
+            o_o_line=send.o,
         )
         return m

@@ -10,7 +10,7 @@ from ..golden.config import HardwareConfig
 from .accelerator import Accelerator, accelerator_signature
 from .library import Library
 
-__all__ = ["TOP", "accelerator_ports", "accelerator_verilog", "emit"]
+__all__ = ["TOP", "accelerator_ports", "accelerator_verilog", "emit", "emit_rtlil"]
 
 TOP = "shiftcore"
 
@@ -26,6 +26,15 @@ def emit(component: wiring.Component, name: str) -> str:
 
     The modules of a :class:`~shiftcore.hw.library.Library` follow as ``name_kind``.
     """
+    # Amaranth converts one component to Verilog in public; several modules at once only here.
+    return _HEADER + verilog._convert_rtlil_text(
+        emit_rtlil(component, name), strip_internal_attrs=True
+    )
+
+
+def emit_rtlil(component: wiring.Component, name: str) -> str:
+    """What :func:`emit` makes Verilog of. Yosys takes minutes to read large memories' contents from
+    Verilog, and no time from this."""
     library = Library(name)
     texts = [rtlil.convert(component, name=name, platform=library, emit_src=False)]
     done: set[str] = set()
@@ -34,9 +43,7 @@ def emit(component: wiring.Component, name: str) -> str:
             shared = library.definitions[kind]
             texts.append(rtlil.convert(shared, name=kind, platform=library, emit_src=False))
             done.add(kind)
-    # Amaranth converts one component to Verilog in public; several modules at once only here.
-    text = "\n".join(text.replace("attribute \\top 1\n", "") for text in texts)
-    return _HEADER + verilog._convert_rtlil_text(_plain_names(text), strip_internal_attrs=True)
+    return _plain_names("\n".join(text.replace("attribute \\top 1\n", "") for text in texts))
 
 
 def _plain_names(text: str) -> str:

@@ -169,8 +169,8 @@ def test_the_command_writes_the_files(build: Path, tmp_path: Path, monkeypatch):
     assert values["bytes"] == len(image.bitstream)
     ((design, top, board),) = seen
     assert (top, board) == ("shiftcore", "ulx3s-85f")
-    assert "module shiftcore(" in design
-    assert (out / "shiftcore.v").read_text(encoding="utf-8") == design
+    assert "module \\shiftcore\n" in design
+    assert "module shiftcore(" in (out / "shiftcore.v").read_text(encoding="utf-8")
 
 
 def table(name: str) -> list[list[str]]:

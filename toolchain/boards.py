@@ -21,6 +21,7 @@ from .yosys import (
     recall,
     run_tool,
     run_yosys,
+    suffix,
     tool_version,
 )
 
@@ -88,9 +89,9 @@ class Board:
         return self.chip.bram * self.chip.bram_bytes
 
     def plan(self, design: str, top: str, seed: int) -> Any:
-        """Amaranth's build plan for Verilog text with the module `top`; nothing is run."""
+        """Amaranth's build plan for Verilog or RTLIL text with the module `top`; nothing is run."""
         platform = self._platform()
-        platform.add_file("design.v", design)
+        platform.add_file(f"design{suffix(design)}", design)
         options = ["--report", "report.json", "--timing-allow-fail", "--seed", str(seed)]
         return platform.prepare(BoardTop(top), _NAME, nextpnr_opts=options)
 
@@ -127,7 +128,7 @@ class Image:
 
     Parameters
     ----------
-    suffix : of the file's name, as the board's loader expects it
+    suffix : of the bitstream's file, as the board's loader expects it
     bitstream : its content
     fmax_mhz, clock_mhz : the clock that it reaches, and the board's
     critical_path : what limits it, in words
@@ -146,7 +147,7 @@ class Image:
 
 
 def implement(design: str, top: str, board: Board, *, seed: int = 1) -> Image:
-    """Synthesize, place, route and pack Verilog text for a board.
+    """Synthesize, place, route and pack Verilog or RTLIL text for a board.
 
     Results are kept in ``out/cache/synth`` by the content of the design. Raises ``ToolError`` if a
     tool is missing or fails, if the design takes more than the chip has, or if it does not reach
