@@ -95,7 +95,7 @@ def cells(row: Row) -> list[str]:
         f"{row['ms_per_image']:.2f}",
     ]  # fmt: skip
     if "bytes" not in row:
-        return [*shown, row["problem"] or "not made", *[""] * 6]
+        return [*shown, "refused" if row["problem"] else "not made", *[""] * 6]
     counts = (f"{row[kind]:,}" for kind in ("lut", "ff", "dsp", "bram"))
     clock = (f"{row['fmax_mhz']:.1f}", f"{row['clock_mhz']:g}")
     return [*shown, f"{row['bytes']:,}", *clock, *counts]
@@ -113,8 +113,9 @@ def main(board: str, images: int, baud: int, simulate_only: bool, as_json: bool)
         row = measure(board, images, baud, not simulate_only)
     show(
         [row], HEADINGS, cells, failed, title="The digits network as a standalone image",
-        caption="Classes and scores through the serial line against the golden machine; images "
-        "with their way in and the class out.",
+        caption=row["problem"]
+        or "Classes and scores through the serial line against the golden machine; an image takes "
+        "its way in, the run, and the class out.",
         as_json=as_json,
     )  # fmt: skip
 
