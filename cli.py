@@ -724,6 +724,51 @@ def _share(used: int, held: int) -> float | None:
 
 
 @main.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--board", required=True, help="ulx3s-85f, icebreaker, ...; a wrong one lists all.")
+@click.option("--baud", default=1_000_000, show_default=True, help="Of the serial line.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write.",
+)
+@_as_json
+def bitstream(folder: Path, board: str, baud: int, output: Path, as_json: bool) -> None:
+    """Make a standalone image of the build folder FOLDER for a BOARD, with the open tools.
+
+    Program and weights are in block RAM; images come in and classes go out on the board's UART.
+    """
+    from .golden.program import Program
+    from .host.standalone import at_clock
+    from .hw.standalone import Standalone
+    from .hw.verilog import TOP, emit, emit_rtlil
+    from .toolchain.boards import find_board, implement
+
+    chosen = find_board(board)
+    _check_folder(output)
+    spec = at_clock(Program.load(folder), chosen.clock_mhz * 1e6, baud)
+    if len(spec.memory.content) > chosen.memory_bytes:
+        raise ValueError(
+            f"{folder} does not fit {board}: program, weights and an image take "
+            f"{len(spec.memory.content)} bytes of block RAM, there are {chosen.memory_bytes}"
+        )
+    with _busy("writing Verilog"):
+        text, design = emit(Standalone(spec), TOP), emit_rtlil(Standalone(spec), TOP)
+    with _busy(f"synthesizing, placing and routing for {board}"):
+        image = implement(design, TOP, chosen)
+    output.mkdir(exist_ok=True)
+    (output / f"{TOP}.v").write_text(text, encoding="utf-8")
+    file = output / f"{board}{image.suffix}"
+    file.write_bytes(image.bitstream)
+    values: dict[str, Any] = {"board": board, "file": str(file), "bytes": len(image.bitstream)}
+    for name in ("fmax_mhz", "clock_mhz", "critical_path", "lut", "ff", "dsp", "bram"):
+        values[name] = getattr(image, name)
+    _print(as_json, values)
+
+
+@main.command()
 @click.option(
     "-o",
     "--output",

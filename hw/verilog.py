@@ -26,6 +26,7 @@ __all__ = [
     "accelerator_ports",
     "accelerator_verilog",
     "emit",
+    "emit_rtlil",
 ]
 
 TOP = "shiftcore"
@@ -51,6 +52,24 @@ def emit(component: wiring.Component, name: str, *, title: str = "") -> str:
     The modules of a :class:`~shiftcore.hw.library.Library` follow as ``name_kind``. A comment
     before each module says what it is and its parameters; `title` is the first comment of all.
     """
+    before, after, comments = _modules(component, name)
+    renamed = dict(zip(_MODULE.findall(after), _MODULE.findall(before), strict=True))
+    # Amaranth converts one component to Verilog in public; several modules at once only here.
+    text = verilog._convert_rtlil_text(after, strip_internal_attrs=True)
+    text = without_keywords(_AT_START.sub("at_start", text))
+    text = _MODULE.sub(lambda found: comments.get(renamed[found[1]], "") + found[0], text)
+    waived = "".join(f"/* verilator lint_off {rule} */ // {why}\n" for rule, why in WAIVERS.items())
+    return _comment(title) + waived + text
+
+
+def emit_rtlil(component: wiring.Component, name: str) -> str:
+    """What :func:`emit` makes Verilog of. Yosys takes minutes to read large memories' contents from
+    Verilog, and no time from this."""
+    return _modules(component, name)[1]
+
+
+def _modules(component: wiring.Component, name: str) -> tuple[str, str, dict[str, str]]:
+    """RTLIL as Amaranth writes it and with readable names, and the comments of its modules."""
     library = Library(name)
     texts: list[str] = []
     comments: dict[str, str] = {}
@@ -62,14 +81,7 @@ def emit(component: wiring.Component, name: str, *, title: str = "") -> str:
             comments |= _comments(traced.fragment, kind)
         pending = {k: part for k, part in library.definitions.items() if k not in comments}
     before = "\n".join(text.replace("attribute \\top 1\n", "") for text in texts)
-    after = readable(before)
-    renamed = dict(zip(_MODULE.findall(after), _MODULE.findall(before), strict=True))
-    # Amaranth converts one component to Verilog in public; several modules at once only here.
-    text = verilog._convert_rtlil_text(after, strip_internal_attrs=True)
-    text = without_keywords(_AT_START.sub("at_start", text))
-    text = _MODULE.sub(lambda found: comments.get(renamed[found[1]], "") + found[0], text)
-    waived = "".join(f"/* verilator lint_off {rule} */ // {why}\n" for rule, why in WAIVERS.items())
-    return _comment(title) + waived + text
+    return before, readable(before), comments
 
 
 class _Traced(Elaboratable):

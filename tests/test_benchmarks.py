@@ -12,6 +12,7 @@ from shiftcore.benchmarks import (
     accuracy,
     adaptation,
     area,
+    bitstream,
     block_sizes,
     mixed,
     models,
@@ -469,3 +470,23 @@ def test_accuracy_quantizes_once_for_every_configuration(monkeypatch):
     assert found == [1, 2, 3, 4] * 2
     assert made == configs
     accuracy._quantized.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("mismatches", "problem", "failed"),
+    [(0, None, False), (1, None, True), (0, "ulx3s-85f: the design reaches 20.0 MHz", True)],
+)
+def test_a_wrong_reply_or_a_missed_clock_fails_the_image(monkeypatch, mismatches, problem, failed):
+    row = {
+        "board": "ulx3s-85f", "images": 20, "mismatches": mismatches, "top1": 95.0, "divisor": 25,
+        "run_cycles": 16_000, "ms_per_image": 11.0, "problem": problem,
+    }  # fmt: skip
+    made = {"bytes": 1000, "fmax_mhz": 40.0, "clock_mhz": 25.0}
+    made |= dict.fromkeys(("lut", "ff", "dsp", "bram"), 10)
+    monkeypatch.setattr(bitstream, "measure", lambda *_: row | (made if problem is None else {}))
+    run = CliRunner().invoke(bitstream.main, [])
+    assert run.exit_code == failed, run.output
+    assert ("refused" if problem else "40.0") in run.stdout
+    assert (
+        json.loads(CliRunner().invoke(bitstream.main, ["--json"]).stdout)[0]["problem"] == problem
+    )

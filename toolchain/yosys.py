@@ -107,11 +107,15 @@ def run_yosys(folder: Path, sources: Mapping[str, str], commands: Sequence[str])
     tool_version("pyosys")
     reads = []
     for name, text in sources.items():
-        rtlil = re.search(r"^(autoidx \d|attribute \\)", text, re.MULTILINE)
-        file = f"{name}.il" if rtlil else f"{name}.v"
+        file = f"{name}{suffix(text)}"
         (folder / file).write_text(text, encoding="utf-8")
-        reads.append(f"{'read_rtlil' if rtlil else 'read_verilog'} {file}")
+        reads.append(f"{'read_rtlil' if file.endswith('.il') else 'read_verilog'} {file}")
     run_tool("yosys", _WORKER, [*reads, *commands], folder)
+
+
+def suffix(design: str) -> str:
+    """Of a file with Verilog or RTLIL text."""
+    return ".il" if re.search(r"^(autoidx \d|attribute \\)", design, re.MULTILINE) else ".v"
 
 
 def run_tool(name: str, script: str, arguments: Sequence[str], folder: Path) -> None:
