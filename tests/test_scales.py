@@ -172,17 +172,21 @@ def test_small_weights_make_the_divergence_centred_least_squares():
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("block", [8, 16, 128])
 def test_up_to_a_deviation_of_a_half_the_divergence_is_nearly_that(block: int, bits: int):
-    """Within 3 % for the median block; single blocks of 2 bits are up to a quarter away."""
+    """Within 3 %: all blocks at 0.05, and at 0.5 half of those of 2 bits, 80 % of those of 3 bits
+    and 95 % of those of 4 bits. Of 2 bits, 95 % of all blocks are within 12 %."""
     options = {"weight_bits": bits, "block": block, "scale_format": FP32}
-    medians = []
+    medians, away = [], np.empty(0)
     for deviation in (0.05, 0.1, 0.2, 0.5):
         weight = deviation * gaussian(block, 200 * block)
         kernel = encode(weight, **options, method="kl")
         centred, _ = encode_with_bias(weight, **options)
-        medians.append(float(np.median(np.abs(kernel.scales / centred.scales - 1))))
+        away = np.abs(kernel.scales / centred.scales - 1)
+        medians.append(float(np.median(away)))
+        assert deviation > 0.05 or away.max() < 0.03
     assert medians == sorted(medians)
     assert medians[0] > 0
-    assert medians[-1] < 0.03
+    assert np.quantile(away, {2: 0.5, 3: 0.8, 4: 0.95}[bits]) < 0.03
+    assert np.quantile(away, 0.95) < 0.12
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
