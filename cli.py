@@ -344,6 +344,13 @@ def search_bits(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the tables (Markdown) and plots (SVG).",
 )
+@click.option(
+    "--eta",
+    type=click.FloatRange(0),
+    default=0,
+    show_default=True,
+    help="Conversion of an activation for a MAC, by the time of an integer multiplication.",
+)
 @_as_json
 def report(
     file: Path,
@@ -351,6 +358,7 @@ def report(
     block: int | None,
     scale: str | None,
     output: Path | None,
+    eta: float,
     as_json: bool,
 ) -> None:
     """Account for the memory and the multiplications of FILE, layer by layer.
@@ -359,7 +367,8 @@ def report(
     quantized (a torch.export archive, .pt2), whose bytes follow from its shapes. Percentages are of
     the same layers in float32, those by the papers' formulas without biases. A speed-up is the
     time of float multiplications by that of integer and floating ones, if a floating one takes r
-    times an integer one; the bound is that of infinite r.
+    times an integer one; the bound is that of infinite r. The largest T_int/T_FP is the time of an
+    integer multiplication by that of a floating one from which on nothing is gained.
     """
     from .quant.account_report import figures, tables, write_account
     from .quant.accounting import account_file, account_graph, total
@@ -385,16 +394,16 @@ def report(
         layers = account_file(file)
     if output is not None:
         with _busy("drawing"):
-            write_account(output, file.name, layers)
+            write_account(output, file.name, layers, eta)
     values = {
         "file_bytes": file.stat().st_size,
-        "layers": [figures(layer) for layer in layers],
-        "total": figures(total(layers)),
+        "layers": [figures(layer, eta) for layer in layers],
+        "total": figures(total(layers), eta),
     }
     if as_json:
         _print(True, values)
         return
-    for title, headings, rows in tables(layers):
+    for title, headings, rows in tables(layers, eta):
         shown = Table(title=title)
         shown.add_column(headings[0], overflow="fold")
         for heading in headings[1:]:

@@ -22,13 +22,24 @@ from shiftcore.examples.zoo.resnet20 import resnet20
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.network import QuantizedNetwork
 
-__all__ = ["DATA", "GAP", "LATENCY", "TRAINED", "Model", "data_folder", "hardware", "load"]
+__all__ = [
+    "DATA",
+    "GAP",
+    "LATENCY",
+    "TRAINED",
+    "Model",
+    "data_folder",
+    "float_classes",
+    "hardware",
+    "load",
+]
 
 LATENCY, GAP = 20, 0
 """of the simulated memory: cycles to the first beat, and between beats"""
 DATA = "SHIFTCORE_DATA"
 """environment variable that names the folder of CIFAR-10 and the weights trained on it"""
 CALIBRATION, CIFAR_TEST = 256, 10_000
+BATCH = 100
 SIZE = 224
 """of the images of networks without training"""
 
@@ -50,6 +61,13 @@ def hardware(network: QuantizedNetwork) -> HardwareConfig:
         config = HardwareConfig.load(path)
     limited = any(layer.limits is not None for layer in network.layers)
     return replace(config, clamp=config.clamp or limited)
+
+
+def float_classes(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Classes (N,) that a network in evaluation mode finds for images (N, C, H, W) in float32."""
+    with torch.inference_mode():
+        parts = torch.from_numpy(images).split(BATCH)
+        return np.concatenate([model(part).argmax(1).numpy() for part in parts])
 
 
 def data_folder(name: str) -> Path:

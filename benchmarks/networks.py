@@ -16,13 +16,19 @@ from collections.abc import Iterator
 
 import click
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
-from torch import nn
 
-from shiftcore.benchmarks.models import DATA, GAP, LATENCY, TRAINED, hardware, load
+from shiftcore.benchmarks.models import (
+    DATA,
+    GAP,
+    LATENCY,
+    TRAINED,
+    float_classes,
+    hardware,
+    load,
+)
 from shiftcore.benchmarks.report import Row, show
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import predict
@@ -47,13 +53,6 @@ def batches(images: Images, bar: Progress, what: str) -> Iterator[Images]:
     """Some images after the other, with a progress bar."""
     for first in bar.track(range(0, len(images), BATCH), description=what):
         yield images[first : first + BATCH]
-
-
-def float_classes(model: nn.Module, images: Images, bar: Progress) -> NDArray[np.int64]:
-    """Classes (N,) that the network finds in float32."""
-    with torch.inference_mode():
-        parts = batches(images, bar, "float")
-        return np.concatenate([model(torch.from_numpy(x)).argmax(1).numpy() for x in parts])
 
 
 def golden_classes(
@@ -87,7 +86,7 @@ def measure(name: str, count: int, bar: Progress) -> Row:
     images, labels = test
     network = quantize(model, calibration)
     program = compile_network(network, hardware(network))
-    floating = float_classes(model, images, bar)
+    floating = float_classes(model, images)
     golden = golden_classes(program, network, images, bar)
     chosen = images[:count]
     unequal = hardware_mode_difference(program, network, chosen, bar)

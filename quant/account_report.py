@@ -15,8 +15,11 @@ BLOCKS = (4, 8, 16, 32, 64, 128, 256, 512)
 """B of the plot"""
 
 
-def figures(layer: LayerAccount) -> dict[str, Any]:
-    """One layer, or the sum of all, by name; None where a figure needs weights."""
+def figures(layer: LayerAccount, eta: float = 0) -> dict[str, Any]:
+    """One layer, or the sum of all, by name; None where a figure needs weights.
+
+    `eta` is that of :func:`.accounting.speedup`.
+    """
     return {
         "name": layer.name,
         "weights": layer.weights,
@@ -32,7 +35,8 @@ def figures(layer: LayerAccount) -> dict[str, Any]:
         "int_multiplies": layer.int_multiplies,
         "float_multiplies": layer.float_multiplies,
         "speedup_bound": layer.speedup(),
-        "speedup": {str(ratio): layer.speedup(ratio) for ratio in RATIOS},
+        "speedup": {str(ratio): layer.speedup(ratio, eta) for ratio in RATIOS},
+        "largest_int_time": layer.largest_int_time(eta),
     }
 
 
@@ -40,8 +44,11 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def tables(layers: Sequence[LayerAccount]) -> tuple[Table, ...]:
-    """Bytes, percentages of float32, and multiplications; the last row of each is the sum."""
+def tables(layers: Sequence[LayerAccount], eta: float = 0) -> tuple[Table, ...]:
+    """Bytes, percentages of float32, and multiplications; the last row of each is the sum.
+
+    `eta` is that of :func:`.accounting.speedup`.
+    """
     rows = [*layers, total(layers)]
     counts = [
         (
@@ -61,7 +68,8 @@ def tables(layers: Sequence[LayerAccount]) -> tuple[Table, ...]:
     operations = [
         (
             row.name, f"{row.macs:,}", f"{row.int_multiplies:,}", f"{row.float_multiplies:,}",
-            _number(row.speedup()), *(_number(row.speedup(ratio)) for ratio in RATIOS),
+            _number(row.speedup()), *(_number(row.speedup(ratio, eta)) for ratio in RATIOS),
+            _number(row.largest_int_time(eta)),
         )
         for row in rows
     ]  # fmt: skip
@@ -79,8 +87,9 @@ def tables(layers: Sequence[LayerAccount]) -> tuple[Table, ...]:
             percents,
         ),
         (
-            "Multiplications for one image, and the speed-up that they allow",
-            ("layer", "MACs", "integer", "floating", "bound", *ratios),
+            "Multiplications for one image, and the speed-up that they allow with "
+            f"η = {eta:g}: S (7), (8)",
+            ("layer", "MACs", "integer", "floating", "bound", *ratios, "largest T_int/T_FP"),
             operations,
         ),
     )
@@ -125,10 +134,11 @@ def _bits_plot(layers: Sequence[LayerAccount]) -> str:
     return svg(figure)
 
 
-def write_account(folder: Path, title: str, layers: Sequence[LayerAccount]) -> None:
+def write_account(folder: Path, title: str, layers: Sequence[LayerAccount], eta: float = 0) -> None:
     """Leave ``report.md``, ``size.svg`` and ``bits.svg`` in `folder`, which is made if missing.
 
-    The same layers give the same bytes. All texts are complete before the first file is written.
+    `eta` is that of :func:`.accounting.speedup`. The same layers give the same bytes. All texts are
+    complete before the first file is written.
     """
     texts = {
         "size.svg": _size_plot(layers),
@@ -136,7 +146,7 @@ def write_account(folder: Path, title: str, layers: Sequence[LayerAccount]) -> N
         "report.md": "\n\n".join(
             [
                 f"# {title}",
-                *(markdown(table) for table in tables(layers)),
+                *(markdown(table) for table in tables(layers, eta)),
                 "## Size by layer\n\n![size by layer](size.svg)",
                 "## Bits a weight against B\n\n![bits a weight against B](bits.svg)",
             ]

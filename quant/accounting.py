@@ -254,6 +254,15 @@ class LayerAccount:
         time = self.int_multiplies * (1 + eta) / ratio + self.float_multiplies
         return self.macs / time if self.macs else None
 
+    def largest_int_time(self, eta: float = 0) -> float | None:
+        """As :func:`largest_int_time`, with the multiplications really done.
+
+        0 if they are so many that no integer multiplication is fast enough; None without MACs.
+        """
+        if not self.macs:
+            return None
+        return max(0, self.macs - self.float_multiplies) / (self.int_multiplies * (1 + eta))
+
 
 def total(layers: Sequence[LayerAccount], name: str = "all") -> LayerAccount:
     """The sum of all layers; its `kernels` are those of layers with weights.

@@ -5,18 +5,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress as Bars
-from rich.progress import TaskID
+from rich.progress import Progress, TaskID
 
-from .search import Progress
+from .search import ProgressCallback
 
 __all__ = ["progress_bars"]
 
 
 @contextmanager
-def progress_bars(console: Console) -> Iterator[Progress]:
-    """Gives a :data:`.search.Progress` with a bar for each message; at the end they vanish."""
-    with Bars(console=console, transient=True) as bars:
+def progress_bars(console: Console) -> Iterator[ProgressCallback]:
+    """Gives a :data:`.search.ProgressCallback` with a bar for each message.
+
+    At the end they vanish.
+    """
+    with Progress(console=console, transient=True) as bars:
         tasks = defaultdict[str, TaskID](lambda: bars.add_task(""))
 
         def progress(message: str, done: int, of: int) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..golden.network import INPUT, QuantizedNetwork
 from .accounting import account_network, total
+from .adapt import distillation_loss
 from .calibrate import BATCH, float_tensors
 from .compiled import Workers, workers
 from .convert import Model, QuantConfig, as_graph, quantize
@@ -29,10 +30,10 @@ from .lower import lower
 
 __all__ = [
     "Budget",
-    "Choices",
     "Measured",
+    "Mixes",
     "Point",
-    "Progress",
+    "ProgressCallback",
     "Search",
     "best_choices",
     "measure",
@@ -50,11 +51,11 @@ ACT_BITS = 8
 
 Cycles = Callable[[QuantizedNetwork], int]
 """The cycles that a network takes for one image."""
-Progress = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Called with what is done, how often it was done, and how often it will be."""
 
 
-class Choices(NamedTuple):
+class Mixes(NamedTuple):
     """Undominated choices of one option for each layer, by increasing size and falling loss.
 
     Parameters
@@ -92,7 +93,7 @@ def _undominated(
 
 def best_choices(
     sizes: NDArray[np.int64], losses: NDArray[np.float64], states: int = STATES
-) -> Choices:
+) -> Mixes:
     """Every choice of one option for each layer of which no other is smaller and better.
 
     The Pareto front of the partial choices grows layer by layer (Nemhauser & Ullmann 1969). It is
@@ -113,7 +114,7 @@ def best_choices(
         before, option = np.divmod(kept, options)
         reached, lost = all_sizes[kept], all_losses[kept]
         taken = np.concatenate([taken[before], option[:, None].astype(np.int8)], 1)
-    return Choices(reached, lost, taken.astype(np.int64))
+    return Mixes(reached, lost, taken.astype(np.int64))
 
 
 def _noise(wanted: torch.Tensor, scores: torch.Tensor) -> NDArray[np.float64]:
@@ -128,8 +129,8 @@ def _noise(wanted: torch.Tensor, scores: torch.Tensor) -> NDArray[np.float64]:
 def _divergence(wanted: torch.Tensor, scores: torch.Tensor) -> float:
     """KL divergence in nats of the scores (N, classes, ...) from those wanted, summed over N and
     averaged over all further axes."""
-    p, q = (x.double().log_softmax(1) for x in (wanted, scores))
-    return float((p.exp() * (p - q)).sum(1).flatten(1).mean(1).sum())
+    p, q = (x.double().movedim(1, -1).flatten(0, -2) for x in (wanted, scores))  # (..., classes)
+    return len(wanted) * float(distillation_loss(q, p))
 
 
 class Measured(NamedTuple):
@@ -335,7 +336,7 @@ class _Family:
     config: QuantConfig
     layers: tuple[str, ...]
     bits: tuple[int, ...]
-    choices: Choices
+    choices: Mixes
     sizes: tuple[int, ...]
     loss: float
     cycles: int
@@ -451,7 +452,7 @@ def search(
     labels: NDArray[np.integer] | None = None,
     cycles: Cycles | None = None,
     points: int = 8,
-    progress: Progress = lambda message, done, of: None,
+    progress: ProgressCallback = lambda message, done, of: None,
 ) -> Search:
     """Choose m, B, and each layer's b within a budget.
 

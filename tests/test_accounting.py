@@ -122,6 +122,17 @@ def test_speed() -> None:
         assert speedup(layer, block, 1 / (limit * 0.999), eta) > 1
 
 
+def test_the_largest_int_time_of_a_layer_is_the_formula() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(100, 6, 3), torch.nn.Conv2d(6, 6, 3, groups=6))
+    wide, depthwise = account_graph(read(network.eval(), torch.zeros(1, 100, 9, 9)), 4, 32, BF16)
+    for eta in (0, 0.25, 3):
+        limit = wide.largest_int_time(eta)
+        assert limit == pytest.approx(largest_int_time(100, 32, eta), rel=1e-15)
+        assert limit is not None
+        assert wide.speedup(1 / limit, eta) == pytest.approx(1)
+    assert depthwise.largest_int_time() == 0  # one block product a MAC
+
+
 def check_file(network: QuantizedNetwork, path: Path) -> None:
     """The bytes of the file's tensors are what the formulas say, and nothing else is in it."""
     network.save(path)
@@ -305,6 +316,9 @@ def test_total() -> None:
     assert every.float_bytes == 4 * (39_248 + 16 + 24 + 4 * 32 + 10)
     assert every.memory.bytes == sum(row.memory.bytes for row in rows)
     assert every.float_multiplies == sum(row.float_multiplies for row in rows)
+    assert [row.largest_int_time() for row in pools] == [None, None]
+    limit = every.largest_int_time(0.5)
+    assert limit == (every.macs - every.float_multiplies) / (1.5 * every.int_multiplies)
     assert every.speedup(4) == every.macs / (every.int_multiplies / 4 + every.float_multiplies)
     kernels = [kernel for row in rows if row.weights for kernel in row.kernels]
     convention = CONVENTIONS["v1"]

@@ -19,6 +19,7 @@ from shiftcore.cli import main
 from shiftcore.examples.digits import data, demo, model
 from shiftcore.frontend import archive
 from shiftcore.golden.compare import Mismatch
+from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.quant import convert
 from shiftcore.sim import accelerate
 from shiftcore.sim.accelerate import AcceleratorRun
@@ -99,19 +100,39 @@ def test_learning_needs_epochs(digits: Path) -> None:
     assert not (digits / "net").exists()
 
 
+def codes(network: QuantizedNetwork) -> np.ndarray:
+    """Of all kernels."""
+    kernels = (term.kernel for layer in network.layers for term in layer.terms)
+    return np.concatenate([kernel.codes.ravel() for kernel in kernels])
+
+
 def test_learning_in_two_processes(digits: Path) -> None:
-    output = digits / "net.safetensors"
+    """Gradients are summed up in another order: a shadow close to a half may round otherwise."""
+    output, single = digits / "net.safetensors", digits / "single.safetensors"
+    options = ["--method", "l2", "--epochs", "2", "--rate", "0.1", "--batch", "8"]
+    states = [digits / "two.pt", digits / "one.pt"]
+    plain = digits / "plain.safetensors"
+    learn(digits, plain, "--method", "l2")
+    learn(digits, single, *options, "--checkpoint", states[1])
     done = subprocess.run(
         [
             sys.executable, "-P", "-m", "torch.distributed.run", "--nproc-per-node", "2",
             "--standalone", "-m", "shiftcore.cli", "quantize", digits / "digits.pt2", "--calib",
-            digits / "calibration.npz", "-o", output, "--method", "l2", "--epochs", "1", "--json",
+            digits / "calibration.npz", "-o", output, "--weight-bits", "2", "--json", *options,
+            "--checkpoint", states[0],
         ],
         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["layers"] == 9  # printed once
-    assert output.exists()
+    two, one, start = (QuantizedNetwork.load(path) for path in (output, single, plain))
+    assert (codes(two) == codes(one)).mean() > 0.99
+    assert (codes(two) != codes(start)).mean() > 0.02
+    losses = [np.array(torch.load(state)["losses"]) for state in states]
+    assert losses[0].shape == (16,)
+    np.testing.assert_allclose(*losses, rtol=0.05)
+    # The first step starts from the same network.
+    np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1e-5)
 
 
 def test_report(digits: Path) -> None:
@@ -138,6 +159,12 @@ def test_report(digits: Path) -> None:
     assert total["bits_per_weight"] == bits / total["weights"]
     assert total["percent_by"]["fp16"] < total["percent_by"]["fp32"] < total["percent_by"]["v1"]
     assert 1 < total["speedup"]["2"] < total["speedup"]["10"] < total["speedup_bound"]
+    assert 0.5 < total["largest_int_time"] < 1
+    slow = json.loads(run("report", network, "--eta", 1, "--json").stdout)["total"]
+    assert slow["largest_int_time"] == total["largest_int_time"] / 2
+    assert slow["speedup"]["2"] < total["speedup"]["2"]
+    assert "largest T_int/T_FP" in (output / "report.md").read_text()
+    assert run("report", network, "--eta", -1).exit_code != 0
     text = (output / "report.md").read_text()
     for image in ("size.svg", "bits.svg"):
         assert f"({image})" in text

@@ -167,6 +167,39 @@ def test_lowering_computes_what_the_module_does() -> None:
     torch.testing.assert_close(result.flatten(1), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("block", [1, 4, 32])
+def test_hardware_mode_is_the_expanded_convolution(block: int, compiled: bool) -> None:
+    """Of any real numbers, to 1e-6 of the sum of all magnitudes: float32 adds up the blocks."""
+    torch.manual_seed(0)
+    images = torch.randn(6, 40, 9, 8)
+    model = nn.Sequential(
+        nn.Conv2d(40, 24, 3, 2, 1), nn.ReLU(),
+        nn.Conv2d(24, 36, 3, dilation=2, padding=2, groups=3), nn.ReLU(),
+        nn.Conv2d(36, 10, 1, bias=False),
+    ).eval()  # fmt: skip
+    config = QuantConfig(4, 8, block, "fp32", input_bits=16, method="l2")
+    network = quantize(model, images.numpy(), config)
+    results = HardwareNetwork(network, compiled=compiled).results(images)
+    farthest = 0.0
+    for layer in network.layers:
+        (term,) = layer.terms
+        scales = term.kernel.scales
+        assert (BF16.round(scales) != scales).mean() > 0.9
+        source = results[term.source].stored
+        assert source is not None
+        top, bottom, left, right = term.padding
+        x = nn.functional.pad(source.decode().transpose(0, 1), (left, right, top, bottom))
+        weight = torch.from_numpy(term.kernel.reconstruct())
+        bias = torch.from_numpy(layer.bias).double()
+        options = (term.stride, 0, term.dilation, term.kernel.groups)
+        expected = nn.functional.conv2d(x, weight, bias, *options)
+        magnitudes = nn.functional.conv2d(x.abs(), weight.abs(), bias.abs(), *options)
+        found = results[layer.name].raw.transpose(0, 1).double()
+        farthest = max(farthest, float(((found - expected).abs() / magnitudes).max()))
+    assert 0 < farthest < 1e-6
+
+
 def test_batch_norm_is_folded_before_rounding_to_float32() -> None:
     net = Builder()
     graph = net.graph(net.norm("bn", net.conv("conv", "input", 4)))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from shiftcore.benchmarks.models import float_classes
 from shiftcore.examples.zoo.cifar import cifar10
 from shiftcore.examples.zoo.resnet20 import ResNet20, resnet20
 from shiftcore.golden.compare import different_tensors
@@ -57,13 +57,11 @@ def test_hardware_mode_equals_golden(
 def test_accuracy_of_four_bits(
     data_folder: Path, model: ResNet20, network: QuantizedNetwork
 ) -> None:
-    images, labels = cifar10(data_folder, 500)
-    with torch.inference_mode():
-        classes = model(torch.from_numpy(images)).argmax(1).numpy()
-    floating = 100 * float((classes == labels).mean())
+    images, labels = cifar10(data_folder, 1500)
+    floating = 100 * float((float_classes(model, images) == labels).mean())
     assert floating >= 90  # 91.73 on all 10,000 images
-    # 0.8 points lower on all images; the difference has a standard deviation of about 0.8 on 500.
-    assert evaluate(network, images, labels).top1 >= floating - 3
+    # About half a point lower on all images; of 1,500 that scatters by as much.
+    assert evaluate(network, images, labels).top1 >= floating - 1.5
 
 
 def test_the_report(model: ResNet20, calibration: np.ndarray) -> None:

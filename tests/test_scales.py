@@ -6,24 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shiftcore.benchmarks import reconstruction
 from shiftcore.examples.zoo.resnet20 import resnet20
 from shiftcore.golden.floats import FP32, SCALE_FORMATS
 from shiftcore.golden.vqk import VariableQuantizedKernel, block_map, weight_blocks
 from shiftcore.quant.scales import encode, encode_with_bias, kl_derivatives, kl_scale
 from shiftcore.tests.kernels import kernels
-
-TABLE = [
-    # block, bits, recipe R, R with a bias, best clip: relative squared errors of Gaussian blocks
-    (8, 2, 0.072, 0.059, 0.068),
-    (8, 3, 0.0159, 0.0135, 0.0142),
-    (8, 4, 0.0038, 0.0032, 0.0032),
-    (32, 2, 0.122, 0.117, 0.110),
-    (32, 3, 0.0290, 0.0281, 0.0263),
-    (32, 4, 0.0071, 0.0069, 0.0066),
-    (128, 2, 0.161, 0.160, 0.132),
-    (128, 3, 0.0416, 0.0413, 0.0345),
-    (128, 4, 0.0105, 0.0104, 0.0093),
-]
 
 
 def gaussian(block: int, count: int, seed: int = 0) -> np.ndarray:
@@ -75,27 +63,15 @@ def test_the_joint_search_is_never_worse_than_a_recipe(case: tuple, bits: int, f
         assert (joint_error <= plain_error + slack).all()
 
 
-@pytest.mark.parametrize(("block", "bits", "recipe_r", "with_bias", "best_clip"), TABLE)
-def test_errors_of_the_published_table(
-    block: int, bits: int, recipe_r: float, with_bias: float, best_clip: float
-):
-    """Lower or equal in every cell; the samples differ, so 2 % is their own difference."""
-    weight = gaussian(block, 100_000)
-    energy = (weight**2).sum()
-    options = {"weight_bits": bits, "block": block, "scale_format": FP32}
-
-    def relative(kernel: VariableQuantizedKernel, bias: np.ndarray | None = None) -> float:
-        return float(error(weight, kernel, bias).sum() / energy)
-
-    plain, joint = (relative(encode(weight, **options, method=m)) for m in ("l2", "joint"))
-    plain_bias, joint_bias = (
-        relative(*encode_with_bias(weight, **options, method=m)) for m in ("l2", "joint")
-    )
-    assert plain == pytest.approx(recipe_r, rel=0.02)
-    assert plain_bias == pytest.approx(with_bias, rel=0.02)
-    assert joint < 1.02 * best_clip
-    # With a bias it beats all columns by more than any sample could.
-    assert joint_bias < 0.98 * min(with_bias, best_clip, plain, plain_bias, joint)
+@pytest.mark.parametrize(("block", "bits"), reconstruction.PUBLISHED)
+def test_errors_of_the_published_table(block: int, bits: int):
+    """Recipe R is the published one; the searches are nowhere above what they replace."""
+    row = reconstruction.errors(block, bits, 100_000)
+    assert not reconstruction.not_reproduced(row)
+    assert row["deviation"] < 0.012 * row["R"]
+    # The very same weights: no tolerance.
+    assert row["joint"] <= row["best clip"] < row["R"] < row["O"] < row["P"]
+    assert row["joint + bias"] < min(row["joint"], row["R + bias"], row["best clip"])
 
 
 def exact_minimum(weights: np.ndarray, bits: int) -> float:
@@ -196,17 +172,21 @@ def test_small_weights_make_the_divergence_centred_least_squares():
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("block", [8, 16, 128])
 def test_up_to_a_deviation_of_a_half_the_divergence_is_nearly_that(block: int, bits: int):
-    """Within 3 % for the median block; single blocks of 2 bits are up to a quarter away."""
+    """Within 3 %: all blocks at 0.05, and at 0.5 half of those of 2 bits, 80 % of those of 3 bits
+    and 95 % of those of 4 bits. Of 2 bits, 95 % of all blocks are within 12 %."""
     options = {"weight_bits": bits, "block": block, "scale_format": FP32}
-    medians = []
+    medians, away = [], np.empty(0)
     for deviation in (0.05, 0.1, 0.2, 0.5):
         weight = deviation * gaussian(block, 200 * block)
         kernel = encode(weight, **options, method="kl")
         centred, _ = encode_with_bias(weight, **options)
-        medians.append(float(np.median(np.abs(kernel.scales / centred.scales - 1))))
+        away = np.abs(kernel.scales / centred.scales - 1)
+        medians.append(float(np.median(away)))
+        assert deviation > 0.05 or away.max() < 0.03
     assert medians == sorted(medians)
     assert medians[0] > 0
-    assert medians[-1] < 0.03
+    assert np.quantile(away, {2: 0.5, 3: 0.8, 4: 0.95}[bits]) < 0.03
+    assert np.quantile(away, 0.95) < 0.12
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
