@@ -88,4 +88,3 @@ def suggest(trial: Trial, space: Space, base: HardwareConfig) -> dict[str, Any]:
         number = trial.suggest_int(key, 0, len(candidates) - 1) if len(candidates) > 1 else 0
         values[key] = candidates[number]
     return values
-

@@ -30,7 +30,7 @@ __all__ = ["OBJECTIVES", "Exploration", "Point", "Settings", "Study", "confirm",
 
 OBJECTIVES = {
     "images_per_s": "maximize", "sqnr_db": "maximize", "fmax_mhz": "maximize",
-    "cycles": "minimize", **{kind: "minimize" for kind in KINDS},
+    "cycles": "minimize", **dict.fromkeys(KINDS, "minimize"),
 }  # fmt: skip
 """what can be sought, and where it is better"""
 
@@ -221,9 +221,7 @@ class Study:
 
     @classmethod
     @contextmanager
-    def open(
-        cls, folder: Path, settings: Settings, resources: ResourceModel
-    ) -> Iterator["Study"]:
+    def open(cls, folder: Path, settings: Settings, resources: ResourceModel) -> Iterator["Study"]:
         """The study of a folder, which is made if missing, locked until the end of the context."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder.mkdir(exist_ok=True)

@@ -35,6 +35,7 @@ __all__ = [
     "Task",
     "count",
     "evaluate",
+    "image_cycles",
     "quantized",
 ]
 
@@ -178,17 +179,21 @@ def _network(task: Task) -> tuple[QuantizedNetwork, float | None]:
     return _load(kept), json.loads(known.read_text(encoding="utf-8"))["sqnr_db"]
 
 
+def image_cycles(network: QuantizedNetwork, config: HardwareConfig, latency: int, gap: int) -> int:
+    """The cycles of one image. Raises ``ValueError`` if `config` cannot run the network."""
+    program = compile_network(network, config)
+    return estimate(program, network.macs(), latency=latency, gap=gap).total.cycles
+
+
 def evaluate(task: Task) -> dict[str, Any]:
     """The :class:`Figures` of a task by name, or why there are none: ``{"reason": ...}``."""
     try:
         config = HardwareConfig(**task.values)
         area = task.resources(config, task.target)
         network, sqnr = _network(task)
-        program = compile_network(network, config)
-        found = estimate(program, network.macs(), latency=task.latency, gap=task.gap)
+        cycles = image_cycles(network, config, task.latency, task.gap)
     except ValueError as error:
         return {"reason": " ".join(str(error).split())}
-    cycles = found.total.cycles
     return asdict(
         Figures(
             area.fmax_mhz * 1e6 / cycles, cycles, sqnr,

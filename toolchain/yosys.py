@@ -166,10 +166,19 @@ def run_yosys(folder: Path, sources: Mapping[str, str], commands: Sequence[str])
     run_tool("yosys", _WORKER, [*reads, *commands], folder)
 
 
+# Whatever kills the process that runs a tool, the tool ends with it. Linux alone has such a call.
+_LEASH = """\
+import ctypes, signal, sys
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+"""
+
+
 def run_tool(name: str, script: str, arguments: Sequence[str], folder: Path) -> None:
     """Run a Python `script` that is a tool, in `folder`; its output is only used for the error."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", script, *arguments],
+        [sys.executable, "-P", "-c", _LEASH + script, *arguments],
         cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         encoding="utf-8", errors="replace", check=False,
     )  # fmt: skip
