@@ -1,4 +1,7 @@
-"""One trial: a function of plain data, the same on every machine that sees the files."""
+"""One trial: a function of plain data, the same on every machine that sees the files.
+
+Torch and Amaranth are only loaded where they are used: most trials need neither.
+"""
 
 import hashlib
 import json
@@ -9,22 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..compiler.network import compile_network
 from ..estimate.network import estimate
-from ..frontend.archive import read
 from ..golden.config import HardwareConfig
 from ..golden.network import QuantizedNetwork
-from ..hw.verilog import TOP, accelerator_verilog
-from ..quant.convert import QuantConfig, quantize
-from ..quant.data import load_images
-from ..quant.lower import lower
-from ..quant.search import HELD_OUT, measure
-from ..toolchain.yosys import synthesize
+
+if TYPE_CHECKING:
+    from ..quant.convert import QuantConfig
 
 __all__ = [
     "KINDS",
@@ -131,6 +130,9 @@ class Figures:
 
 @lru_cache(maxsize=1)
 def _model(network: File, calibration: File) -> tuple[Any, NDArray[np.float32]]:
+    from ..frontend.archive import read
+    from ..quant.data import load_images
+
     return read(network.check()), load_images(calibration.check())[0]
 
 
@@ -145,10 +147,14 @@ def _stored(network: File) -> QuantizedNetwork:
 
 
 def quantized(
-    network: File, calibration: File, config: QuantConfig
+    network: File, calibration: File, config: "QuantConfig"
 ) -> tuple[QuantizedNetwork, float]:
     """A model, quantized, and the SQNR of its scores in dB; one image in ``HELD_OUT`` is left out
     of the quantization and measures it."""
+    from ..quant.convert import quantize
+    from ..quant.lower import lower
+    from ..quant.search import HELD_OUT, measure
+
     graph, images = _model(network, calibration)
     held_out = np.arange(len(images)) % HELD_OUT == HELD_OUT - 1
     if not held_out.any():
@@ -169,6 +175,8 @@ def _network(task: Task) -> tuple[QuantizedNetwork, float | None]:
     kept = task.cache / f"b{bits}-m{act_bits}-B{block}-{scale}.safetensors"
     known = kept.with_suffix(".json")  # written last
     if not known.exists():
+        from ..quant.convert import QuantConfig
+
         config = QuantConfig(bits, act_bits, block, scale, method="l2")
         network, sqnr = quantized(task.network, task.calibration, config)
         part = kept.with_name(f"{kept.name}.{socket.gethostname()}-{os.getpid()}.part")
@@ -204,5 +212,8 @@ def evaluate(task: Task) -> dict[str, Any]:
 
 def count(config: HardwareConfig, target: str) -> dict[str, int]:
     """What synthesis takes of each of ``KINDS``."""
+    from ..hw.verilog import TOP, accelerator_verilog
+    from ..toolchain.yosys import synthesize
+
     found = synthesize(accelerator_verilog(config), TOP, target)
     return {kind: getattr(found, kind) for kind in KINDS}
