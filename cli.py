@@ -626,8 +626,11 @@ def _layer_table(found: "Estimate", config: HardwareConfig) -> Table:
 @click.option("--latency", default=20, show_default=True, help="Cycles of the memory.")
 @click.option("--gap", default=0, show_default=True, help="Cycles between beats of the memory.")
 @click.option("--clock", type=click.FloatRange(0, min_open=True), help="MHz, for images_per_s.")
+@click.option("--target", help="A device: what the accelerator takes there, and its clock.")
 @_as_json
-def estimate(folder: Path, latency: int, gap: int, clock: float | None, as_json: bool) -> None:
+def estimate(
+    folder: Path, latency: int, gap: int, clock: float | None, target: str | None, as_json: bool
+) -> None:
     """Predict the cycles of the build folder FOLDER, layer by layer, without simulation.
 
     They are those that the RTL takes, exactly. A layer's cycles end when its last pixel enters the
@@ -639,13 +642,15 @@ def estimate(folder: Path, latency: int, gap: int, clock: float | None, as_json:
     program, network = load_build(folder)
     with _busy("predicting"):
         found = predict(program, network.macs(), latency=latency, gap=gap)
+    taken: dict[str, Any] = {} if target is None else _estimated(program.config, target)
+    clock = taken.get("fmax_mhz") if clock is None else clock
     speed = {} if clock is None else {"images_per_s": clock * 1e6 / found.total.cycles}
     if as_json:
-        _print(True, _figures(found) | speed)
+        _print(True, _figures(found) | taken | speed)
         return
     _print(False, {}, _layer_table(found, program.config))
-    if speed:
-        _print(False, speed)
+    if taken or speed:
+        _print(False, taken | speed)
 
 
 @main.command()
@@ -736,19 +741,76 @@ def verilog(hw: Path, output: Path, as_json: bool) -> None:
 
 @main.command()
 @click.option("--hw", required=True, type=_PATH, help="Hardware configuration (TOML).")
-@click.option("--target", required=True, help="ecp5, ice40 or xilinx7.")
+@click.option("--target", required=True, help="A device, ecp5-85k-8 for example, or a family.")
+@click.option("--pnr", is_flag=True, help="Place and route too: the clock and its critical path.")
+@click.option(
+    "--seeds", default=1, show_default=True, type=click.IntRange(1),
+    help="Of place and route: so many runs, of which the median counts.",
+)  # fmt: skip
 @_as_json
-def synth(hw: Path, target: str, as_json: bool) -> None:
-    """Count what the accelerator takes on a TARGET, with yosys."""
-    from .hw.verilog import TOP, accelerator_verilog
-    from .toolchain.yosys import synthesize
+def synth(hw: Path, target: str, pnr: bool, seeds: int, as_json: bool) -> None:
+    """Count what the accelerator takes on a TARGET, with yosys; place and route it with nextpnr.
 
+    Every port is placed between registers, so that the clock covers the paths to and from them.
+    """
+    from .estimate.resources import calibrated
+    from .hw.verilog import TOP, accelerator_rtlil
+    from .toolchain.devices import KINDS, find
+    from .toolchain.nextpnr import check_routable, place_and_route
+    from .toolchain.yosys import ToolError, synthesize
+
+    device = check_routable(target) if pnr else find(target)
     config = HardwareConfig.load(hw)
+    with _busy("writing the netlist"):
+        design = accelerator_rtlil(config)
     with _busy(f"synthesizing for {target}"):
-        resources = synthesize(accelerator_verilog(config), TOP, target)
-    counts = asdict(resources)
-    counts.pop("cells")
-    _print(as_json, counts)
+        resources = synthesize(design, TOP, target)
+    counts = {kind: getattr(resources, kind) for kind in KINDS}
+    timing = None
+    if pnr:
+        if excess := device.excess(counts):
+            raise ToolError(f"{hw} does not fit {target}: {', '.join(excess)}")
+        with _busy(f"placing and routing for {target}, seeds 1 to {seeds}"):
+            timing = place_and_route(design, TOP, target, seeds=range(1, seeds + 1))
+    values: dict[str, Any] = {"target": target, **counts}
+    values["utilization"] = {kind: _share(counts[kind], n) for kind, n in device.capacity.items()}
+    values["fmax_mhz"] = timing and timing.median
+    values["fmax_mhz_by_seed"] = timing and timing.fmax_mhz
+    values["critical_path"] = timing and asdict(timing.critical_path)
+    guess = _estimated(config, target) if device.family in calibrated() else None
+    values["estimate"] = guess
+    if as_json:
+        _print(True, values)
+        return
+    table = Table(title=f"{hw.name} on {target}")
+    for heading in ("", "used", "of", "share", "estimate"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for kind in KINDS:
+        held = device.capacity.get(kind)
+        share = "" if held is None else f"{_share(counts[kind], held):.1%}" if held else "–"
+        cells = f"{counts[kind]:,}", "" if held is None else f"{held:,}", share
+        table.add_row(kind.upper(), *cells, f"{guess[kind]:,}" if guess else "")
+    _print(False, {}, table)
+    if timing:
+        low, high = min(timing.fmax_mhz), max(timing.fmax_mhz)
+        spread = f", {low:.1f} to {high:.1f} over {seeds} seeds" if seeds > 1 else ""
+        click.echo(f"Fmax {timing.median:.1f} MHz{spread}\ncritical path {timing.critical_path}")
+
+
+def _estimated(config: HardwareConfig, target: str) -> dict[str, Any]:
+    """LUTs, flip-flops, DSP blocks, block RAMs and clock by the calibrated estimate."""
+    from .estimate.resources import area
+    from .toolchain.devices import KINDS, find
+
+    device = find(target)
+    found = area(config, device.family)
+    fmax = found.fmax_mhz if target == "ecp5-85k-8" else None
+    return {kind: getattr(found, kind) for kind in KINDS} | {"fmax_mhz": fmax}
+
+
+def _share(used: int, held: int) -> float | None:
+    """Of what a device holds; ``None`` where it holds none."""
+    return used / held if held else None
 
 
 @main.command()

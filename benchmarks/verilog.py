@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from shiftcore.hw.verilog import TOP
-from shiftcore.toolchain.yosys import TARGETS, Resources, ToolError, run_yosys, synthesize
+from shiftcore.toolchain.devices import FAMILIES
+from shiftcore.toolchain.yosys import Resources, ToolError, run_yosys, synthesize
 
 ROOT = Path(__file__).resolve().parent.parent
+CHECKED = ("ecp5", "ice40", "xilinx7")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def yosys_check(file: Path) -> Verdict:
 
 def yosys(target: str, file: Path) -> Verdict:
     """``read_verilog`` and the pass of a family with nothing but the top module."""
-    tool = f"{TARGETS[target].command.split()[0]} -top {TOP}"
+    tool = f"{FAMILIES[target].command.split()[0]} -top {TOP}"
     try:
         counted = synthesize(file.read_text(encoding="utf-8"), TOP, target, plain=True)
     except ToolError as error:
@@ -123,7 +125,7 @@ def main(hw: Path, as_json: bool) -> None:
         ("Verilator", verilator),
         ("Icarus", icarus),
         ("yosys", yosys_check),
-        *((f"yosys for {target}", lambda file, t=target: yosys(t, file)) for target in TARGETS),
+        *((f"yosys for {target}", lambda file, t=target: yosys(t, file)) for target in CHECKED),
     ]
     verdicts = []
     with tempfile.TemporaryDirectory(prefix="shiftcore-") as folder:

@@ -2,13 +2,14 @@
 
 from amaranth.hdl import Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
-from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
+from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from ..golden.accelerator import AcceleratorSpec
 from .axi import CACHE, INCREMENTING, read_ports, region_layout, run_layout
 from .bursts import BurstSplitter
+from .fifo import Queue
 
 __all__ = ["ReadDma"]
 
@@ -96,7 +97,7 @@ class ReadDma(wiring.Component):
         taken = Const(0)
         for index, (name, (i_run, o_beats, depth)) in enumerate(clients.items()):
             m.submodules[f"{name}_bursts"] = bursts = BurstSplitter(spec)
-            m.submodules[f"{name}_fifo"] = fifo = SyncFIFOBuffered(width=spec.bus_bits, depth=depth)
+            m.submodules[f"{name}_fifo"] = fifo = Queue(width=spec.bus_bits, depth=depth)
             wiring.connect(m, wiring.flipped(i_run), bursts.i)
             room = Signal(range(depth + 1), init=depth, name=f"{name}_room")
             ask = Signal(name=f"{name}_ask")

@@ -2,11 +2,11 @@
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from ..golden.floats import FLOAT32
 from ..golden.requantizer import RequantizerSpec
+from .fifo import Queue
 from .floats import float_layout
 
 __all__ = ["Requantizer", "block_layout", "row_layout"]
@@ -59,8 +59,8 @@ class Requantizer(wiring.Component):
         bits, lanes, groups = spec.act_bits, spec.lanes, spec.blocks_per_beat
         depth = 2 * spec.beats_per_block + spec.tree_levels + 4
         used = groups * lanes
-        m.submodules.rows = rows = SyncFIFOBuffered(width=used * 32 + 2, depth=depth)
-        m.submodules.shared = shared = SyncFIFOBuffered(width=8 * groups, depth=depth)
+        m.submodules.rows = rows = Queue(width=used * 32 + 2, depth=depth)
+        m.submodules.shared = shared = Queue(width=8 * groups, depth=depth)
 
         accept = Signal()
         m.d.comb += [self.i.ready.eq(rows.w_rdy), accept.eq(self.i.valid & self.i.ready)]

@@ -1,13 +1,13 @@
 """The sequencer: fetches a program, checks and dispatches its instructions, lets them begin."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from ..golden.accelerator import AcceleratorSpec
 from ..golden.isa import COUNT_BITS, LAYOUTS, LEVELS, WORDS, Error, Form, Opcode, Region
 from .axi import run_layout
+from .fifo import Queue
 from .instruction import instruction_layout, reserved_bits
 
 __all__ = ["ENGINES", "Sequencer"]
@@ -107,17 +107,21 @@ class Sequencer(wiring.Component):
         accepted = []
         for op in ENGINES:
             name = op.name.lower()
-            used = 64 * (1 + max(field.word for field in LAYOUTS[op]))
-            queue = SyncFIFOBuffered(width=used, depth=self.spec.queue_depth)
+            # What is known here, and bits that are reserved or never used, take no room.
+            dropped = {"opcode"} if self.spec.engine.clamp else {"opcode", "limited", "low", "high"}
+            stored = {field.name: field.bits for field in LAYOUTS[op] if field.name not in dropped}
+            queue = Queue(width=sum(stored.values()), depth=self.spec.queue_depth)
             m.submodules[f"queue_{name}"] = queue
             offer = getattr(self, f"o_{name}")
             wanted = allowed & (opcode == op)
             ready = Signal(name=f"ready_{name}")
             head = offer.payload
+            given = data.View(head.shape(), instruction)
             m.d.comb += [
                 queue.w_en.eq(wanted),
-                queue.w_data.eq(instruction),
-                head.as_value().eq(Cat(queue.r_data, Const(0, 64 * WORDS - used))),
+                queue.w_data.eq(Cat(given[name] for name in stored)),
+                head.opcode.eq(op),
+                Cat(head[name] for name in stored).eq(queue.r_data),
                 ready.eq(
                     Cat(
                         completed[other] >= head[f"after_{other.name.lower()}"]

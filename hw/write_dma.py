@@ -2,13 +2,14 @@
 
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
-from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
+from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from ..golden.accelerator import AcceleratorSpec
 from .axi import CACHE, INCREMENTING, region_layout, run_layout, write_ports
 from .bursts import BurstSplitter
+from .fifo import Queue
 
 __all__ = ["WriteDma"]
 
@@ -64,7 +65,7 @@ class WriteDma(wiring.Component):
         spec = self.spec
         shift = exact_log2(spec.beat_bytes)
         m.submodules.bursts = bursts = BurstSplitter(spec)
-        m.submodules.fifo = fifo = SyncFIFOBuffered(width=spec.bus_bits, depth=spec.store_fifo)
+        m.submodules.fifo = fifo = Queue(width=spec.bus_bits, depth=spec.store_fifo)
         # Lengths of the bursts whose data memory has not taken, and for those that it has not
         # confirmed whether they end a run.
         m.submodules.lengths = lengths = SyncFIFO(width=8, depth=spec.outstanding)

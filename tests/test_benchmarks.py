@@ -116,7 +116,7 @@ def test_a_tool_that_is_missing_fails(tmp_path: Path, monkeypatch):
 def test_a_refusal_fails_the_verilog_table(monkeypatch, tmp_path: Path):
     hardware = tmp_path / "one.toml"
     hardware.write_text("rows = 1\ncols = 1\n")
-    monkeypatch.setattr(verilog, "TARGETS", {})
+    monkeypatch.setattr(verilog, "CHECKED", ())
     monkeypatch.setattr(verilog, "verilator", lambda file: verilog.Verdict("v", warnings=2))
     monkeypatch.setattr(verilog, "icarus", lambda file: verilog.Verdict("i", "syntax error"))
     run = CliRunner().invoke(verilog.main, ["--hw", str(hardware)])

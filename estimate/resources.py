@@ -1,0 +1,96 @@
+"""LUTs, flip-flops, DSP blocks, block RAMs and clock of an accelerator, without synthesis."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from math import log2
+from typing import Any
+
+from ..golden.config import HardwareConfig
+from .fabric import FABRICS
+from .structure import UNITS
+
+__all__ = ["Area", "UnitArea", "area", "calibrated", "clock_terms"]
+
+CALIBRATION = "calibration.json"
+
+
+@dataclass(frozen=True)
+class UnitArea:
+    """What one unit takes, all its copies together; LUTs and flip-flops are estimates."""
+
+    lut: float
+    ff: float
+    dsp: int
+    bram: int
+
+
+@dataclass(frozen=True)
+class Area:
+    """What an accelerator takes, in the family's units (``toolchain/devices.py``).
+
+    Parameters
+    ----------
+    lut, ff : estimates
+    dsp, bram : exact
+    fmax_mhz : estimate on the fastest ECP5; ``None`` for other families
+    units : of what the sums are made, by name
+    """
+
+    lut: int
+    ff: int
+    dsp: int
+    bram: int
+    fmax_mhz: float | None
+    units: Mapping[str, UnitArea]
+
+
+def calibrated() -> tuple[str, ...]:
+    """The families that can be estimated."""
+    return tuple(_calibration())
+
+
+def area(config: HardwareConfig, family: str) -> Area:
+    """What the accelerator of `config` takes on `family`: the sum over its units.
+
+    Raises ``ValueError`` if the family is not calibrated.
+    """
+    known = _calibration()
+    if family not in known:
+        raise ValueError(
+            f"resources are calibrated for {', '.join(known) or 'no family'}, not for {family!r}"
+        )
+    costs = known[family]
+    found = {}
+    for name, unit in UNITS.items():
+        lut, ff, dsp, bram = unit(config).mapped(FABRICS[family])
+        found[name] = UnitArea(
+            _priced(lut, costs["lut"][name]), _priced(ff, costs["ff"][name]), dsp, bram
+        )
+    lut, ff = (sum(getattr(each, kind) for each in found.values()) for kind in ("lut", "ff"))
+    period = costs.get("period_ns")
+    fmax = None
+    if period:
+        fmax = 1000 / _priced(clock_terms(config, lut), period)
+    dsp, bram = (sum(getattr(each, kind) for each in found.values()) for kind in ("dsp", "bram"))
+    return Area(round(lut), round(ff), dsp, bram, fmax, found)
+
+
+def clock_terms(config: HardwareConfig, lut: float) -> dict[str, float]:
+    """What the period of the clock grows with: a design of `lut` LUTs has that longer wires, a
+    wider multiplier without DSP block more levels of logic."""
+    digits = -(-config.weight_bits // 2) if config.multiplier == "lut" else 0
+    return {"designs": 1.0, "doublings of LUTs": log2(lut), "Booth digits": float(digits)}
+
+
+def _priced(terms: Mapping[str, float], costs: Mapping[str, float]) -> float:
+    return sum(amount * costs.get(name, 0.0) for name, amount in terms.items())
+
+
+@cache
+def _calibration() -> dict[str, Any]:
+    """By family: cost of every term of every unit, for LUTs and flip-flops."""
+    text = (files("shiftcore.estimate") / CALIBRATION).read_text(encoding="utf-8")
+    return json.loads(text)["families"]

@@ -1,0 +1,289 @@
+"""What an accelerator is made of: its units, each with the widths and memories that cost area.
+
+A unit's cost is a sum over *terms*: how often something occurs in it, in bits or pieces, times what
+one costs on the family. This file counts; what one costs is fitted (``benchmarks/calibrate.py``).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ..golden.config import HardwareConfig
+from ..golden.isa import LAYOUTS, Opcode
+from .fabric import Fabric, Memory, Multiplication
+
+__all__ = ["UNITS", "Unit", "units"]
+
+Terms = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of an accelerator, all its copies together.
+
+    Parameters
+    ----------
+    lut, ff : terms
+    memories, multiplications : with how often each occurs
+    """
+
+    lut: Terms
+    ff: Terms
+    memories: list[tuple[int, Memory]] = field(default_factory=list)
+    multiplications: list[tuple[int, Multiplication]] = field(default_factory=list)
+
+    def mapped(self, fabric: Fabric) -> tuple[Terms, Terms, int, int]:
+        """The terms of LUTs and flip-flops with those of the memories, DSP blocks, block RAMs."""
+        lut, ff = dict(self.lut), dict(self.ff)
+        brams = 0
+        for count, memory in self.memories:
+            found = fabric.memory(memory)
+            brams += count * found.brams
+            width = memory.width if memory.used is None else memory.used
+            held = count * width * (memory.synchronous and not found.block)
+            for terms, name, amount in (
+                (lut, "memory LUTs", count * found.luts),
+                (lut, "memory multiplexer bits", count * found.mux_bits),
+                (ff, "memory output bits", held),
+                (ff, "memory bits", count * found.flip_flops),
+            ):
+                if amount:
+                    terms[name] = terms.get(name, 0) + amount
+        dsp = 0
+        for count, wanted in self.multiplications:
+            blocks = fabric.dsp_blocks(wanted)
+            dsp += count * blocks
+            if not blocks:
+                lut["soft product bits"] = lut.get("soft product bits", 0) + (
+                    count * wanted.a * wanted.b
+                )
+        return lut, ff, dsp, brams
+
+
+def _queue(depth: int, width: int, used: int | None = None) -> Memory:
+    """The memory of a queue, whose last word is in the output register."""
+    return Memory(depth - 1, width, used=used)
+
+
+def _array(config: HardwareConfig) -> Unit:
+    """Processing elements and the delays at the edges of the array."""
+    spec = config.array
+    rows, cols, b, operand = spec.rows, spec.cols, spec.weight_bits, spec.operand_bits
+    count = rows * cols
+    sums = [spec.partial_sum_bits(row) for row in range(rows)]
+    lut: Terms = {"PEs": count, "sum bits": cols * sum(sums)}
+    ff: Terms = {
+        "PE bits": count * (operand + 2 + 2 * b) - rows * (operand + 2),
+        "product bits": count * spec.product_bits,
+        "sum bits": cols * sum(sums),
+        "lane delay bits": operand * rows * (rows + 1) / 2,
+        "control delay bits": rows * (rows - 1),
+        "code delay bits": b * cols * (cols - 1) / 2,
+    }
+    if spec.multiplier == "dsp":
+        product = Multiplication(b, operand, spec.product_bits, signed=True)
+        return Unit(lut, ff, multiplications=[(count, product)])
+    # Radix-4 Booth digits: the lowest sees two bits of the code, an odd highest one too.
+    digits = -(-b // 2)
+    ends = 1 + (b % 2 and digits > 1)
+    lut |= {
+        "outer Booth bits": count * ends * (operand + 1),
+        "inner Booth bits": count * (digits - ends) * (operand + 1),
+        "digit adder bits": count * sum(b + operand - 1 - k for k in range(2, b, 2)),
+    }
+    ff["carries"] = count
+    return Unit(lut, ff)
+
+
+def _scale_units(config: HardwareConfig) -> Unit:
+    """The scale units: product, adder, accumulators."""
+    spec, cols = config.scale_unit, config.cols
+    product, address = spec.product, spec.address_bits
+    magnitude, scale = product.magnitude_bits, product.scale_bits
+    levels = (magnitude - 1).bit_length()
+    lut: Terms = {
+        "scale units": cols,
+        "magnitude bits": cols * magnitude,
+        "shifter bits": cols * magnitude * levels,
+        "exact bits": cols * product.exact_bits,
+        "rounding": cols * product.rounds,
+        "address bits": cols * address,
+    }
+    ff: Terms = {
+        "scale units": cols,
+        "magnitude bits": cols * 3 * magnitude,
+        "exact bits": cols * product.exact_bits,
+        "scale bits": cols * 4 * (scale - 1),
+        "rounding": cols * product.rounds,
+        "address bits": cols * address * (spec.write_stage + 1),
+    }
+    multiplications = []
+    if scale > 1:
+        if product.multiplier == "dsp":
+            wanted = Multiplication(magnitude, scale, product.exact_bits, signed=False)
+            multiplications.append((cols, wanted))
+        else:
+            digits = -(-(scale + 1) // 2)
+            lut["scale Booth bits"] = cols * digits * (magnitude + 2)
+    memory = Memory(spec.depth, 32, reads=2)
+    return Unit(lut, ff, [(cols, memory)], multiplications)
+
+
+def _requantizer(config: HardwareConfig) -> Unit:
+    """Largest exponent, shift, round; the rows that wait."""
+    spec = config.requantizer
+    groups, lanes, m, beats = spec.blocks_per_beat, spec.lanes, spec.act_bits, spec.beats_per_block
+    used, shift = groups * lanes, spec.act_bits.bit_length()
+    depth = 2 * beats + spec.tree_levels + 4
+    assembled = (beats - 1) * lanes * m
+    nodes, level = 0, lanes
+    for _ in range(spec.tree_levels):
+        level = -(-level // 2)
+        nodes += level * groups
+    lut: Terms = {
+        "requantizers": 1,
+        "lanes": used,
+        "code bits": used * m,
+        "aligned bits": used * m * shift,
+        "largest exponents": nodes + groups,
+        "assembled bits": assembled,
+    }
+    ff: Terms = {
+        "requantizers": 1,
+        "lane bits": used * (3 * m + 8 + shift),
+        "exponent bits": 8 * (used + nodes + 4 * groups),
+        "output bits": groups * (spec.block * m + 8),
+        "assembled bits": assembled,
+        "levels": depth.bit_length(),
+    }
+    return Unit(lut, ff, [(1, _queue(depth, 32 * used + 2)), (1, _queue(depth, 8 * groups))])
+
+
+def _issue(config: HardwareConfig) -> Unit:
+    """The issue stage with its look for hazards, and the wave that follows the pixels."""
+    spec = config.engine
+    address, operand = spec.scale_unit.address_bits, config.array.operand_bits
+    window = spec.scale_unit.revisit - 1
+    lut: Terms = {
+        "issue stages": 1,
+        "hazard bits": window * address,
+        "lanes": config.rows,
+        "counter bits": spec.retire_cycles.bit_length() + spec.pass_cycles.bit_length(),
+    }
+    ff: Terms = {
+        "issue stages": 1,
+        "hazard bits": window * (address + 1) + 2 * address,
+        "lane bits": config.rows * (config.act_bits + operand),
+        "retire stages": spec.retire_cycles,
+    }
+    return Unit(lut, ff)
+
+
+def _loader(config: HardwareConfig) -> Unit:
+    """The tile loader: codes to the array, constants to the columns."""
+    spec, tile = config.engine, config.tile
+    codes = config.cols * config.weight_bits
+    memories = []
+    chosen = 0
+    for bits, tiles in ((tile.scale.storage_bits, spec.scale_tiles), (32, spec.bias_tiles)):
+        per_beat = tile.bus_bits // bits
+        depth = max(2, -(-config.cols // per_beat) * tiles)
+        memories.append((1, Memory(depth, tile.bus_bits, synchronous=False)))
+        chosen += (min(per_beat, config.cols) - 1) * bits
+    lut: Terms = {
+        "loaders": 1,
+        "rows": config.rows,
+        "chosen bits": chosen,
+        "subnormal scales": int(tile.scale.subnormals),
+        "counter bits": config.cols.bit_length(),
+    }
+    ff: Terms = {
+        "loaders": 1,
+        "code bits": codes,
+        "rows": 2 * config.rows,
+        "constant bits": tile.scale.storage_bits + 32,
+        "counter bits": config.cols.bit_length(),
+    }
+    return Unit(lut, ff, memories)
+
+
+def _additions(constant: int) -> int:
+    """Additions in a product with a constant, made of shifts."""
+    return constant.bit_count() - 1
+
+
+def _control(config: HardwareConfig) -> Unit:
+    """All around the engine's parts: registers, sequencer, the four units, DMA, buffer, drain."""
+    spec, engine = config.accelerator, config.engine
+    bus, word = spec.bus_bits, spec.word_bits
+    beats = max(spec.word_beats, spec.raw_beats)
+    clamped = config.cols * 32 * config.clamp
+    dropped = {"opcode"} if config.clamp else {"opcode", "limited", "low", "high"}
+    queues = [
+        sum(each.bits for each in LAYOUTS[op] if each.name not in dropped)
+        for op in (Opcode.LOAD, Opcode.WEIGHTS, Opcode.PASS, Opcode.DRAIN)
+    ]
+    program_fifo = 2 * max(spec.burst_beats, spec.instruction_beats)
+    fifos = [
+        (spec.weight_fifo, bus, bus),
+        (program_fifo, bus, bus),
+        (spec.load_fifo, bus, bus if spec.word_beats > 1 else word),
+        (spec.store_fifo, bus, bus),
+    ]
+    memories = [(1, _queue(spec.queue_depth, width)) for width in queues]
+    memories += [(1, _queue(*fifo)) for fifo in fifos]
+    memories += [
+        (1, Memory(spec.buffer_depth, word)),
+        (1, Memory(16, 42, synchronous=False)),  # rows of LOAD
+        (1, Memory(4, 21, synchronous=False)),  # instructions of WEIGHTS
+        (1, Memory(spec.outstanding, 2, synchronous=False)),
+        (1, Memory(spec.outstanding, 8, synchronous=False)),
+        (1, Memory(spec.outstanding, 1, synchronous=False)),
+    ]
+    added = (
+        2 * _additions(spec.word_beats) + _additions(spec.raw_beats)
+        + _additions(spec.code_beats) + 2 * _additions(config.tile.beats(False))
+    )  # fmt: skip
+    levels = sum(fifo[0].bit_length() for fifo in fifos) + 3 * spec.outstanding.bit_length()
+    levels += 4 * spec.queue_depth.bit_length()
+    wave = engine.scale_unit.address_bits + 13
+    lut: Terms = {
+        "controllers": 1,
+        "bus bits": bus,
+        "word bits": word,
+        "row bits": bus * (beats - 1),
+        "gathered bits": bus * (spec.word_beats - 1),
+        "chosen bits": word * (engine.requantizer.blocks_per_beat - 1),
+        "clamps": int(config.clamp),
+        "clamped bits": clamped,
+        "additions": added,
+        "level bits": levels,
+        "lanes": config.rows * config.act_bits,
+    }
+    ff: Terms = {
+        "controllers": 1,
+        "bus bits": bus,
+        "word bits": word,
+        "gathered bits": bus * (spec.word_beats - 1),
+        "clamps": int(config.clamp),
+        "clamped bits": clamped,
+        "level bits": levels,
+        "wave bits": (engine.wave_delay + config.cols) * wave,
+        "play stages": engine.scale_play + engine.bias_play,
+    }
+    return Unit(lut, ff, memories)
+
+
+UNITS: Mapping[str, Callable[[HardwareConfig], Unit]] = {
+    "array": _array,
+    "scale_unit": _scale_units,
+    "requantizer": _requantizer,
+    "issue": _issue,
+    "loader": _loader,
+    "control": _control,
+}
+"""Units by name; all copies of one count together."""
+
+
+def units(config: HardwareConfig) -> dict[str, Unit]:
+    """Every unit of the accelerator of `config`."""
+    return {name: make(config) for name, make in UNITS.items()}
