@@ -352,7 +352,7 @@ class _Budget(click.ParamType):
 )  # fmt: skip
 @click.option(
     "--objective", "objectives", multiple=True, default=["images_per_s"], show_default=True,
-    help="images_per_s, sqnr_db, fmax_mhz (more is better), cycles, lut, ff, dsp, bram (less is); "
+    help="images_per_s, sqnr_db (more is better), cycles, lut, ff, dsp, bram (less is); "
     "of several the first one decides. The SQNR of a model is always one.",
 )  # fmt: skip
 @click.option(
@@ -375,6 +375,7 @@ class _Budget(click.ParamType):
     help="local: processes of this machine; here: this process; slurm, lsf, pbs, sge, oar, "
     "htcondor: jobs; or the address of a Dask scheduler.",
 )  # fmt: skip
+@click.option("--clock", type=click.FloatRange(0, min_open=True), help="MHz of the board.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1))
 @click.option("--latency", default=20, show_default=True, help="Cycles of the memory.")
 @click.option("--gap", default=0, show_default=True, help="Cycles between beats of the memory.")
@@ -397,6 +398,7 @@ def explore(
     synthesize: int,
     on: str,
     workers: int,
+    clock: float | None,
     latency: int,
     gap: int,
     output: Path,
@@ -410,7 +412,7 @@ def explore(
     """
     from .explore.pool import open_pool
     from .explore.report import figures, finish, front_table, write_exploration
-    from .explore.resources import capacity, resources
+    from .explore.resources import capacity, estimated
     from .explore.space import parse
     from .explore.study import Settings, Study, confirm
     from .explore.study import explore as search
@@ -423,18 +425,19 @@ def explore(
     settings = Settings(
         File.of(network),
         target,
-        capacity(target) | (budget or {}),
+        capacity(target, clock) | (budget or {}),
         None if calib is None else File.of(calib),
         objectives,
         least_sqnr,
         dict(map(parse, vary)),
         HardwareConfig(16, 16) if hw is None else HardwareConfig.load(hw),
         seed,
+        clock,
         latency,
         gap,
     )
     with (
-        Study.open(output, settings, resources) as study,
+        Study.open(output, settings, estimated) as study,
         progress_bars(_STATUS) as progress,
         open_pool(on, workers) as pool,
     ):

@@ -10,8 +10,9 @@ from typing import Any
 from ..golden.network import QuantizedNetwork
 from ..quant.convert import QuantConfig
 from ..quant.documents import Table, markdown, write_texts
+from ..toolchain.devices import KINDS
 from .study import Exploration, Point
-from .trial import KINDS, image_cycles, quantized
+from .trial import image_cycles, quantized
 
 __all__ = ["Chosen", "figures", "finish", "front_table", "problems", "write_exploration"]
 

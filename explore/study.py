@@ -22,14 +22,16 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ..golden.config import HardwareConfig
 from ..golden.network import QuantizedNetwork
 from ..quant.documents import write_text
+from ..toolchain.devices import KINDS
 from .pool import Pool
+from .resources import count
 from .space import Space, full_space, suggest
-from .trial import KINDS, Figures, File, ResourceModel, Task, count, evaluate
+from .trial import Figures, File, ResourceModel, Task, evaluate
 
 __all__ = ["OBJECTIVES", "Exploration", "Point", "Settings", "Study", "confirm", "explore"]
 
 OBJECTIVES = {
-    "images_per_s": "maximize", "sqnr_db": "maximize", "fmax_mhz": "maximize",
+    "images_per_s": "maximize", "sqnr_db": "maximize",
     "cycles": "minimize", **dict.fromkeys(KINDS, "minimize"),
 }  # fmt: skip
 """what can be sought, and where it is better"""
@@ -53,6 +55,7 @@ class Settings:
     space : the candidates of each key; a default where it has none
     base : everything else of the hardware
     seed : the same one gives the same trials where one worker runs them
+    clock : MHz of the board; None: as fast as estimated
     latency, gap : of the memory, in cycles
     """
 
@@ -65,6 +68,7 @@ class Settings:
     space: Space = field(default_factory=dict)
     base: HardwareConfig = field(default_factory=lambda: HardwareConfig(16, 16))
     seed: int = 0
+    clock: float | None = None
     latency: int = 20
     gap: int = 0
 
@@ -271,7 +275,7 @@ class Study:
         values = suggest(trial, self.space, own.base)
         return Task(
             values, own.target, own.network, own.calibration, self.cache, self.resources,
-            own.latency, own.gap,
+            own.clock, own.latency, own.gap,
         )  # fmt: skip
 
     def tell(self, trial: Trial, task: Task, result: Mapping[str, Any]) -> None:

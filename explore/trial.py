@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,41 +21,20 @@ from ..compiler.network import compile_network
 from ..estimate.network import estimate
 from ..golden.config import HardwareConfig
 from ..golden.network import QuantizedNetwork
+from .resources import Area
 
 if TYPE_CHECKING:
     from ..quant.convert import QuantConfig
 
 __all__ = [
-    "KINDS",
-    "Area",
     "Figures",
     "File",
     "ResourceModel",
     "Task",
-    "count",
     "evaluate",
     "image_cycles",
     "quantized",
 ]
-
-KINDS = ("lut", "ff", "dsp", "bram")
-"""what of a device a configuration takes"""
-
-
-class Area(Protocol):
-    """What a configuration takes of a device, and the clock that it reaches there."""
-
-    @property
-    def lut(self) -> int: ...
-    @property
-    def ff(self) -> int: ...
-    @property
-    def dsp(self) -> int: ...
-    @property
-    def bram(self) -> int: ...
-    @property
-    def fmax_mhz(self) -> float: ...
-
 
 ResourceModel = Callable[[HardwareConfig, str], Area]
 """Estimates a configuration on a target; a function of a module, so that it can be sent."""
@@ -91,6 +70,7 @@ class Task:
     calibration : images of a model, else None
     cache : folder of networks that are quantized for trials
     resources : what estimates them
+    clock : MHz of the board, or None
     latency, gap : of the memory, in cycles
     """
 
@@ -100,6 +80,7 @@ class Task:
     calibration: File | None
     cache: Path
     resources: ResourceModel
+    clock: float | None = None
     latency: int = 20
     gap: int = 0
 
@@ -110,12 +91,12 @@ class Figures:
 
     Parameters
     ----------
-    images_per_s : at the clock `fmax_mhz`
+    images_per_s : at `fmax_mhz`, or at the clock of the board where that is slower
     cycles : of one image, exact
     sqnr_db : of the network's scores, against the float network, on images that had no part in its
         quantization; None of a network that came quantized
     lut, ff, dsp, bram : units of the target
-    fmax_mhz : of the clock
+    fmax_mhz : the fastest clock; None where it is not estimated
     """
 
     images_per_s: float
@@ -125,7 +106,7 @@ class Figures:
     ff: int
     dsp: int
     bram: int
-    fmax_mhz: float
+    fmax_mhz: float | None
 
 
 @lru_cache(maxsize=1)
@@ -202,18 +183,10 @@ def evaluate(task: Task) -> dict[str, Any]:
         cycles = image_cycles(network, config, task.latency, task.gap)
     except ValueError as error:
         return {"reason": " ".join(str(error).split())}
+    clock = min(each for each in (area.fmax_mhz, task.clock) if each is not None)
     return asdict(
         Figures(
-            area.fmax_mhz * 1e6 / cycles, cycles, sqnr,
+            clock * 1e6 / cycles, cycles, sqnr,
             area.lut, area.ff, area.dsp, area.bram, area.fmax_mhz,
         )
     )  # fmt: skip
-
-
-def count(config: HardwareConfig, target: str) -> dict[str, int]:
-    """What synthesis takes of each of ``KINDS``."""
-    from ..hw.verilog import TOP, accelerator_verilog
-    from ..toolchain.yosys import synthesize
-
-    found = synthesize(accelerator_verilog(config), TOP, target)
-    return {kind: getattr(found, kind) for kind in KINDS}

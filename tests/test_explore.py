@@ -1,32 +1,37 @@
 """Exploration: what it finds is best, nothing that was finished is lost, no process is left."""
 
 import json
-import os
-import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
+from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from click.testing import CliRunner
 
+from shiftcore.cli import main
+from shiftcore.estimate.network import network_cycles
 from shiftcore.examples.digits import data, model
+from shiftcore.explore import resources
+from shiftcore.explore import study as exploring_study
 from shiftcore.explore.pool import Pool, open_pool
-from shiftcore.explore.report import figures, finish, problems, write_exploration
+from shiftcore.explore.report import finish, problems, write_exploration
 from shiftcore.explore.space import DEFAULT, full_space, parse
 from shiftcore.explore.study import Exploration, Settings, Study, confirm, explore
-from shiftcore.explore.trial import File, Task, evaluate
-from shiftcore.golden.config import KEYS, HardwareConfig
+from shiftcore.explore.trial import File
+from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.quant.convert import QuantConfig, quantize
-from shiftcore.tests import exploring
 from shiftcore.tests.exploring import SPACE, fake, settings
 
 
@@ -81,37 +86,245 @@ def test_settings_are_checked(network: Path) -> None:
             settings(network, **changes)
 
 
-def every(own: Settings, network: Path, folder: Path) -> list[tuple[dict, dict]]:
-    """All configurations of SPACE and what comes of them, without the search."""
-    found = []
-    for chosen in product(*SPACE.values()):
-        values = {**asdict(own.base), **dict(zip(SPACE, chosen, strict=True))}
-        task = Task(values, own.target, File.of(network), None, folder, fake)
-        found.append((values, evaluate(task)))
-    return found
-
-
 def test_the_front_is_that_of_all_configurations(network: Path, tmp_path: Path) -> None:
-    own = settings(network, space={**SPACE, "weight_fifo": (64,), "accumulator_depth": (512,)})
-    all_figures = [
-        (found["images_per_s"], found["lut"])
-        for values, found in every(own, network, tmp_path)
-        if "reason" not in found
-        and found["lut"] <= own.budget["lut"]
-        and found["bram"] <= own.budget["bram"]
-        and values["weight_fifo"] == 32
-        and values["accumulator_depth"] == 512
-    ]
-    del all_figures
-    found = trials(tmp_path / "study", own, 60)
-    points = [p for p in found.points if p.figures and not p.problem]
+    space = {**SPACE, "weight_fifo": (64,), "accumulator_depth": (512,)}
+    own = settings(network, space=space)
+    costs = set()
+    for chosen in product(*space.values()):
+        values = {**asdict(own.base), **dict(zip(space, chosen, strict=True))}
+        config = HardwareConfig(**values)
+        area = fake(config, own.target)
+        cycles = network_cycles(config, QuantizedNetwork.load(network))
+        if area.lut <= own.budget["lut"] and area.bram <= own.budget["bram"]:
+            costs.add((-area.fmax_mhz * 1e6 / cycles, area.lut))
+    best = {a for a in costs if not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in costs)}
+    found = trials(tmp_path / "study", own, 90)
     assert len({str(p.values) for p in found.points}) == 4 * 3 * 2  # all of the space
-    costs = {p.number: (-p.figures.images_per_s, p.figures.lut) for p in points}
-    beaten = {
-        a for a in costs for b in costs
-        if costs[b] != costs[a] and all(x <= y for x, y in zip(costs[b], costs[a], strict=True))
-    }  # fmt: skip
-    assert {costs[p.number] for p in found.front} == {costs[n] for n in costs if n not in beaten}
-    assert len({str(p.values) for p in found.front}) == len(found.front) > 1
+    front = [(-p.figures.images_per_s, p.figures.lut) for p in found.front if p.figures]
+    assert sorted(best) == front  # the best first, each once
+    assert 1 < len(best) < len(costs) < 4 * 3 * 2
     assert found.chosen is found.front[0]
-    assert costs[found.chosen.number] == min(costs.values())
+
+
+def test_what_cannot_be_is_stored_with_its_reason(network: Path, tmp_path: Path) -> None:
+    space = {**SPACE, "cols": (1, 16), "accumulator_depth": (8, 64), "buffer_depth": (16, 1024)}
+    found = trials(tmp_path / "study", settings(network, space=space, budget={"lut": 9000}), 30)
+    assert len(found.points) == 30
+    failed = [point for point in found.points if point.figures is None]
+    reasons = {point.problem for point in failed}
+    assert any(r.startswith("accumulator_depth must be at least 16, not 8") for r in reasons)
+    over = [point for point in found.points if point.figures and point.problem]
+    assert over
+    for point in over:
+        assert point.problem == f"{point.figures.lut} of 9000 lut"
+    counts = dict(problems(found))
+    assert counts["too much lut"] == len(over)
+    assert sum(counts.values()) == len(over) + len(failed)
+    assert not {p.number for p in found.front} & {p.number for p in [*over, *failed]}
+    nothing = trials(tmp_path / "nothing", settings(network, budget={"lut": 9}), 3)
+    with pytest.raises(
+        ValueError, match=r"no trial of 3 keeps everything; .* of 9 lut: allow more"
+    ):
+        _ = nothing.chosen
+
+
+class Dies(Exception):
+    """Ends a driver."""
+
+
+class Dying(Executor):
+    """A process that ends in the middle of a trial, after some of them."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.left -= 1
+        if self.left < 0:
+            raise Dies
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def test_a_study_that_was_interrupted_is_as_if_it_was_not(network: Path, tmp_path: Path) -> None:
+    own = settings(network)
+    whole = trials(tmp_path / "whole", own, 16)
+    for after in (5, 0, 7):
+        with (
+            pytest.raises(Dies),
+            Study.open(tmp_path / "parts", own, fake) as study,
+        ):
+            explore(study, Pool(Dying(after), lambda: 1), 16)
+    assert trials(tmp_path / "parts", own, 16) == whole
+    assert trials(tmp_path / "parts", own, 16) == whole  # nothing is left to do
+    other = trials(tmp_path / "other", replace(own, seed=1), 16)
+    assert [p.values for p in other.points] != [p.values for p in whole.points]
+
+
+def test_a_folder_is_that_of_one_study(network: Path, tmp_path: Path) -> None:
+    own, folder = settings(network), tmp_path / "study"
+    trials(folder, own, 1)
+    with pytest.raises(ValueError, match=r"study was begun with another seed: 0, not 1; name ano"):
+        trials(folder, replace(own, seed=1), 1)
+    with Study.open(folder, own, fake), pytest.raises(ValueError, match="another exploration wor"):
+        trials(folder, own, 1)
+    changed = tmp_path / "net.safetensors"
+    changed.write_bytes(network.read_bytes())
+    mine = replace(own, network=File.of(changed))
+    changed.write_bytes(b"")
+    with pytest.raises(ValueError, match="net.safetensors has changed since the study began"):
+        mine.network.check()
+
+
+def test_an_error_of_a_worker_is_a_reason(network: Path, tmp_path: Path) -> None:
+    def broken(config: HardwareConfig, target: str) -> Any:
+        raise ZeroDivisionError("by nothing")
+
+    with (
+        Study.open(tmp_path / "study", settings(network), broken) as study,
+        open_pool("here") as pool,
+    ):
+        found = explore(study, pool, 2)
+    assert [p.problem for p in found.points] == ["ZeroDivisionError: by nothing"] * 2
+    with pytest.raises(ValueError, match="no trial of 2 could be estimated; the first: ZeroDivis"):
+        _ = found.chosen
+
+
+def test_synthesis_decides(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = trials(tmp_path / "study", settings(network), 25)
+    best = found.front[0].config
+
+    def counted(config: HardwareConfig, target: str) -> dict[str, int]:
+        assert target == "ecp5-85k-8"
+        area = fake(config, target)
+        return {"lut": 30000 if config == best else area.lut, "ff": 1, "dsp": 2, "bram": area.bram}
+
+    monkeypatch.setattr(exploring_study, "count", counted)
+    with open_pool("here") as pool:
+        none, one, two = (confirm(found, pool, points) for points in (0, 1, 2))
+    assert none.chosen is found.front[0]
+    assert two.chosen is found.front[1]
+    assert two.synthesized[found.front[0].number]["lut"] == 30000
+    with pytest.raises(
+        ValueError, match="none of the 1 best points keeps the budget when it is sy"
+    ):
+        _ = one.chosen
+
+
+def test_what_is_left(network: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    found = trials(folder, settings(network), 20)
+    chosen = finish(found)
+    assert chosen.cycles == found.chosen.figures.cycles
+    write_exploration(folder, "net on ecp5", found, chosen)
+    assert HardwareConfig.load(folder / "hw.toml") == found.chosen.config
+    assert (folder / "net.safetensors").read_bytes() == network.read_bytes()
+    report = json.loads((folder / "front.json").read_text())
+    assert [p["trial"] for p in report["points"]] == list(range(20))
+    assert {p["trial"] for p in report["points"] if p["front"]} == {p.number for p in found.front}
+    assert report["chosen"]["hardware"] == asdict(found.chosen.config)
+    table = (folder / "front.md").read_text()
+    assert f"\n| {found.chosen.number} * | 16 |" in table
+    page = (folder / "front.html").read_text()
+    assert all(f"trial {number}<br>" in page.replace("\\u003c", "<").replace("\\u003e", ">")
+               for number in range(20))  # fmt: skip
+    assert "<script src=" not in page  # needs no other file
+
+
+def test_there_is_no_such_pool() -> None:
+    for on, message in {
+        "cloud": "'cloud' is none of here, local, slurm, .* and no address such as tcp://host:8786",
+        "tcp://127.0.0.1:1": "there is no Dask scheduler at tcp://127.0.0.1:1",
+    }.items():
+        with pytest.raises(ValueError, match=message), open_pool(on):
+            pass
+
+
+def finished(folder: Path) -> dict[int, tuple[str, str]]:
+    """Number → state and what came of every finished trial, by the database itself."""
+    with closing(sqlite3.connect(f"file:{folder}/study.db?mode=ro", uri=True)) as database:
+        rows = database.execute(
+            "select number, state, value_json from trials join trial_user_attributes"
+            " using (trial_id) where state != 'RUNNING'"
+        ).fetchall()
+    return {number: (state, text) for number, state, text in rows}
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def some(folder: Path) -> int:
+    try:
+        return len(finished(folder))
+    except sqlite3.OperationalError:  # not made yet, or locked
+        return 0
+
+
+def test_killed_workers_and_drivers_lose_nothing(network: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    command = [sys.executable, "-P", "-m", "shiftcore.tests.exploring", folder, network, "local"]
+    driver = psutil.Popen([*command, "100000"], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        wait_for(lambda: some(folder) >= 3)
+        family = driver.children(recursive=True)
+        workers = [p for p in family if "spawn_main" in " ".join(p.cmdline())]
+        assert len(workers) == 2
+        workers[0].kill()
+        before = some(folder)
+        wait_for(lambda: some(folder) >= before + 3)  # by the one that is left
+        assert driver.is_running()
+        family += driver.children(recursive=True)
+        stored = finished(folder)
+    finally:
+        driver.kill()
+        driver.communicate()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert alive == []
+    assert stored.items() <= finished(folder).items()
+    number = len(finished(folder)) + 3
+    found = trials(folder, settings(network), number)
+    assert stored.items() <= finished(folder).items()
+    assert [p.number for p in found.points] == list(range(number))
+    assert not any("Error" in p.problem for p in found.points)
+
+
+def test_a_model_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = data.load()[0].x
+    exported = torch.export.export(model.load(), (torch.from_numpy(training[:2]),))
+    torch.export.save(exported, tmp_path / "digits.pt2")
+    np.savez(tmp_path / "calibration.npz", x=training[:32])
+    monkeypatch.setattr(resources, "estimated", fake)
+    monkeypatch.setattr(resources, "calibrated", lambda: ("ecp5",))
+    arguments = [
+        "explore", tmp_path / "digits.pt2", "--calib", tmp_path / "calibration.npz", "--target",
+        "ecp5-85k-8", "--budget", "lut=60000", "--trials", 10, "--synthesize", 0, "--on", "here",
+        "--vary", "weight_bits=2,4", "--vary", "act_bits=4", "--vary", "rows=16", "--seed", 3,
+        "-o", tmp_path / "study", "--least-sqnr", 6,
+    ]  # fmt: skip
+    result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["trials"] == 10
+    assert {p["hardware"]["weight_bits"] for p in found["front"]} == {4}
+    assert all(p["lut"] <= 60000 and p["bram"] <= 208 for p in found["front"])
+    network = QuantizedNetwork.load(tmp_path / "study" / "net.safetensors")
+    config = HardwareConfig.load(tmp_path / "study" / "hw.toml")
+    assert network_cycles(config, network) == found["chosen"]["network"]["cycles"]
+    assert found["chosen"]["network"]["sqnr_db"] > found["chosen"]["sqnr_db"]  # than plain L2
+    kept = sorted(p.name for p in (tmp_path / "study" / "networks").glob("*.safetensors"))
+    assert kept == ["b2-m4-B16-bf16.safetensors", "b4-m4-B16-bf16.safetensors"]
+    shown = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert "Pareto front of 10 trials" in shown.stdout
+    for changes, message in (
+        (["--vary", "cols=0"], "cols must be a whole number from 1 to 128, not 0"),
+        (["--target", "ecp5-85k-6"], "the clock is estimated for ecp5-85k-8 only: give that of"),
+        (["--target", "xc7a35t"], "resources are estimated for ecp5, not for xc7a35t"),
+    ):
+        refused = CliRunner().invoke(main, [*map(str, arguments), *changes])
+        assert refused.exit_code == 1
+        assert message in refused.stderr

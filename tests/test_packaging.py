@@ -32,6 +32,7 @@ ARROWS = {
     "host": {"golden"},
     "sim": {"hw", "golden", "compiler", "estimate", "host"},
     "toolchain": {"hw", "golden"},
+    "explore": {"toolchain", "hw", "estimate", "compiler", "quant", "frontend", "golden"},
 }
 # Examples may import all of the above, benchmarks the examples as well, and nothing the tests.
 ARROWS["examples"] = set(ARROWS)
