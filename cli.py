@@ -436,13 +436,12 @@ def explore(
         latency,
         gap,
     )
-    with (
-        Study.open(output, settings, estimated) as study,
-        progress_bars(_STATUS) as progress,
-        open_pool(on, workers) as pool,
-    ):
-        found = search(study, pool, trials, progress)
-        found = confirm(found, pool, synthesize, progress)
+    with Study.open(output, settings, estimated) as study, progress_bars(_STATUS) as progress:
+        progress("workers", 0, 1)
+        with open_pool(on, workers) as pool:
+            progress("workers", 1, 1)
+            found = search(study, pool, trials, progress)
+            found = confirm(found, pool, synthesize, progress)
         progress("the chosen network", 0, 1)
         chosen = finish(found)
         write_exploration(output, f"{network.name} on {target}", found, chosen)

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from optuna.trial import Trial
-
-from ..golden.config import KEYS, HardwareConfig
+from ..golden.config import KEYS
 from ..golden.network import QuantizedNetwork
 
-__all__ = ["DEFAULT", "NETWORK_KEYS", "Space", "full_space", "parse", "suggest"]
+__all__ = ["DEFAULT", "NETWORK_KEYS", "Space", "full_space", "parse"]
 
 Space = Mapping[str, tuple[Any, ...]]
 """key of :data:`~shiftcore.golden.config.KEYS` → its candidates"""
@@ -75,16 +73,3 @@ def full_space(given: Space, network: QuantizedNetwork | None = None) -> Space:
             raise ValueError(f"{key} cannot vary: the network is quantized already, with {value}")
         space[key] = (value,)
     return space
-
-
-def suggest(trial: Trial, space: Space, base: HardwareConfig) -> dict[str, Any]:
-    """The values of a trial's configuration by key; those that do not vary are of `base`.
-
-    Optuna is given the numbers of the candidates, which keep their order whatever they are. The
-    configuration is not yet checked.
-    """
-    values = {key: getattr(base, key) for key in KEYS}
-    for key, candidates in space.items():
-        number = trial.suggest_int(key, 0, len(candidates) - 1) if len(candidates) > 1 else 0
-        values[key] = candidates[number]
-    return values

@@ -10,22 +10,23 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ..golden.config import HardwareConfig
+from ..golden.config import KEYS, HardwareConfig
 from ..golden.network import QuantizedNetwork
 from ..quant.documents import write_text
 from ..toolchain.devices import KINDS
 from .pool import Pool
 from .resources import count
-from .space import Space, full_space, suggest
+from .space import Space, full_space
 from .trial import Figures, File, ResourceModel, Task, evaluate
 
 __all__ = ["OBJECTIVES", "Exploration", "Point", "Settings", "Study", "confirm", "explore"]
@@ -95,7 +96,7 @@ class Settings:
 
     def plain(self) -> dict[str, Any]:
         """By name, as JSON has it; files by the hash of their content."""
-        values = asdict(self) | {"network": self.network.digest, "space": dict(self.space)}
+        values = asdict(self) | {"network": self.network.digest}
         values["calibration"] = None if self.calibration is None else self.calibration.digest
         return json.loads(json.dumps(values))
 
@@ -237,7 +238,7 @@ class Study:
             yield cls(folder, settings, resources)
 
     def _check_settings(self) -> None:
-        file, own = self.folder / "settings.json", self.settings.plain()
+        file, own = self.folder / "settings.json", replace(self.settings, space=self.space).plain()
         if not file.exists():
             write_text(file, json.dumps(own, indent=1) + "\n")
             return
@@ -256,23 +257,32 @@ class Study:
     def finished(self) -> int:
         return len(self._trials(TrialState.COMPLETE, TrialState.FAIL))
 
-    def pending(self) -> list[Trial]:
+    def pending(self) -> Iterator[Trial]:
         """Trials that a driver before this one did not finish."""
-        return [Trial(self._study, t._trial_id) for t in self._trials(TrialState.RUNNING)]
+        for trial in self._trials(TrialState.RUNNING):
+            self._seed(trial.number)
+            yield Trial(self._study, trial._trial_id)
 
     def ask(self) -> Trial:
-        """A new trial. Its chances follow from seed and number, however often the study is
-        resumed."""
-        number = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = TPESampler(
-            seed=self.settings.seed + number, multivariate=True, constant_liar=True
-        )
+        """A new trial."""
+        self._seed(len(self._study.get_trials(deepcopy=False)))
         return self._study.ask()
 
+    def _seed(self, *numbers: int) -> None:
+        """Let what is drawn next follow from the seed, the numbers and the trials that are
+        finished, however often the study was interrupted."""
+        state = np.random.SeedSequence([self.settings.seed, *numbers]).generate_state(1)
+        self._study.sampler = TPESampler(seed=int(state[0]), multivariate=True)
+
     def task(self, trial: Trial) -> Task:
-        """What a worker is sent."""
+        """What a worker is sent. Optuna is given the numbers of the candidates, which keep their
+        order whatever they are."""
         own = self.settings
-        values = suggest(trial, self.space, own.base)
+        values = {key: getattr(own.base, key) for key in KEYS}
+        for part, (key, candidates) in enumerate(self.space.items(), 1):
+            self._seed(trial.number, part)
+            number = trial.suggest_int(key, 0, len(candidates) - 1) if len(candidates) > 1 else 0
+            values[key] = candidates[number]
         return Task(
             values, own.target, own.network, own.calibration, self.cache, self.resources,
             own.clock, own.latency, own.gap,
@@ -288,6 +298,12 @@ class Study:
         if not trial.constraints:  # unless a driver before this one ended here
             trial.set_constraint("excess", self.settings.violation(figures))
         self._study.tell(trial.number, [getattr(figures, name) for name in self.settings.sought])
+
+    def known(self) -> dict[str, dict[str, Any]]:
+        """Configuration → what came of it."""
+        states = (TrialState.COMPLETE, TrialState.FAIL)
+        found = [dict(trial.user_attrs["found"]) for trial in self._trials(*states)]
+        return {_key(each.pop("values")): each for each in found}
 
     def _point(self, trial: FrozenTrial) -> Point:
         found = dict(trial.user_attrs["found"])
@@ -317,6 +333,10 @@ class Study:
         return Exploration(self.settings, points, tuple(front))
 
 
+def _key(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values), sort_keys=True)
+
+
 def _outcome(future: Future[dict[str, Any]]) -> dict[str, Any]:
     """What a worker returned; an error of its own is a reason too."""
     try:
@@ -335,21 +355,27 @@ def explore(
 ) -> Exploration:
     """Finish trials until the study has `trials` of them.
 
-    Those that a driver before this one began come first. A trial fails, with its reason, if its
+    Those that a driver before this one began come first. What is known of a configuration is not
+    estimated again. A trial fails, with its reason, if its
     configuration or its network cannot be.
     """
-    begun = study.pending()
+    begun, known = study.pending(), study.known()
     running: dict[Future[dict[str, Any]], tuple[Trial, Task]] = {}
     while (finished := study.finished) < trials:
         progress("trials", finished, trials)
         while len(running) < min(pool.width(), trials - finished):
-            trial = begun.pop(0) if begun else study.ask()
+            trial = next(begun, None) or study.ask()
             task = study.task(trial)
-            running[pool.executor.submit(evaluate, task)] = trial, task
+            if (result := known.get(_key(task.values))) is not None:
+                study.tell(trial, task, result)
+                finished += 1
+            else:
+                running[pool.executor.submit(evaluate, task)] = trial, task
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in sorted(done, key=lambda each: running[each][0].number):
             trial, task = running.pop(future)
-            study.tell(trial, task, _outcome(future))
+            result = known[_key(task.values)] = _outcome(future)
+            study.tell(trial, task, result)
     progress("trials", trials, trials)
     return study.result()
 
@@ -371,5 +397,4 @@ def confirm(
         progress("syntheses", len(futures) - len(waiting), len(futures))
         _, waiting = wait(waiting, return_when=FIRST_COMPLETED)
     counts = {p.number: f.result() for p, f in zip(some, futures, strict=True)}
-    own = {each.name: getattr(found, each.name) for each in fields(found)}
-    return Exploration(**own | {"synthesized": counts})
+    return replace(found, synthesized=counts)

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
 from shiftcore.cli import main
 from shiftcore.estimate.network import network_cycles
@@ -38,7 +39,10 @@ from shiftcore.tests.exploring import SPACE, fake, settings
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("network") / "net.safetensors"
-    quantize(model.load(), data.load()[0].x[:8], QuantConfig(method="l2")).save(path)
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 40, 3)
+    images = np.random.default_rng(0).normal(size=(4, 1, 6, 6)).astype(np.float32)
+    quantize(nn.Sequential(*layers).eval(), images, QuantConfig(method="l2")).save(path)
     return path
 
 
@@ -70,7 +74,7 @@ def test_a_quantized_network_fixes_what_it_shares_with_the_array(network: Path) 
     space = full_space({"cols": (4,)}, stored)
     fixed = {"weight_bits": (4,), "act_bits": (4,), "rows": (16,), "scale": ("bf16",)}
     assert space == {**DEFAULT, "cols": (4,), **fixed}
-    with pytest.raises(ValueError, match="rows cannot vary: the network is quantized .*, with 16"):
+    with pytest.raises(ValueError, match=r"rows cannot vary: the network is quantized .*, with 16"):
         full_space({"rows": (8, 16)}, stored)
 
 
@@ -89,21 +93,22 @@ def test_settings_are_checked(network: Path) -> None:
 def test_the_front_is_that_of_all_configurations(network: Path, tmp_path: Path) -> None:
     space = {**SPACE, "weight_fifo": (64,), "accumulator_depth": (512,)}
     own = settings(network, space=space)
-    costs = set()
+    stored = QuantizedNetwork.load(network)
+    costs = {}
     for chosen in product(*space.values()):
-        values = {**asdict(own.base), **dict(zip(space, chosen, strict=True))}
-        config = HardwareConfig(**values)
+        config = replace(own.base, **dict(zip(space, chosen, strict=True)))
         area = fake(config, own.target)
-        cycles = network_cycles(config, QuantizedNetwork.load(network))
+        cycles = network_cycles(config, stored)
         if area.lut <= own.budget["lut"] and area.bram <= own.budget["bram"]:
-            costs.add((-area.fmax_mhz * 1e6 / cycles, area.lut))
-    best = {a for a in costs if not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in costs)}
-    found = trials(tmp_path / "study", own, 90)
-    assert len({str(p.values) for p in found.points}) == 4 * 3 * 2  # all of the space
-    front = [(-p.figures.images_per_s, p.figures.lut) for p in found.front if p.figures]
-    assert sorted(best) == front  # the best first, each once
-    assert 1 < len(best) < len(costs) < 4 * 3 * 2
+            costs[config] = -area.fmax_mhz * 1e6 / cycles, area.lut
+    assert len(costs) < 4 * 3 * 2  # some do not keep the budget
+    found = trials(tmp_path / "study", own, 60)
+    seen = {costs[p.config] for p in found.points if p.config in costs}
+    best = {a for a in seen if not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in seen)}
+    assert 1 < len(best) < len(seen)
+    assert [costs[p.config] for p in found.front] == sorted(best)  # the best first, each once
     assert found.chosen is found.front[0]
+    assert costs[found.chosen.config] == min(costs.values())
 
 
 def test_what_cannot_be_is_stored_with_its_reason(network: Path, tmp_path: Path) -> None:
@@ -122,9 +127,7 @@ def test_what_cannot_be_is_stored_with_its_reason(network: Path, tmp_path: Path)
     assert sum(counts.values()) == len(over) + len(failed)
     assert not {p.number for p in found.front} & {p.number for p in [*over, *failed]}
     nothing = trials(tmp_path / "nothing", settings(network, budget={"lut": 9}), 3)
-    with pytest.raises(
-        ValueError, match=r"no trial of 3 keeps everything; .* of 9 lut: allow more"
-    ):
+    with pytest.raises(ValueError, match=r"no trial of 3 keeps everything; .* of 9 lut: allow"):
         _ = nothing.chosen
 
 
@@ -173,7 +176,7 @@ def test_a_folder_is_that_of_one_study(network: Path, tmp_path: Path) -> None:
     changed.write_bytes(network.read_bytes())
     mine = replace(own, network=File.of(changed))
     changed.write_bytes(b"")
-    with pytest.raises(ValueError, match="net.safetensors has changed since the study began"):
+    with pytest.raises(ValueError, match=r"net.safetensors has changed since the study began"):
         mine.network.check()
 
 
@@ -206,9 +209,7 @@ def test_synthesis_decides(network: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert none.chosen is found.front[0]
     assert two.chosen is found.front[1]
     assert two.synthesized[found.front[0].number]["lut"] == 30000
-    with pytest.raises(
-        ValueError, match="none of the 1 best points keeps the budget when it is sy"
-    ):
+    with pytest.raises(ValueError, match="none of the 1 best points keeps the budget when it"):
         _ = one.chosen
 
 

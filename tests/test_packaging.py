@@ -44,6 +44,9 @@ FRAMEWORKS = {
     "cocotb": {"sim"},
     "cocotb_tools": {"sim"},
     "cocotbext": {"sim"},
+    "distributed": {"explore"},
+    "optuna": {"explore"},
+    "plotly": {"explore"},
 }
 
 
