@@ -20,6 +20,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from shiftcore.benchmarks import explore as benchmark
 from shiftcore.cli import main
 from shiftcore.estimate.network import network_cycles
 from shiftcore.examples.digits import data, model
@@ -329,3 +330,23 @@ def test_a_model_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         refused = CliRunner().invoke(main, [*map(str, arguments), *changes])
         assert refused.exit_code == 1
         assert message in refused.stderr
+
+
+def test_the_benchmark_judges() -> None:
+    hardware = asdict(HardwareConfig(16, 8))
+    counted = {"lut": 1000, "ff": 2000, "dsp": 8, "bram": 0}
+    chosen = {
+        **counted, "cycles": 500, "images_per_s": 1e5, "synthesis": counted, "hardware": hardware,
+        "network": {"cycles": 500, "sqnr_db": 15.0},
+    }  # fmt: skip
+
+    def missed(budget: int = 1000, **changes: object) -> list[str]:
+        rows = benchmark.compare(chosen | changes, budget)
+        return [row["name"] for row in rows if not row["kept"]]
+
+    assert missed() == missed(lut=1100, ff=1800) == []
+    assert missed(lut=1101) == ["LUT of the chosen"]
+    assert missed(ff=1799, dsp=9) == ["FF of the chosen", "DSP of the chosen"]
+    assert missed(bram=1) == ["BRAM of the chosen"]
+    assert missed(999) == ["LUT by synthesis"]
+    assert missed(cycles=501) == ["cycles of its network"]
