@@ -756,15 +756,15 @@ def synth(hw: Path, target: str, pnr: bool, seeds: int, as_json: bool) -> None:
     Every port is placed between registers, so that the clock covers the paths to and from them.
     """
     from .estimate.resources import calibrated
-    from .hw.verilog import TOP, accelerator_rtlil
+    from .hw.verilog import TOP, accelerator_verilog
     from .toolchain.devices import KINDS, find
     from .toolchain.nextpnr import check_routable, place_and_route
     from .toolchain.yosys import ToolError, synthesize
 
     device = check_routable(target) if pnr else find(target)
     config = HardwareConfig.load(hw)
-    with _busy("writing the netlist"):
-        design = accelerator_rtlil(config)
+    with _busy("writing Verilog"):
+        design = accelerator_verilog(config)
     with _busy(f"synthesizing for {target}"):
         resources = synthesize(design, TOP, target)
     counts = {kind: getattr(resources, kind) for kind in KINDS}

@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 
 from shiftcore.estimate.fabric import FABRICS
 from shiftcore.estimate.resources import clock_terms
-from shiftcore.estimate.structure import UNITS
+from shiftcore.estimate.structure import SHARED, UNITS
 from shiftcore.golden.config import ConfigError, HardwareConfig
 from shiftcore.hw.accelerator import Accelerator
 from shiftcore.hw.array import SystolicArray
@@ -27,7 +27,7 @@ from shiftcore.hw.issue import PixelIssue
 from shiftcore.hw.loader import TileLoader
 from shiftcore.hw.requantizer import Requantizer
 from shiftcore.hw.scale_unit import ScaleUnit
-from shiftcore.hw.verilog import TOP, component_rtlil
+from shiftcore.hw.verilog import TOP, emit
 from shiftcore.toolchain.devices import KINDS
 from shiftcore.toolchain.nextpnr import place_and_route
 from shiftcore.toolchain.yosys import synthesize
@@ -39,8 +39,12 @@ SEED = 2026
 CLOCK_TARGET = "ecp5-85k-8"
 CLOCK_SEEDS = (1, 2, 3)
 WHOLE = "accelerator"
+RESULTS = 24
+"""Of each unit by itself, and of whole small accelerators."""
 WEIGHT = 3.0
 """A whole accelerator counts so much in the fit; a unit by itself counts 1."""
+PRIOR = 0.02
+"""The pull of every cost towards 1, as a share of the largest result in which its term occurs."""
 
 MAKERS: dict[str, Callable[[HardwareConfig], Any]] = {
     "array": lambda config: SystolicArray(config.array),
@@ -100,7 +104,7 @@ def take(purpose: str, count: int, largest: int = 64) -> list[HardwareConfig]:
     return [next(configurations) for _ in range(count)]
 
 
-def wanted(units: int, wholes: int) -> Iterator[tuple[str, HardwareConfig]]:
+def wanted(units: int = RESULTS, wholes: int = RESULTS) -> Iterator[tuple[str, HardwareConfig]]:
     """What the calibration synthesizes: `units` of each unit, `wholes` small accelerators."""
     for name in MAKERS:
         largest = 16 if name in ("array", WHOLE) else 64
@@ -133,7 +137,7 @@ def synthesized(
         None,
     )  # fmt: skip
     if found is None or (clock and found.get("fmax_mhz") is None):
-        text = component_rtlil(MAKERS[unit](config), TOP)
+        text = emit(MAKERS[unit](config), TOP)
         if found is None:
             counted = synthesize(text, TOP, family)
             found = {"family": family, "unit": unit, "config": asdict(config)}
@@ -155,11 +159,12 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
         for sample in own:
             config = HardwareConfig(**sample["config"])
             parts = UNITS if sample["unit"] == WHOLE else [sample["unit"]]
-            row = {
-                (unit, term): amount
-                for unit in parts
-                for term, amount in UNITS[unit](config).mapped(FABRICS[family])[position].items()
-            }
+            row: dict[tuple[str, str], float] = {}
+            for unit in parts:
+                terms = UNITS[unit](config).mapped(FABRICS[family])[position]
+                for term, amount in terms.items():
+                    key = ("shared" if term in SHARED else unit, term)
+                    row[key] = row.get(key, 0.0) + amount
             rows.append(row)
             names |= set(row)
         columns = sorted(names)
@@ -170,8 +175,10 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
         scaled = matrix * np.array(weights)[:, None]
         size = np.abs(scaled).max(axis=0)
         target = np.array([sample[kind] for sample in own]) * weights
-        costs, _ = nnls(scaled / size, target)
-        found[kind] = {unit: {} for unit in UNITS}
+        # What the results say nothing about stays near one LUT, one flip-flop a bit.
+        prior = PRIOR * np.eye(len(columns)) * size
+        costs, _ = nnls(np.vstack([scaled, prior]) / size, np.concatenate([target, PRIOR * size]))
+        found[kind] = {unit: {} for unit in ("shared", *UNITS)}
         for (unit, term), cost in zip(columns, costs / size, strict=True):
             found[kind][unit][term] = round(float(cost), 4)
     clocked = [sample for sample in own if sample.get("fmax_mhz")]
@@ -189,16 +196,18 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
     return found
 
 
-def calibration_samples(samples: Sequence[Sample], units: int, wholes: int) -> list[Sample]:
+def calibration_samples(samples: Sequence[Sample]) -> list[Sample]:
     """Those of `samples` that calibrate; the others are held out."""
-    drawn = [(unit, asdict(config)) for unit, config in wanted(units, wholes)]
+    drawn = [(unit, asdict(config)) for unit, config in wanted()]
     return [sample for sample in samples if (sample["unit"], sample["config"]) in drawn]
 
 
 @click.command(help=__doc__)
 @click.option("--family", "families", multiple=True, type=click.Choice(list(FABRICS)))
-@click.option("--units", default=24, show_default=True, help="Results of each unit by itself.")
-@click.option("--accelerators", default=24, show_default=True, help="Whole small accelerators.")
+@click.option("--units", default=RESULTS, show_default=True, help="Results of each unit by itself.")
+@click.option(
+    "--accelerators", default=RESULTS, show_default=True, help="Whole small accelerators."
+)
 @click.option("--clocks", default=8, show_default=True, help="Of these, placed and routed (ECP5).")
 @click.option("--fit-only", is_flag=True, help="Synthesize nothing; fit what is there.")
 def main(
@@ -217,7 +226,7 @@ def main(
             placed += clock
             with progress.status(f"{family}: {unit}, {len(samples)} results"):
                 synthesized(samples, family, unit, config, clock)
-        chosen = calibration_samples(samples, units, accelerators)
+        chosen = calibration_samples(samples)
         if any(s["family"] == family and s["unit"] == WHOLE for s in chosen):
             calibration["families"][family] = fit(chosen, family)
     CALIBRATION.write_text(json.dumps(calibration, indent=1) + "\n", encoding="utf-8")

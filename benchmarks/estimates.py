@@ -29,7 +29,7 @@ def compare(family: str, samples: list[Row], count: int, clocks: int, missing: b
 
     Where `missing` is not set, only those that were synthesized before are compared.
     """
-    known = {json.dumps(sample["config"]) for sample in calibration_samples(samples, 24, 24)}
+    known = {json.dumps(sample["config"]) for sample in calibration_samples(samples)}
     held_out = [c for c in take(f"held out {family}", count) if json.dumps(asdict(c)) not in known]
     if not missing:
         done = [s["config"] for s in samples if s["family"] == family and s["unit"] == WHOLE]

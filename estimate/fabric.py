@@ -91,7 +91,8 @@ class Fabric:
     partial : width of the larger one where a multiplication takes several blocks
     signed_only : the blocks multiply signed numbers
     least_product : bits of the smallest product for which a block is taken
-    shift_registers : bits of a LUT that serves as a shift register, 0 if there are none
+    shift_registers : bits of a LUT that serves as a shift register, which takes delays of three
+        cycles or more; 0 if there are none
     """
 
     rams: tuple[Ram, ...]
@@ -132,6 +133,12 @@ class Fabric:
                     )
                     best = Mapped(kept * ram.brams, kept * ram.luts, muxes, 0, ram.block)
         return best
+
+    def delay_luts(self, cycles: int) -> int:
+        """LUTs that delay a bit as a shift register; 0 where flip-flops do."""
+        if not self.shift_registers or cycles < 3:
+            return 0
+        return -(-cycles // self.shift_registers)
 
     def dsp_blocks(self, wanted: Multiplication) -> int:
         """DSP blocks of one multiplication; parts narrower than two bits are made of LUTs."""

@@ -66,9 +66,11 @@ def area(config: HardwareConfig, family: str) -> Area:
     found = {}
     for name, unit in UNITS.items():
         lut, ff, dsp, bram = unit(config).mapped(FABRICS[family])
-        found[name] = UnitArea(
-            _priced(lut, costs["lut"][name]), _priced(ff, costs["ff"][name]), dsp, bram
+        luts, ffs = (
+            _priced(terms, costs[kind]["shared"] | costs[kind][name])
+            for kind, terms in (("lut", lut), ("ff", ff))
         )
+        found[name] = UnitArea(luts, ffs, dsp, bram)
     lut, ff = (sum(getattr(each, kind) for each in found.values()) for kind in ("lut", "ff"))
     period = costs.get("period_ns")
     fmax = None

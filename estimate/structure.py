@@ -11,9 +11,17 @@ from ..golden.config import HardwareConfig
 from ..golden.isa import LAYOUTS, Opcode
 from .fabric import Fabric, Memory, Multiplication
 
-__all__ = ["UNITS", "Unit", "units"]
+__all__ = ["SHARED", "UNITS", "Unit", "units"]
 
 Terms = dict[str, float]
+
+SHARED = frozenset(
+    {
+        "memory LUTs", "memory multiplexer bits", "memory output bits", "memory bits",
+        "delay bits", "shift register LUTs", "soft product bits",
+    }
+)  # fmt: skip
+"""Terms that cost the same in every unit."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +32,14 @@ class Unit:
     ----------
     lut, ff : terms
     memories, multiplications : with how often each occurs
+    delays : bits without reset, and the cycles by which they are delayed
     """
 
     lut: Terms
     ff: Terms
     memories: list[tuple[int, Memory]] = field(default_factory=list)
     multiplications: list[tuple[int, Multiplication]] = field(default_factory=list)
+    delays: list[tuple[int, int]] = field(default_factory=list)
 
     def mapped(self, fabric: Fabric) -> tuple[Terms, Terms, int, int]:
         """The terms of LUTs and flip-flops with those of the memories, DSP blocks, block RAMs."""
@@ -48,6 +58,10 @@ class Unit:
             ):
                 if amount:
                     terms[name] = terms.get(name, 0) + amount
+        for bits, cycles in self.delays:
+            luts = fabric.delay_luts(cycles)
+            terms, name = (lut, "shift register LUTs") if luts else (ff, "delay bits")
+            terms[name] = terms.get(name, 0) + bits * (luts or cycles)
         dsp = 0
         for count, wanted in self.multiplications:
             blocks = fabric.dsp_blocks(wanted)
@@ -72,16 +86,16 @@ def _array(config: HardwareConfig) -> Unit:
     sums = [spec.partial_sum_bits(row) for row in range(rows)]
     lut: Terms = {"PEs": count, "sum bits": cols * sum(sums)}
     ff: Terms = {
-        "PE bits": count * (operand + 2 + 2 * b) - rows * (operand + 2),
+        "PE bits": count * (operand + 2 * b) - rows * operand,
         "product bits": count * spec.product_bits,
         "sum bits": cols * sum(sums),
-        "lane delay bits": operand * rows * (rows + 1) / 2,
-        "control delay bits": rows * (rows - 1),
-        "code delay bits": b * cols * (cols - 1) / 2,
+        # Swaps are one line of delays: PEs that it reaches in the same cycle share a register.
+        "control bits": rows * (rows - 1) // 2 + rows * (cols - 1) + rows + cols - 2,
     }
+    delays = [(operand, row + 1) for row in range(rows)] + [(b, col) for col in range(1, cols)]
     if spec.multiplier == "dsp":
         product = Multiplication(b, operand, spec.product_bits, signed=True)
-        return Unit(lut, ff, multiplications=[(count, product)])
+        return Unit(lut, ff, multiplications=[(count, product)], delays=delays)
     # Radix-4 Booth digits: the lowest sees two bits of the code, an odd highest one too.
     digits = -(-b // 2)
     ends = 1 + (b % 2 and digits > 1)
@@ -91,7 +105,7 @@ def _array(config: HardwareConfig) -> Unit:
         "digit adder bits": count * sum(b + operand - 1 - k for k in range(2, b, 2)),
     }
     ff["carries"] = count
-    return Unit(lut, ff)
+    return Unit(lut, ff, delays=delays)
 
 
 def _scale_units(config: HardwareConfig) -> Unit:
@@ -114,8 +128,10 @@ def _scale_units(config: HardwareConfig) -> Unit:
         "exact bits": cols * product.exact_bits,
         "scale bits": cols * 4 * (scale - 1),
         "rounding": cols * product.rounds,
-        "address bits": cols * address * (spec.write_stage + 1),
+        "address bits": cols * address,
     }
+    read = spec.read_stage
+    delays = [(cols * address, read), (cols * address, spec.write_stage - read)]
     multiplications = []
     if scale > 1:
         if product.multiplier == "dsp":
@@ -125,7 +141,7 @@ def _scale_units(config: HardwareConfig) -> Unit:
             digits = -(-(scale + 1) // 2)
             lut["scale Booth bits"] = cols * digits * (magnitude + 2)
     memory = Memory(spec.depth, 32, reads=2)
-    return Unit(lut, ff, [(cols, memory)], multiplications)
+    return Unit(lut, ff, [(cols, memory)], multiplications, delays)
 
 
 def _requantizer(config: HardwareConfig) -> Unit:

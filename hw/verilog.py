@@ -10,14 +10,7 @@ from ..golden.config import HardwareConfig
 from .accelerator import Accelerator, accelerator_signature
 from .library import Library
 
-__all__ = [
-    "TOP",
-    "accelerator_ports",
-    "accelerator_rtlil",
-    "accelerator_verilog",
-    "component_rtlil",
-    "emit",
-]
+__all__ = ["TOP", "accelerator_ports", "accelerator_verilog", "emit"]
 
 TOP = "shiftcore"
 
@@ -33,14 +26,6 @@ def emit(component: wiring.Component, name: str) -> str:
 
     The modules of a :class:`~shiftcore.hw.library.Library` follow as ``name_kind``.
     """
-    # Amaranth converts one component to Verilog in public; several modules at once only here.
-    return _HEADER + verilog._convert_rtlil_text(
-        component_rtlil(component, name), strip_internal_attrs=True
-    )
-
-
-def component_rtlil(component: wiring.Component, name: str) -> str:
-    """RTLIL, which yosys reads and makes the Verilog of :func:`emit` from."""
     library = Library(name)
     texts = [rtlil.convert(component, name=name, platform=library, emit_src=False)]
     done: set[str] = set()
@@ -49,7 +34,9 @@ def component_rtlil(component: wiring.Component, name: str) -> str:
             shared = library.definitions[kind]
             texts.append(rtlil.convert(shared, name=kind, platform=library, emit_src=False))
             done.add(kind)
-    return _plain_names("\n".join(text.replace("attribute \\top 1\n", "") for text in texts))
+    # Amaranth converts one component to Verilog in public; several modules at once only here.
+    text = "\n".join(text.replace("attribute \\top 1\n", "") for text in texts)
+    return _HEADER + verilog._convert_rtlil_text(_plain_names(text), strip_internal_attrs=True)
 
 
 def _plain_names(text: str) -> str:
@@ -78,11 +65,6 @@ def _plain_names(text: str) -> str:
 def accelerator_verilog(config: HardwareConfig) -> str:
     """The accelerator of a configuration as module ``shiftcore``."""
     return emit(Accelerator(config), TOP)
-
-
-def accelerator_rtlil(config: HardwareConfig) -> str:
-    """The accelerator as RTLIL, for yosys: without the way over Verilog, which takes long."""
-    return component_rtlil(Accelerator(config), TOP)
 
 
 def accelerator_ports(config: HardwareConfig) -> dict[str, int]:

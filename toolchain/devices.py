@@ -160,7 +160,7 @@ def _devices() -> dict[str, Device]:
     # Its router wants every pin placed.
     pins = 'IO_LOC "clk" 52;\nIO_LOC "first" 11;\nIO_LOC "last" 10;\n'
     chosen = ("--device", "GW1NR-LV9QN88PC6/I5", "--vopt", "family=GW1N-9C")
-    add("gw1nr-9c", "gowin", (8_640, 6_480, 20, 26), *chosen, "--vopt", "cst=pins.cst", pins=pins)
+    add("gw1nr-9c", "gowin", (8_640, 6_480, 20, 26), *chosen, "--vopt", "cst=pins", pins=pins)
     # Yosys only; block RAMs of Xilinx in halves of 18 Kbit.
     add("xc7a35t", "xilinx7", (20_800, 41_600, 90, 100))
     add("xc7a100t", "xilinx7", (63_400, 126_800, 240, 270))

@@ -1,0 +1,220 @@
+"""The resource estimates: memories and multipliers as yosys maps them, terms, fit, errors."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from shiftcore.benchmarks import calibrate, estimates
+from shiftcore.estimate import resources
+from shiftcore.estimate.fabric import FABRICS, Mapped, Memory, Multiplication
+from shiftcore.estimate.structure import SHARED, UNITS, units
+from shiftcore.golden.config import HardwareConfig
+from shiftcore.hw.array import SystolicArray
+from shiftcore.hw.verilog import emit
+from shiftcore.toolchain.devices import FAMILIES
+from shiftcore.toolchain.yosys import synthesize
+
+CONFIG = HardwareConfig(rows=4, cols=4)
+
+
+def memory_text(memory: Memory) -> str:
+    """A memory with its ports, as Verilog."""
+    top, width = memory.depth - 1, memory.width
+    address = max(top.bit_length(), 1) - 1
+    ports = "".join(
+        f", input [{address}:0] from{k}, output reg [{width - 1}:0] read{k}"
+        for k in range(memory.reads)
+    )
+    reads = "".join(f"read{k} <= data[from{k}];\n" for k in range(memory.reads))
+    return f"""
+    module memory(input clk, write, input [{address}:0] to, input [{width - 1}:0] value{ports});
+      (* no_rw_check *) reg [{width - 1}:0] data [0:{top}];
+      always @(posedge clk) begin
+        if (write) data[to] <= value;
+        {reads}
+      end
+    endmodule
+    """
+
+
+@pytest.mark.parametrize(
+    ("family", "memory"),
+    [
+        ("ecp5", Memory(512, 32, reads=2)),
+        ("ecp5", Memory(1500, 24)),
+        ("ecp5", Memory(63, 24)),
+        ("ecp5", Memory(40, 9)),
+        ("ice40", Memory(512, 32, reads=2)),
+        ("ice40", Memory(15, 20)),
+        ("ice40", Memory(3, 8)),
+        ("xilinx7", Memory(512, 32, reads=2)),
+        ("xilinx7", Memory(3000, 40)),
+        ("xilinx7", Memory(40, 12)),
+    ],
+)
+def test_block_rams_are_those_of_yosys(family, memory):
+    mapped = FABRICS[family].memory(memory)
+    counted = synthesize(memory_text(memory), "memory", family)
+    assert counted.bram == mapped.brams
+    assert mapped.block == (counted.bram > 0)
+    assert counted.lut >= mapped.luts
+
+
+@pytest.mark.parametrize(
+    ("family", "a", "b", "blocks"),
+    [
+        ("ecp5", 18, 8, 1),
+        ("ecp5", 19, 8, 1),
+        ("ecp5", 20, 8, 2),
+        ("ice40", 10, 8, 1),
+        ("xilinx7", 17, 8, 1),
+        ("xilinx7", 24, 23, 2),
+    ],
+)
+def test_dsp_blocks_are_those_of_yosys(family, a, b, blocks):
+    text = f"""
+    module product(input [{a - 1}:0] a, input [{b - 1}:0] b, output [{a + b - 1}:0] p);
+      assign p = a * b;
+    endmodule
+    """
+    assert FABRICS[family].dsp_blocks(Multiplication(a, b, a + b, signed=False)) == blocks
+    assert synthesize(text, "product", family).dsp == blocks
+
+
+def test_cells_of_bits_that_go_nowhere_are_dropped():
+    ecp5 = FABRICS["ecp5"]
+    assert ecp5.memory(Memory(127, 64)).brams == 2
+    assert ecp5.memory(Memory(127, 64, used=24)).brams == 1
+    assert ecp5.memory(Memory(0, 64)) == Mapped()
+
+
+def test_the_blocks_of_the_example():
+    """What ``shiftcore synth`` counts of accelerators with 4x4 and 16x16 PEs."""
+
+    def blocks(config: HardwareConfig) -> tuple[int, int]:
+        mapped = [unit.mapped(FABRICS["ecp5"]) for unit in units(config).values()]
+        return sum(each[2] for each in mapped), sum(each[3] for each in mapped)
+
+    assert blocks(CONFIG) == (4, 19)
+    assert blocks(HardwareConfig(rows=16, cols=16, buffer_depth=14563, clamp=False)) == (16, 98)
+
+
+def test_the_flip_flops_of_an_array_are_counted_exactly():
+    config = HardwareConfig(rows=1, cols=3, weight_bits=5, act_bits=6)
+    counted = synthesize(emit(SystolicArray(config.array), "array"), "array")
+    terms = UNITS["array"](config).mapped(FABRICS["ecp5"])[1]
+    assert sum(terms.values()) == counted.ff
+
+
+def test_a_family_that_is_not_calibrated_is_refused(monkeypatch):
+    monkeypatch.setattr(resources, "_calibration", lambda: {"ecp5": {}})
+    with pytest.raises(ValueError, match=r"^resources are calibrated for ecp5, not for 'gowin'$"):
+        resources.area(CONFIG, "gowin")
+    monkeypatch.setattr(resources, "_calibration", dict)
+    with pytest.raises(ValueError, match=r"^resources are calibrated for no family, not for 'x'$"):
+        resources.area(CONFIG, "x")
+
+
+def costs(config: HardwareConfig) -> dict:
+    """A cost for every term, another one for each."""
+    found = {"period_ns": {"designs": 4.0, "doublings of LUTs": 0.5, "Booth digits": 0.25}}
+    for kind, position in (("lut", 0), ("ff", 1)):
+        found[kind] = {"shared": dict.fromkeys(SHARED, 1.5)}
+        for name, unit in units(config).items():
+            terms = set(unit.mapped(FABRICS["ecp5"])[position]) - SHARED
+            found[kind][name] = {term: 1 + (7 * len(name) + len(term)) % 5 / 4 for term in terms}
+    return found
+
+
+def test_an_estimate_is_the_sum_of_its_units(monkeypatch):
+    monkeypatch.setattr(resources, "_calibration", lambda: {"ecp5": costs(CONFIG)})
+    found = resources.area(CONFIG, "ecp5")
+    assert set(found.units) == set(UNITS)
+    assert (found.dsp, found.bram) == (4, 19)
+    assert found.lut == round(sum(unit.lut for unit in found.units.values()))
+    assert found.ff == round(sum(unit.ff for unit in found.units.values()))
+    assert found.fmax_mhz is not None
+    larger = resources.area(replace(CONFIG, cols=8), "ecp5")
+    assert larger.lut > found.lut
+    assert larger.fmax_mhz is not None
+    assert larger.fmax_mhz < found.fmax_mhz
+
+
+def test_the_fit_finds_the_costs_that_made_its_data(monkeypatch):
+    """Data made of known costs: the fit estimates other configurations as those costs do."""
+    made = costs(CONFIG)
+    monkeypatch.setattr(resources, "_calibration", lambda: {"ecp5": made})
+    drawn = [
+        config
+        for config in calibrate.take("test of the fit", 120)
+        if all(
+            set(terms[k]) - SHARED <= set(made[kind][name])
+            for name, unit in units(config).items()
+            for terms in [unit.mapped(FABRICS["ecp5"])]
+            for k, kind in enumerate(("lut", "ff"))
+        )
+    ]
+    assert len(drawn) > 12
+    samples = []
+    for config in drawn:
+        whole = resources.area(config, "ecp5")
+        sample = {"family": "ecp5", "config": asdict(config)}
+        samples.append(sample | {"unit": calibrate.WHOLE, "lut": whole.lut, "ff": whole.ff})
+        samples += [
+            sample | {"unit": name, "lut": unit.lut, "ff": unit.ff}
+            for name, unit in whole.units.items()
+        ]
+    fitted = calibrate.fit(samples, "ecp5")
+    monkeypatch.setattr(resources, "_calibration", lambda: {"ecp5": fitted | {"period_ns": None}})
+    for sample in samples:
+        if sample["unit"] == calibrate.WHOLE:
+            found = resources.area(HardwareConfig(**sample["config"]), "ecp5")
+            assert abs(found.lut / sample["lut"] - 1) < 0.01
+            assert abs(found.ff / sample["ff"] - 1) < 0.01
+
+
+def test_nothing_that_calibrates_is_held_out():
+    calibrating = {json.dumps(asdict(config)) for _, config in calibrate.wanted()}
+    for family, count in estimates.HELD_OUT.items():
+        assert family in FAMILIES
+        drawn = calibrate.take(f"held out {family}", count)
+        assert len({json.dumps(asdict(config)) for config in drawn} - calibrating) == count
+    assert calibrate.take("x", 2) == calibrate.take("x", 2) != calibrate.take("y", 2)
+
+
+def test_what_is_shipped_is_the_fit_of_what_was_synthesized():
+    shipped = json.loads(calibrate.CALIBRATION.read_text(encoding="utf-8"))["families"]
+    chosen = calibrate.calibration_samples(calibrate.load())
+    for family, found in shipped.items():
+        assert json.loads(json.dumps(calibrate.fit(chosen, family))) == found
+
+
+def row(**changes) -> dict:
+    """A result of the benchmark that keeps every limit."""
+    good = {"mean": 4.0, "worst": -14.0, "of": "4x4", "count": 30}
+    found = {"family": "ecp5", "configurations": 30, "lut": good, "ff": good}
+    found |= {"fmax_mhz": good | {"worst": 11.0, "count": 12}, "wrong_blocks": []}
+    return found | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "bad"),
+    [
+        ({}, False),
+        ({"lut": {"mean": 5.1, "worst": 9.0, "of": "", "count": 30}}, True),
+        ({"ff": {"mean": 4.0, "worst": -15.1, "of": "", "count": 30}}, True),
+        ({"fmax_mhz": {"mean": 4.0, "worst": -12.1, "of": "", "count": 12}}, True),
+        ({"fmax_mhz": {"mean": 4.0, "worst": 2.0, "of": "", "count": 11}}, True),
+        ({"wrong_blocks": ["4x4: bram 9, not 10"]}, True),
+        ({"configurations": 29}, True),
+    ],
+)
+def test_a_missed_limit_fails_the_benchmark(changes, bad):
+    assert estimates.failed(row(**changes)) == bad
+
+
+def test_the_summary_names_the_worst():
+    found = estimates.summary([(1.0, "a"), (-3.0, "b"), (2.0, "c")])
+    assert found == {"mean": 2.0, "worst": -3.0, "of": "b", "count": 3}
+    assert estimates.summary([]) is None
