@@ -48,8 +48,8 @@ def capacity(target: str, clock: float | None) -> dict[str, int]:
 
 def count(config: HardwareConfig, target: str) -> dict[str, int]:
     """What synthesis takes of each of ``KINDS``."""
-    from ..hw.verilog import TOP, accelerator_rtlil
+    from ..hw.verilog import TOP, accelerator_verilog
     from ..toolchain.yosys import synthesize
 
-    found = synthesize(accelerator_rtlil(config), TOP, target)
+    found = synthesize(accelerator_verilog(config), TOP, target)
     return {kind: getattr(found, kind) for kind in KINDS}
