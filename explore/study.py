@@ -100,6 +100,10 @@ class Settings:
         values["calibration"] = None if self.calibration is None else self.calibration.digest
         return json.loads(json.dumps(values))
 
+    def wanted(self, figures: Figures) -> list[float]:
+        """The values of what is sought."""
+        return [getattr(figures, name) for name in self.sought]
+
     def excess(self, figures: Figures) -> dict[str, str]:
         """What a configuration takes too much of, in words: ``{"lut": "70000 of 60000 lut"}``."""
         found = {
@@ -153,7 +157,7 @@ class Exploration:
     settings : of the study
     points : every finished trial, in the order of their numbers
     front : those that keep everything and that no other beats, the best in the first objective
-        first; each configuration once
+        first; of several with the same values, the one that takes the least of the budget
     synthesized : numbers of points → what synthesis takes
     """
 
@@ -297,13 +301,20 @@ class Study:
         figures = Figures(**result)
         if not trial.constraints:  # unless a driver before this one ended here
             trial.set_constraint("excess", self.settings.violation(figures))
-        self._study.tell(trial.number, [getattr(figures, name) for name in self.settings.sought])
+        self._study.tell(trial.number, self.settings.wanted(figures))
 
     def known(self) -> dict[str, dict[str, Any]]:
         """Configuration → what came of it."""
         states = (TrialState.COMPLETE, TrialState.FAIL)
         found = [dict(trial.user_attrs["found"]) for trial in self._trials(*states)]
         return {_key(each.pop("values")): each for each in found}
+
+    def _preference(self, point: Point) -> tuple[float, ...]:
+        """By the first objective, then by the sum of the parts of the budget."""
+        found, own = _figures(point), self.settings
+        first, sign = own.objectives[0], -1 if OBJECTIVES[own.objectives[0]] == "maximize" else 1
+        parts = [getattr(found, kind) / max(most, 1) for kind, most in own.budget.items()]
+        return sign * getattr(found, first), sum(parts), point.number
 
     def _point(self, trial: FrozenTrial) -> Point:
         found = dict(trial.user_attrs["found"])
@@ -320,17 +331,11 @@ class Study:
         states = (TrialState.COMPLETE, TrialState.FAIL)
         points = tuple(self._point(t) for t in self._trials(*states))
         numbers = {t.number for t in self._study.best_trials} if self.finished else set()
-        front: list[Point] = []
-        seen: set[str] = set()
-        for point in points:
-            text = json.dumps(asdict(_figures(point))) if point.number in numbers else ""
-            if text and not point.problem and text not in seen:
-                seen.add(text)
-                front.append(point)
-        first = self.settings.objectives[0]
-        sign = -1 if OBJECTIVES[first] == "maximize" else 1
-        front.sort(key=lambda p: (sign * getattr(_figures(p), first), p.number))
-        return Exploration(self.settings, points, tuple(front))
+        best = [p for p in points if p.number in numbers and not p.problem]
+        front: dict[tuple[float, ...], Point] = {}
+        for point in sorted(best, key=self._preference):
+            front.setdefault(tuple(self.settings.wanted(_figures(point))), point)
+        return Exploration(self.settings, points, tuple(front.values()))
 
 
 def _key(values: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import psutil
 import pytest
@@ -239,7 +240,11 @@ def test_there_is_no_such_pool() -> None:
         "cloud": "'cloud' is none of here, local, slurm, .* and no address such as tcp://host:8786",
         "tcp://127.0.0.1:1": "there is no Dask scheduler at tcp://127.0.0.1:1",
     }.items():
-        with pytest.raises(ValueError, match=message), open_pool(on):
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+            pytest.raises(ValueError, match=message),
+            open_pool(on),
+        ):
             pass
 
 
