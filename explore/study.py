@@ -304,9 +304,8 @@ class Study:
         self._study.tell(trial.number, self.settings.wanted(figures))
 
     def known(self) -> dict[str, dict[str, Any]]:
-        """Configuration → what came of it."""
-        states = (TrialState.COMPLETE, TrialState.FAIL)
-        found = [dict(trial.user_attrs["found"]) for trial in self._trials(*states)]
+        """Configuration → its figures."""
+        found = [dict(trial.user_attrs["found"]) for trial in self._trials(TrialState.COMPLETE)]
         return {_key(each.pop("values")): each for each in found}
 
     def _preference(self, point: Point) -> tuple[float, ...]:
@@ -379,8 +378,10 @@ def explore(
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in sorted(done, key=lambda each: running[each][0].number):
             trial, task = running.pop(future)
-            result = known[_key(task.values)] = _outcome(future)
+            result = _outcome(future)
             study.tell(trial, task, result)
+            if "reason" not in result:
+                known[_key(task.values)] = result
     progress("trials", trials, trials)
     return study.result()
 

@@ -1,6 +1,7 @@
 """Exploration: what it finds is best, nothing that was finished is lost, no process is left."""
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
+from distributed import LocalCluster
 from torch import nn
 
 from shiftcore.benchmarks import explore as benchmark
@@ -111,6 +113,17 @@ def test_the_front_is_that_of_all_configurations(network: Path, tmp_path: Path) 
     assert [costs[p.config] for p in found.front] == sorted(best)  # the best first, each once
     assert found.chosen is found.front[0]
     assert costs[found.chosen.config] == min(costs.values())
+
+
+def test_one_objective_has_one_point(network: Path, tmp_path: Path) -> None:
+    found = trials(tmp_path / "study", settings(network, objectives=("cycles",)), 12)
+    points = [p for p in found.points if p.figures and not p.problem]
+    least = min(p.figures.cycles for p in points)
+    fastest = [p for p in points if p.figures.cycles == least]
+    assert len({str(p.values) for p in fastest}) > 1
+    budget = found.settings.budget
+    parts = [sum(getattr(p.figures, k) / budget[k] for k in budget) for p in fastest]
+    assert found.front == (fastest[parts.index(min(parts))],)
 
 
 def test_what_cannot_be_is_stored_with_its_reason(network: Path, tmp_path: Path) -> None:
@@ -355,3 +368,51 @@ def test_the_benchmark_judges() -> None:
     assert missed(bram=1) == ["BRAM of the chosen"]
     assert missed(999) == ["LUT by synthesis"]
     assert missed(cycles=501) == ["cycles of its network"]
+
+
+def test_any_scheduler_gives_the_same(network: Path, tmp_path: Path) -> None:
+    own = settings(network)
+    here = trials(tmp_path / "here", own, 8)
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://",
+            dashboard_address=None,
+        ) as cluster,
+        Study.open(tmp_path / "there", own, fake) as study,
+        open_pool(cluster.scheduler_address) as pool,
+    ):  # fmt: skip
+        assert explore(study, pool, 8) == here
+
+
+SBATCH = """#!/bin/sh
+# A queue of its own: keeps the job script and runs it at once.
+cp "$1" {pid}.job
+sh {pid}.job > {log} 2>&1 &
+echo $! > {pid}
+echo Submitted batch job 7
+"""
+
+
+def test_jobs_of_a_queueing_system(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = tmp_path / "pid"
+    scripts = {"sbatch": SBATCH.format(log=tmp_path / "log", pid=pid), "scancel": "#!/bin/sh\\n"}
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    job = {"cores": 1, "memory": "2GB", "python": f"{sys.executable} -P"}
+    own = settings(network)
+    with (
+        dask.config.set({f"jobqueue.slurm.{key}": value for key, value in job.items()}),
+        Study.open(tmp_path / "study", own, fake) as study,
+    ):
+        with open_pool("slurm", 1) as pool:
+            worker = psutil.Process(int(pid.read_text()))
+            family = [worker, *worker.children(recursive=True)]
+            found = explore(study, pool, 4)
+        _, alive = psutil.wait_procs(family, timeout=60)
+    assert len(family) > 1
+    assert alive == []  # jobs end with their scheduler
+    assert found.front == trials(tmp_path / "here", own, 4).front
