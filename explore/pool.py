@@ -19,6 +19,9 @@ QUEUES = {
 }
 """queueing systems and their classes in dask_jobqueue"""
 
+_ANY_PORT = "127.0.0.1:0"
+"""of the scheduler's own pages: several studies on a machine do not get in each other's way"""
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -72,13 +75,15 @@ def open_pool(on: str = "local", workers: int = 2) -> Iterator[Pool]:
     with ExitStack() as stack:
         if on == "local":
             cluster: Any = LocalCluster(
-                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None,
-                silence_logs=logging.CRITICAL,
+                n_workers=workers, threads_per_worker=1, processes=True,
+                dashboard_address=_ANY_PORT, silence_logs=logging.CRITICAL,
             )  # fmt: skip
         elif on in QUEUES:
             import dask_jobqueue
 
-            cluster = getattr(dask_jobqueue, QUEUES[on])()
+            cluster = getattr(dask_jobqueue, QUEUES[on])(
+                scheduler_options={"dashboard_address": _ANY_PORT}
+            )
             cluster.scale(jobs=workers)
         else:
             cluster = None
