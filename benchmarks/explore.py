@@ -41,7 +41,7 @@ PATIENCE = 60
 def finished(folder: Path) -> dict[int, str]:
     """Number of every trial that is finished → what came of it, by the study's database."""
     try:
-        with closing(sqlite3.connect(f"file:{folder}/study.db?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"file:{folder}/study.db?mode=ro", 60, uri=True)) as database:
             rows = database.execute(
                 "select number, state || value_json from trials join trial_user_attributes"
                 " using (trial_id) where state != 'RUNNING'"

@@ -88,7 +88,7 @@ def open_pool(on: str = "local", workers: int = 2) -> Iterator[Pool]:
         else:
             cluster = None
         try:
-            client = Client(on) if cluster is None else Client(stack.enter_context(cluster))
+            client: Any = Client(on) if cluster is None else Client(stack.enter_context(cluster))
         except OSError:
             raise ValueError(f"there is no Dask scheduler at {on}") from None
         stack.enter_context(client)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.samplers import TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..golden.config import KEYS, HardwareConfig
@@ -32,9 +33,10 @@ from .trial import Figures, File, ResourceModel, Task, evaluate
 __all__ = ["OBJECTIVES", "Exploration", "Point", "Settings", "Study", "confirm", "explore"]
 
 OBJECTIVES = {
-    "images_per_s": "maximize", "sqnr_db": "maximize",
-    "cycles": "minimize", **dict.fromkeys(KINDS, "minimize"),
-}  # fmt: skip
+    "images_per_s": StudyDirection.MAXIMIZE,
+    "sqnr_db": StudyDirection.MAXIMIZE,
+    **dict.fromkeys(("cycles", *KINDS), StudyDirection.MINIMIZE),
+}
 """what can be sought, and where it is better"""
 
 Progress = Callable[[str, int, int], None]
@@ -311,7 +313,8 @@ class Study:
     def _preference(self, point: Point) -> tuple[float, ...]:
         """By the first objective, then by the sum of the parts of the budget."""
         found, own = _figures(point), self.settings
-        first, sign = own.objectives[0], -1 if OBJECTIVES[own.objectives[0]] == "maximize" else 1
+        first = own.objectives[0]
+        sign = -1 if OBJECTIVES[first] == StudyDirection.MAXIMIZE else 1
         parts = [getattr(found, kind) / max(most, 1) for kind, most in own.budget.items()]
         return sign * getattr(found, first), sum(parts), point.number
 

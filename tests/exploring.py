@@ -3,9 +3,9 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 from shiftcore.explore.pool import open_pool
+from shiftcore.explore.resources import Area
 from shiftcore.explore.study import Settings, Study, explore
 from shiftcore.explore.trial import File
 from shiftcore.golden.config import HardwareConfig
@@ -24,13 +24,13 @@ SPACE = {
 }
 
 
-def fake(config: HardwareConfig, target: str) -> SimpleNamespace:
+def fake(config: HardwareConfig, target: str) -> Area:
     """Resources by plain formulas, with nothing of a device in them: more of everything costs
     more, and wide words slow the clock."""
     size = config.rows * config.cols
     word = config.rows * config.act_bits + 8
     dsp = config.multiplier == "dsp"
-    return SimpleNamespace(
+    return Area(
         lut=2000 + size * (8 if dsp else 2 * config.weight_bits * config.act_bits)
         + 800 * config.cols + 40 * config.rows,
         ff=2000 + size * (config.weight_bits + config.act_bits + 8) + 700 * config.cols,
@@ -46,7 +46,7 @@ def settings(network: Path, **changes: object) -> Settings:
         File.of(network), "ecp5-85k-8", {"lut": 25000, "bram": 90}, None,
         ("images_per_s", "lut"), space=SPACE,
     )  # fmt: skip
-    return replace(own, **changes)  # pyright: ignore[reportArgumentType]
+    return replace(own, **changes)
 
 
 if __name__ == "__main__":

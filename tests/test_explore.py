@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import dask
+import dask.config
 import numpy as np
 import psutil
 import pytest
@@ -32,8 +32,8 @@ from shiftcore.explore import study as exploring_study
 from shiftcore.explore.pool import Pool, open_pool
 from shiftcore.explore.report import finish, problems, write_exploration
 from shiftcore.explore.space import DEFAULT, full_space, parse
-from shiftcore.explore.study import Exploration, Settings, Study, confirm, explore
-from shiftcore.explore.trial import File
+from shiftcore.explore.study import Exploration, Point, Settings, Study, confirm, explore
+from shiftcore.explore.trial import Figures, File
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.quant.convert import QuantConfig, quantize
@@ -48,6 +48,11 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = np.random.default_rng(0).normal(size=(4, 1, 6, 6)).astype(np.float32)
     quantize(nn.Sequential(*layers).eval(), images, QuantConfig(method="l2")).save(path)
     return path
+
+
+def figures(point: Point) -> Figures:
+    assert point.figures is not None
+    return point.figures
 
 
 def trials(folder: Path, own: Settings, number: int) -> Exploration:
@@ -118,11 +123,11 @@ def test_the_front_is_that_of_all_configurations(network: Path, tmp_path: Path) 
 def test_one_objective_has_one_point(network: Path, tmp_path: Path) -> None:
     found = trials(tmp_path / "study", settings(network, objectives=("dsp",)), 20)
     points = [p for p in found.points if p.figures and not p.problem]
-    least = min(p.figures.dsp for p in points)
-    smallest = [p for p in points if p.figures.dsp == least]
+    least = min(figures(p).dsp for p in points)
+    smallest = [p for p in points if figures(p).dsp == least]
     assert len({str(p.values) for p in smallest}) > 1
     budget = found.settings.budget
-    parts = [sum(getattr(p.figures, k) / budget[k] for k in budget) for p in smallest]
+    parts = [sum(getattr(figures(p), k) / budget[k] for k in budget) for p in smallest]
     assert found.front == (smallest[parts.index(min(parts))],)
 
 
@@ -136,7 +141,7 @@ def test_what_cannot_be_is_stored_with_its_reason(network: Path, tmp_path: Path)
     over = [point for point in found.points if point.figures and point.problem]
     assert over
     for point in over:
-        assert point.problem == f"{point.figures.lut} of 9000 lut"
+        assert point.problem == f"{figures(point).lut} of 9000 lut"
     counts = dict(problems(found))
     assert counts["too much lut"] == len(over)
     assert sum(counts.values()) == len(over) + len(failed)
@@ -232,7 +237,7 @@ def test_what_is_left(network: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     found = trials(folder, settings(network), 20)
     chosen = finish(found)
-    assert chosen.cycles == found.chosen.figures.cycles
+    assert chosen.cycles == figures(found.chosen).cycles
     write_exploration(folder, "net on ecp5", found, chosen)
     assert HardwareConfig.load(folder / "hw.toml") == found.chosen.config
     assert (folder / "net.safetensors").read_bytes() == network.read_bytes()
@@ -263,7 +268,7 @@ def test_there_is_no_such_pool() -> None:
 
 def finished(folder: Path) -> dict[int, tuple[str, str]]:
     """Number → state and what came of every finished trial, by the database itself."""
-    with closing(sqlite3.connect(f"file:{folder}/study.db?mode=ro", uri=True)) as database:
+    with closing(sqlite3.connect(f"file:{folder}/study.db?mode=ro", 60, uri=True)) as database:
         rows = database.execute(
             "select number, state, value_json from trials join trial_user_attributes"
             " using (trial_id) where state != 'RUNNING'"
