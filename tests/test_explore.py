@@ -109,7 +109,8 @@ def test_the_front_is_that_of_all_configurations(network: Path, tmp_path: Path) 
         area = fake(config, own.target)
         cycles = network_cycles(config, stored)
         if area.lut <= own.budget["lut"] and area.bram <= own.budget["bram"]:
-            costs[config] = -area.fmax_mhz * 1e6 / cycles, area.lut
+            assert area.fmax_mhz is not None
+            costs[config] = -(area.fmax_mhz * 1e6 / cycles), area.lut
     assert len(costs) < 4 * 3 * 2  # some do not keep the budget
     found = trials(tmp_path / "study", own, 60)
     seen = {costs[p.config] for p in found.points if p.config in costs}
@@ -181,8 +182,8 @@ def test_a_study_that_was_interrupted_is_as_if_it_was_not(network: Path, tmp_pat
             explore(study, Pool(Dying(after), lambda: 1), 16)
     assert trials(tmp_path / "parts", own, 16) == whole
     assert trials(tmp_path / "parts", own, 16) == whole  # nothing is left to do
-    other = trials(tmp_path / "other", replace(own, seed=1), 16)
-    assert [p.values for p in other.points] != [p.values for p in whole.points]
+    other = trials(tmp_path / "other", replace(own, seed=1), 3)
+    assert [p.values for p in other.points] != [p.values for p in whole.points[:3]]
 
 
 def test_a_folder_is_that_of_one_study(network: Path, tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_an_error_of_a_worker_is_a_reason(network: Path, tmp_path: Path) -> None
 
 
 def test_synthesis_decides(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = trials(tmp_path / "study", settings(network), 25)
+    found = trials(tmp_path / "study", settings(network), 15)
     best = found.front[0].config
 
     def counted(config: HardwareConfig, target: str) -> dict[str, int]:
