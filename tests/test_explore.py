@@ -403,7 +403,7 @@ def test_jobs_of_a_queueing_system(
     network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = tmp_path / "pid"
-    scripts = {"sbatch": SBATCH.format(log=tmp_path / "log", pid=pid), "scancel": "#!/bin/sh\\n"}
+    scripts = {"sbatch": SBATCH.format(log=tmp_path / "log", pid=pid), "scancel": "#!/bin/sh\n"}
     for name, text in scripts.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
