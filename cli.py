@@ -333,6 +333,140 @@ def search_bits(
     _print(False, {}, table)
 
 
+class _Budget(click.ParamType):
+    """What may be taken of a device: ``lut=60000,bram=100``."""
+
+    name = "budget"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, int]:
+        if isinstance(value, dict):
+            return value
+        try:
+            return {name: int(most) for name, most in (x.split("=") for x in value.split(","))}
+        except ValueError:
+            self.fail(f"{value!r} must be like lut=60000,bram=100", param, ctx)
+
+
+@main.command()
+@click.argument("network", type=_PATH)
+@click.option("--target", required=True, help="Device, such as ecp5-85k-8.")
+@click.option("--calib", type=_PATH, help="Images of a model (npz, x: NCHW float32).")
+@click.option(
+    "--budget", type=_Budget(),
+    help="The most lut, ff, dsp, bram.  [default: what the device holds]",
+)  # fmt: skip
+@click.option(
+    "--objective", "objectives", multiple=True, default=["images_per_s"], show_default=True,
+    help="images_per_s, sqnr_db (more is better), cycles, lut, ff, dsp, bram (less is); "
+    "of several the first one decides. The SQNR of a model is always one.",
+)  # fmt: skip
+@click.option(
+    "--least-sqnr", default=12.0, show_default=True,
+    help="Signal to noise of a model's scores, dB, that must be kept.",
+)  # fmt: skip
+@click.option(
+    "--vary", multiple=True, metavar="KEY=A,B,...",
+    help="Candidates of a key of the hardware configuration; one fixes it.",
+)  # fmt: skip
+@click.option("--hw", type=_PATH, help="Hardware configuration (TOML) of the keys that are fixed.")
+@click.option("--trials", default=200, show_default=True, type=click.IntRange(1))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--synthesize", default=3, show_default=True, type=click.IntRange(0),
+    help="Points of the front, the best first, that are synthesized.",
+)  # fmt: skip
+@click.option(
+    "--on", default="local", show_default=True,
+    help="local: processes of this machine; here: this process; slurm, lsf, pbs, sge, oar, "
+    "htcondor: jobs; or the address of a Dask scheduler.",
+)  # fmt: skip
+@click.option("--clock", type=click.FloatRange(0, min_open=True), help="MHz of the board.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--latency", default=20, show_default=True, help="Cycles of the memory.")
+@click.option("--gap", default=0, show_default=True, help="Cycles between beats of the memory.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the study; the same command goes on with one that was interrupted.",
+)  # fmt: skip
+@_as_json
+def explore(
+    network: Path,
+    target: str,
+    calib: Path | None,
+    budget: dict[str, int] | None,
+    objectives: tuple[str, ...],
+    least_sqnr: float,
+    vary: tuple[str, ...],
+    hw: Path | None,
+    trials: int,
+    seed: int,
+    synthesize: int,
+    on: str,
+    workers: int,
+    clock: float | None,
+    latency: int,
+    gap: int,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Search the hardware that runs NETWORK best within a budget.
+
+    NETWORK is a model (a torch.export archive, .pt2), whose b, m and B vary too, or a network file,
+    whose hardware varies only. Trials are estimated; the best of the front are synthesized. Leaves
+    hw.toml, net.safetensors, front.json, front.md and front.html.
+    """
+    from .explore.pool import open_pool
+    from .explore.report import figures, finish, front_table, write_exploration
+    from .explore.resources import capacity, estimated
+    from .explore.space import parse
+    from .explore.study import Settings, Study, confirm
+    from .explore.study import explore as search
+    from .explore.trial import File
+    from .quant.progress import progress_bars
+
+    _check_folder(output)
+    if (network.suffix == ".pt2") != (calib is not None):
+        raise ValueError(f"{network}: --calib goes with a model (.pt2), and a model needs it")
+    settings = Settings(
+        File.of(network),
+        target,
+        capacity(target, clock) | (budget or {}),
+        None if calib is None else File.of(calib),
+        objectives,
+        least_sqnr,
+        dict(map(parse, vary)),
+        HardwareConfig(16, 16) if hw is None else HardwareConfig.load(hw),
+        seed,
+        clock,
+        latency,
+        gap,
+    )
+    with Study.open(output, settings, estimated) as study, progress_bars(_STATUS) as progress:
+        progress("workers", 0, 1)
+        with open_pool(on, workers) as pool:
+            progress("workers", 1, 1)
+            found = search(study, pool, trials, progress)
+            found = confirm(found, pool, synthesize, progress)
+        progress("the chosen network", 0, 1)
+        chosen = finish(found)
+        write_exploration(output, f"{network.name} on {target}", found, chosen)
+    if as_json:
+        front = [figures(found, point) for point in found.front]
+        own = {"cycles": chosen.cycles, "sqnr_db": chosen.sqnr_db}
+        picked = figures(found, chosen.point) | {"network": own}
+        _print(True, {"trials": len(found.points), "chosen": picked, "front": front})
+        return
+    title, headings, rows = front_table(found)
+    table = Table(title=f"{title} of {len(found.points)} trials; * is in {output / 'hw.toml'}")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    _print(False, {}, table)
+
+
 @main.command()
 @click.argument("file", type=_PATH)
 @click.option("--weight-bits", type=int, help="b, of a model.  [default: 4]")

@@ -14,9 +14,9 @@ from shiftcore.golden.registers import c_header
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
-    "README.md", "CONTRIBUTING.md", "docs/array.md", "docs/estimates.md", "docs/integrating.md",
-    "docs/machine.md", "docs/mixed-precision.md", "docs/numbers.md", "docs/paper.md",
-    "docs/quantization.md", "docs/toolchains.md",
+    "README.md", "CONTRIBUTING.md", "docs/array.md", "docs/boards.md", "docs/estimates.md",
+    "docs/explore.md", "docs/integrating.md", "docs/machine.md", "docs/mixed-precision.md",
+    "docs/numbers.md", "docs/paper.md", "docs/quantization.md", "docs/toolchains.md",
 ]  # fmt: skip
 
 

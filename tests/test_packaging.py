@@ -32,6 +32,7 @@ ARROWS = {
     "host": {"golden"},
     "sim": {"hw", "golden", "compiler", "estimate", "host", "toolchain"},
     "toolchain": {"hw", "golden"},
+    "explore": {"toolchain", "hw", "estimate", "compiler", "quant", "frontend", "golden"},
 }
 # Examples may import all of the above, benchmarks the examples as well, and nothing the tests.
 ARROWS["examples"] = set(ARROWS)
@@ -43,6 +44,9 @@ FRAMEWORKS = {
     "cocotb": {"sim"},
     "cocotb_tools": {"sim"},
     "cocotbext": {"sim"},
+    "distributed": {"explore"},
+    "optuna": {"explore"},
+    "plotly": {"explore"},
 }
 
 

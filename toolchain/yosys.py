@@ -118,10 +118,19 @@ def suffix(design: str) -> str:
     return ".il" if re.search(r"^(autoidx \d|attribute \\)", design, re.MULTILINE) else ".v"
 
 
+# Whatever kills the process that runs a tool, the tool ends with it. Linux alone has such a call.
+_LEASH = """\
+import ctypes, signal, sys
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+"""
+
+
 def run_tool(name: str, script: str, arguments: Sequence[str], folder: Path) -> None:
     """Run a Python `script` that is a tool, in `folder`; its output is only used for the error."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", script, *arguments],
+        [sys.executable, "-P", "-c", _LEASH + script, *arguments],
         cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         encoding="utf-8", errors="replace", check=False,
     )  # fmt: skip

@@ -1,0 +1,55 @@
+"""What a configuration takes of a target, estimated or synthesized, and what there is of it."""
+
+from dataclasses import dataclass
+
+from ..estimate.resources import area, calibrated
+from ..golden.config import HardwareConfig
+from ..toolchain.devices import KINDS, find
+
+__all__ = ["Area", "capacity", "count", "estimated"]
+
+CLOCKED = "ecp5-85k-8"
+"""the device whose clock is estimated"""
+
+
+@dataclass(frozen=True)
+class Area:
+    """Units of the target, and the clock; None where it is not estimated."""
+
+    lut: int
+    ff: int
+    dsp: int
+    bram: int
+    fmax_mhz: float | None
+
+
+def estimated(config: HardwareConfig, target: str) -> Area:
+    """By the calibrated model, without synthesis."""
+    found = area(config, find(target).family)
+    clock = found.fmax_mhz if target == CLOCKED else None
+    return Area(found.lut, found.ff, found.dsp, found.bram, clock)
+
+
+def capacity(target: str, clock: float | None) -> dict[str, int]:
+    """What a device holds of each of ``KINDS``; empty for a family.
+
+    Raises ``ValueError`` if there is no estimate for it, or none of its clock and no `clock`.
+    """
+    device = find(target)
+    if device.family not in calibrated():
+        raise ValueError(
+            f"resources are estimated for {', '.join(calibrated()) or 'no family'}, "
+            f"not for {target}"
+        )
+    if clock is None and target != CLOCKED:
+        raise ValueError(f"the clock is estimated for {CLOCKED} only: give that of {target}")
+    return dict(device.capacity)
+
+
+def count(config: HardwareConfig, target: str) -> dict[str, int]:
+    """What synthesis takes of each of ``KINDS``."""
+    from ..hw.verilog import TOP, accelerator_verilog
+    from ..toolchain.yosys import synthesize
+
+    found = synthesize(accelerator_verilog(config), TOP, target)
+    return {kind: getattr(found, kind) for kind in KINDS}
