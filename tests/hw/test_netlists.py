@@ -30,6 +30,7 @@ SMALL = HardwareConfig(
 )  # fmt: skip
 
 
+# The gate builds few of them: each component on one family, the smallest one on all.
 @pytest.fixture(params=FAMILIES)
 def family(request, monkeypatch) -> str:
     monkeypatch.setenv("SHIFTCORE_NETLIST", request.param)
@@ -56,16 +57,19 @@ def test_a_cell_that_is_wrong_is_found(monkeypatch):
         test_pe.test_element_in_every_cycle("verilator")
 
 
+@pytest.mark.parametrize("family", ["ecp5"], indirect=True)
 def test_array_of_four(family):
     test_array.test_tiles_without_a_bubble(ArraySpec(2, 2, 2, 2), "verilator")
 
 
+@pytest.mark.parametrize("family", ["ice40"], indirect=True)
 def test_small_scale_unit(family, monkeypatch):
     spec = ScaleUnitSpec(ProductSpec(6, 8, 2), AddSpec(), 8)
     monkeypatch.setattr(test_scale_unit, "SPECS", [spec])
     test_scale_unit.test_random_waves("verilator")
 
 
+@pytest.mark.parametrize("family", ["xilinx7"], indirect=True)
 def test_small_requantizer(family):
     test_requantizer.test_blocks([RequantizerSpec(2, 2, 2)], 0.4, "verilator")
 
