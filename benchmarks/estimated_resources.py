@@ -112,4 +112,3 @@ def resources(families: tuple[str, ...], known: bool, as_json: bool) -> None:
     )  # fmt: skip
     title = "Errors of the resource estimates"
     show(rows, headings, cells, failed, title=title, as_json=as_json)
-

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..hw.board import BoardTop
+from .devices import FAMILIES
 from .yosys import (
     CACHE,
-    TARGETS,
     Resources,
     ToolError,
     content_hash,
@@ -37,7 +37,7 @@ sys.exit({function}(sys.argv[1:]))
 
 @dataclass(frozen=True)
 class _Chip:
-    """An FPGA: its family in ``TARGETS``, and what of each kind it has.
+    """An FPGA: its family in ``FAMILIES``, and what of each kind it has.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ class Image:
     bitstream : its content
     fmax_mhz, clock_mhz : the clock that it reaches, and the board's
     critical_path : what limits it, in words
-    lut, ff, dsp, bram : in the units of ``TARGETS``
+    lut, ff, dsp, bram : in the units of ``FAMILIES``
     """
 
     suffix: str
@@ -191,7 +191,7 @@ def implement(design: str, top: str, board: Board, *, seed: int = 1) -> Image:
             f"{board.name}: the design reaches {found['fmax_mhz']:.1f} MHz, the board's clock has "
             f"{board.clock_mhz:g}; critical path {found['critical_path']}"
         )
-    resources = asdict(Resources.count(cells, TARGETS[board.chip.family]))
+    resources = asdict(Resources.count(cells, FAMILIES[board.chip.family]))
     resources.pop("cells")
     bitstream = base64.b64decode(found.pop("bitstream"))
     return Image(bitstream=bitstream, clock_mhz=board.clock_mhz, **found, **resources)
@@ -234,7 +234,7 @@ def _run(command: list[str], folder: Path) -> None:
 
 def _check_room(cells: Mapping[str, int], board: Board) -> None:
     """Raises ``ToolError`` that says what is missing."""
-    used = Resources.count(cells, TARGETS[board.chip.family])
+    used = Resources.count(cells, FAMILIES[board.chip.family])
     missing = [
         f"{getattr(used, kind)} {kind.upper()} of {getattr(board.chip, kind)}"
         for kind in ("lut", "ff", "dsp", "bram")

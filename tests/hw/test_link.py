@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Signal, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -29,10 +29,10 @@ class Linked(wiring.Component):
         memory = spec.memory
         super().__init__(
             {
-                "i": In(stream.Signature(8)),
-                "o": Out(stream.Signature(8)),
-                "i_code": In(stream.Signature(8)),
-                "o_written": Out(stream.Signature(memory.address_bits + memory.bus_bits)),
+                "i": In(stream.Signature(unsigned(8))),
+                "o": Out(stream.Signature(unsigned(8))),
+                "i_code": In(stream.Signature(unsigned(8))),
+                "o_written": Out(stream.Signature(unsigned(memory.address_bits + memory.bus_bits))),
             }
         )
 

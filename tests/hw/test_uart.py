@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from amaranth.hdl import Module
+from amaranth.hdl import Module, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -20,8 +20,8 @@ class Ends(wiring.Component):
 
     def __init__(self, divisor: int):
         self.spec = UartSpec(divisor)
-        members = {"i": In(stream.Signature(8)), "o_line": Out(1)}
-        members |= {"i_line": In(1), "o": Out(stream.Signature(8)), "o_broken": Out(1)}
+        members = {"i": In(stream.Signature(unsigned(8))), "o_line": Out(1)}
+        members |= {"i_line": In(1), "o": Out(stream.Signature(unsigned(8))), "o_broken": Out(1)}
         super().__init__(members)
 
     def elaborate(self, platform):
@@ -63,14 +63,14 @@ def received(spec: UartSpec, rng: np.random.Generator, cycles: int) -> np.ndarra
     while length < cycles:
         kind = rng.random()
         if kind < 0.6:
-            part = spec.compute(rng.integers(0, 256, 1))
+            part = spec.compute(rng.integers(0, 256, 1, np.uint8))
         elif kind < 0.7:
-            part = spec.compute(rng.integers(0, 256, 1))
+            part = spec.compute(rng.integers(0, 256, 1, np.uint8))
             part[-spec.divisor :] = 0
         elif kind < 0.8:
             part = np.ones(int(rng.integers(1, 5 * spec.divisor)), np.uint8)
         elif kind < 0.9:
-            part = np.repeat(np.array([0, 1], np.uint8), [rng.integers(1, spec.divisor), 4])
+            part = np.repeat(np.array([0, 1], np.uint8), [int(rng.integers(1, spec.divisor)), 4])
         else:
             part = rng.integers(0, 2, int(rng.integers(1, 100))).astype(np.uint8)
         parts.append(part)
