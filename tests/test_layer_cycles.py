@@ -1,6 +1,6 @@
 """Each layer's share of the cycles, and of every other counter, is what the accelerator counts."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from shiftcore.tests.test_accelerator_cycles import CONFIGS, MEMORY_BYTES
 
 
 def assert_measured(
-    program: Program, latency: int, gap: int, names: Iterable[str], simulator: Simulator
+    program: Program, latency: int, gap: int, names: Sequence[str], simulator: Simulator
 ) -> None:
     whole = predict(program, latency=latency, gap=gap)
     shares = predict_layers(program, latency=latency, gap=gap)
@@ -46,7 +46,7 @@ def test_every_counter_at_the_end_of_every_layer(
     digits: QuantizedNetwork, latency: int, gap: int
 ) -> None:
     program = compile_network(digits, CONFIG)
-    assert_measured(program, latency, gap, COUNTERS, "verilator")
+    assert_measured(program, latency, gap, [*COUNTERS], "verilator")
 
 
 def test_short_layers_on_a_small_array() -> None:

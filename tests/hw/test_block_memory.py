@@ -26,9 +26,9 @@ class Streams(wiring.Component):
         bits, beat = spec.bus_bits, spec.address_bits
         widths = {"i_ar": ADDRESS_BITS + 8, "i_aw": ADDRESS_BITS + 8, "i_w": bits + 1}
         widths |= {"i_read": beat, "i_write": beat + bits}
-        members = {name: In(stream.Signature(unsigned(width))) for name, width in widths.items()}
+        members = {name: In(stream.Signature(unsigned(width))) for name, width in widths.items()}  # pyright: ignore[reportArgumentType]
         widths = {"o_r": bits + 3, "o_b": 2, "o_read": bits}
-        members |= {name: Out(stream.Signature(unsigned(width))) for name, width in widths.items()}
+        members |= {name: Out(stream.Signature(unsigned(width))) for name, width in widths.items()}  # pyright: ignore[reportArgumentType]
         super().__init__(members)
 
     def elaborate(self, platform):

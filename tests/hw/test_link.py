@@ -29,10 +29,10 @@ class Linked(wiring.Component):
         memory = spec.memory
         super().__init__(
             {
-                "i": In(stream.Signature(unsigned(8))),
-                "o": Out(stream.Signature(unsigned(8))),
-                "i_code": In(stream.Signature(unsigned(8))),
-                "o_written": Out(stream.Signature(unsigned(memory.address_bits + memory.bus_bits))),
+                "i": In(stream.Signature(unsigned(8))),  # pyright: ignore[reportArgumentType]
+                "o": Out(stream.Signature(unsigned(8))),  # pyright: ignore[reportArgumentType]
+                "i_code": In(stream.Signature(unsigned(8))),  # pyright: ignore[reportArgumentType]
+                "o_written": Out(stream.Signature(unsigned(memory.address_bits + memory.bus_bits))),  # pyright: ignore[reportArgumentType]
             }
         )
 

@@ -23,9 +23,9 @@ class Streams(wiring.Component):
     def __init__(self, spec: RunSpec):
         self.spec = spec
         widths = {"i_start": 1, "i_raise": 1, "i_b": 2, "i_r": 34}
-        members = {name: In(stream.Signature(unsigned(width))) for name, width in widths.items()}
+        members = {name: In(stream.Signature(unsigned(width))) for name, width in widths.items()}  # pyright: ignore[reportArgumentType]
         widths = {"o_aw": MAP_BITS, "o_w": 36, "o_ar": MAP_BITS, "o_done": 8}
-        members |= {name: Out(stream.Signature(unsigned(width))) for name, width in widths.items()}
+        members |= {name: Out(stream.Signature(unsigned(width))) for name, width in widths.items()}  # pyright: ignore[reportArgumentType]
         super().__init__(members)
 
     def elaborate(self, platform):

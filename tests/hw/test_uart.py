@@ -20,8 +20,8 @@ class Ends(wiring.Component):
 
     def __init__(self, divisor: int):
         self.spec = UartSpec(divisor)
-        members = {"i": In(stream.Signature(unsigned(8))), "o_line": Out(1)}
-        members |= {"i_line": In(1), "o": Out(stream.Signature(unsigned(8))), "o_broken": Out(1)}
+        members = {"i": In(stream.Signature(unsigned(8))), "o_line": Out(1)}  # pyright: ignore[reportArgumentType]
+        members |= {"i_line": In(1), "o": Out(stream.Signature(unsigned(8))), "o_broken": Out(1)}  # pyright: ignore[reportArgumentType]
         super().__init__(members)
 
     def elaborate(self, platform):
