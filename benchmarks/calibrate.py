@@ -161,7 +161,7 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
             parts = UNITS if sample["unit"] == WHOLE else [sample["unit"]]
             row: dict[tuple[str, str], float] = {}
             for unit in parts:
-                terms = UNITS[unit](config).mapped(FABRICS[family])[position]
+                terms = UNITS[unit](config).mapped(FABRICS[family])[:2][position]
                 for term, amount in terms.items():
                     key = ("shared" if term in SHARED else unit, term)
                     row[key] = row.get(key, 0.0) + amount

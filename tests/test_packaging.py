@@ -114,7 +114,7 @@ def test_wheel_data_is_what_is_named(wheel: Path):
         file
         for file in tree_files()
         if file.match("examples/*.toml")
-        or file.name in {"digits.safetensors", "py.typed", "testbench.sv"}
+        or file.name in {"calibration.json", "digits.safetensors", "py.typed", "testbench.sv"}
     }
     assert {file for file in wheel_files(wheel) if file.suffix != ".py"} == named
 

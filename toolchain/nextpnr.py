@@ -30,8 +30,7 @@ sys.exit(run(sys.argv[1:]))
 """
 # The cell that yosys or nextpnr made of a signal is called after it, then after its type and port.
 _MADE = re.compile(
-    r"_(?:SB_|TRELLIS_|LUT\d|CCU2C|PFUMX|L6MUX21|MUX2_LUT|ALU_|DFF|MULT|DP16KD|PDPW16KD|DPR16X4"
-    r"|SDP|RAM16|DPB|COMB|LC$|\$).*$"
+    r"_(?:SB_|TRELLIS_|LUT\d|CCU2C|PFUMX|L6MUX21|MULT|DP16KD|PDPW16KD|DPR16X4|LC$|\$).*$"
 )
 
 
@@ -111,7 +110,7 @@ def place_and_route(
     family = FAMILIES[device.family]
     router = family.router
     assert router is not None
-    synthesis = f"{family.command.replace(' -noiopads', '')} -top harness -json harness.json"
+    synthesis = f"{family.command} -top harness -json harness.json"
     tools = " ".join(
         (tool_version("pyosys"), tool_version(router.package), synthesis, *router.arguments,
          *device.arguments, "with critical path")
@@ -169,8 +168,6 @@ endmodule
 
 def _route(folder: Path, router: Router, device: Device, seed: int) -> tuple[float, CriticalPath]:
     """Place and route ``harness.json`` in `folder`; MHz and the critical path."""
-    for name, text in device.files.items():
-        (folder / name).write_text(text, encoding="utf-8")
     # nextpnr opens files only by relative paths; every pin is where the tool likes.
     arguments = [
         *device.arguments, *router.arguments, "--json", "harness.json", "--report", "report.json",

@@ -62,7 +62,8 @@ class Resources:
                 if fnmatchcase(name, pattern)
             )
 
-        return cls(*(total(getattr(family, kind)) for kind in KINDS), dict(cells))
+        lut, ff, dsp, bram = (total(getattr(family, kind)) for kind in KINDS)
+        return cls(lut, ff, dsp, bram, dict(cells))
 
 
 def synthesize(design: str, top: str, target: str = "ecp5", *, plain: bool = False) -> Resources:
@@ -133,6 +134,8 @@ def run_tool(name: str, script: str, arguments: Sequence[str], folder: Path) -> 
         lines = [line for line in done.stdout.splitlines() if line.strip()]
         errors = [line for line in lines if "ERROR:" in line]
         reason = (errors or lines or [f"exit status {done.returncode}"])[-1]
+        if not errors and done.returncode < 0:
+            reason = f"ended by signal {-done.returncode} after {reason.strip()!r}"
         raise ToolError(f"{name}: {reason.replace('ERROR: ', '').strip()}")
 
 
