@@ -107,8 +107,9 @@ def cells(row: Row) -> list[str]:
     """A row of the table as text, one cell for each of HEADINGS."""
     return [
         str(row["block"]), f"{row['macs']:,}", f"{row['products']:,}", f"{row['kernel']:.4f}",
-        f"{row['float']:.4f}", f"{row['conversion_per_activation']:.2f}", f"{row['conversion']:.5f}",
-        f"{row['eta']:.3f}", f"{row['speed_up']:.2f}", f"{row['formula']:.2f}",
+        f"{row['float']:.4f}", f"{row['conversion_per_activation']:.2f}",
+        f"{row['conversion']:.5f}", f"{row['eta']:.3f}", f"{row['speed_up']:.2f}",
+        f"{row['formula']:.2f}",
     ]  # fmt: skip
 
 
