@@ -108,8 +108,8 @@ def cells(row: Row) -> list[str]:
     return [
         str(row["block"]), f"{row['macs']:,}", f"{row['products']:,}", f"{row['kernel']:.4f}",
         f"{row['float']:.4f}", f"{row['conversion_per_activation']:.2f}",
-        f"{row['conversion']:.5f}", f"{row['eta']:.3f}",
-        f"{row['speed_up']:.2f}", f"{row['formula']:.2f}",
+        f"{row['conversion']:.5f}", f"{row['eta']:.3f}", f"{row['speed_up']:.2f}",
+        f"{row['formula']:.2f}",
     ]  # fmt: skip
 
 
