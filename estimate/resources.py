@@ -34,7 +34,7 @@ class Area:
     Parameters
     ----------
     lut, ff : estimates
-    dsp, bram : exact
+    dsp, bram : by the rules of yosys for shapes of memories and products
     fmax_mhz : estimate on the fastest ECP5; ``None`` for other families
     units : of what the sums are made, by name
     """

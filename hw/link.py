@@ -61,10 +61,10 @@ class Link(wiring.Component):
         # Where each score is, counted in float32 words.
         words = [address // 4 for address in spec.scores]
         m.submodules.places = places = Memory(
-            shape=max(words).bit_length() or 1, depth=len(words), init=words
+            shape=max(words).bit_length() or 1, depth=max(2, len(words)), init=words
         )
         place = places.read_port()
-        number = Signal(range(link.classes))
+        number = Signal(range(max(2, link.classes)))
         last_number = number == link.classes - 1
         score = (
             self.i_read.word_select(place.data[:words_of_beat], 32)

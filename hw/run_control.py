@@ -44,7 +44,7 @@ class RunControl(wiring.Component):
         layout = data.StructLayout({"offset": MAP_BITS, "value": 32})
         m.submodules.script = script = Memory(
             shape=layout,
-            depth=len(writes),
+            depth=max(2, len(writes)),  # else its address has no bits
             init=[{"offset": offset, "value": value} for offset, value in writes],
         )
         index = Signal(range(len(writes) + 1))

@@ -79,7 +79,7 @@ def test_classes_and_scores(small, drift: float):
     answers = talk(spec, requests, drift=drift, limit=20_000)
     for request, answer, own in zip(requests, answers, scores, strict=True):
         assert answer.content == spec.link.compute(request.content, own)
-    assert len(set(scores.argmax(1))) > 2
+    assert len(set(scores.argmax(1))) > 1
 
 
 def test_faults_and_what_comes_after(small):
