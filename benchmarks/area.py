@@ -106,8 +106,8 @@ def designs() -> list[Design]:
 
 def measure(design: Design, pnr: bool) -> dict:
     """Synthesize one design, and place and route it where its clock is of interest."""
-    verilog = emit(design.make(), "design")
-    counted = synthesize(verilog, "design", "ecp5")
+    verilog = emit(design.make(), "unit")
+    counted = synthesize(verilog, "unit", "ecp5")
     result = {
         "name": design.name,
         "lut": counted.lut,
@@ -119,7 +119,7 @@ def measure(design: Design, pnr: bool) -> dict:
         "fmax_mhz_by_seed": None,
     }
     if pnr and design.least_mhz is not None:
-        timing = place_and_route(verilog, "design", seeds=SEEDS)
+        timing = place_and_route(verilog, "unit", seeds=SEEDS)
         result |= {"fmax_mhz": timing.median, "fmax_mhz_by_seed": timing.fmax_mhz}
     return result
 

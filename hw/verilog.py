@@ -57,6 +57,8 @@ def emit(component: wiring.Component, name: str, *, title: str = "") -> str:
     # Amaranth converts one component to Verilog in public; several modules at once only here.
     text = verilog._convert_rtlil_text(after, strip_internal_attrs=True)
     text = without_keywords(_AT_START.sub("at_start", text))
+    if name not in _MODULE.findall(text):
+        raise ValueError(f"the name of a module must be no word of Verilog, not {name!r}")
     text = _MODULE.sub(lambda found: comments.get(renamed[found[1]], "") + found[0], text)
     waived = "".join(f"/* verilator lint_off {rule} */ // {why}\n" for rule, why in WAIVERS.items())
     return _comment(title) + waived + text

@@ -15,7 +15,10 @@ from pyslang.driver import Driver
 
 from shiftcore import __version__
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.floats import FLOAT32
 from shiftcore.golden.registers import configuration_hash
+from shiftcore.golden.scale_unit import AddSpec
+from shiftcore.hw.adder import FloatAdder
 from shiftcore.hw.verilog import TOP, WAIVERS, accelerator_ports, accelerator_verilog, emit
 
 ROOT = Path(__file__).parents[2]
@@ -177,3 +180,10 @@ def test_ports(written):
     assert ports["m_axi_rdata"] == ports["m_axi_wdata"] == config.bus_bits
     assert ports["m_axi_wstrb"] == config.bus_bits // 8
     assert ports["s_axi_wdata"] == 32
+
+
+def test_a_word_of_verilog_is_no_name():
+    with pytest.raises(
+        ValueError, match=r"^the name of a module must be no word .*, not 'design'$"
+    ):
+        emit(FloatAdder(AddSpec(FLOAT32)), "design")
