@@ -1,7 +1,7 @@
 """Calibrate the resource estimates by synthesis: ``python benchmarks/calibrate.py``.
 
 Units by themselves, and whole small accelerators, drawn with a fixed seed, are synthesized with
-yosys. Every result goes to ``benchmarks/synthesized.json`` as soon as it is there: a run that is
+yosys. Every result goes to ``benchmarks/synthesized/`` as soon as it is there: a run that is
 interrupted goes on from there. Then the costs of all terms (``estimate/structure.py``) are fitted
 by least squares, none of them negative, and written to ``estimate/calibration.json``.
 """
@@ -33,7 +33,7 @@ from shiftcore.toolchain.nextpnr import place_and_route
 from shiftcore.toolchain.yosys import synthesize
 
 ROOT = Path(__file__).resolve().parent.parent
-SYNTHESIZED = Path(__file__).with_name("synthesized.json")
+SYNTHESIZED = Path(__file__).with_name("synthesized")
 CALIBRATION = ROOT / "estimate" / "calibration.json"
 SEED = 2026
 CLOCK_TARGET = "ecp5-85k-8"
@@ -112,19 +112,19 @@ def wanted(units: int = RESULTS, wholes: int = RESULTS) -> Iterator[tuple[str, H
             yield name, replace(config, cols=1) if name == "scale_unit" else config
 
 
-def load() -> list[Sample]:
-    """All results so far."""
-    if not SYNTHESIZED.exists():
-        return []
-    return json.loads(SYNTHESIZED.read_text(encoding="utf-8"))
+def load(family: str) -> list[Sample]:
+    """All results of a family so far."""
+    file = SYNTHESIZED / f"{family}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
 
-def save(samples: Sequence[Sample]) -> None:
+def save(samples: Sequence[Sample], family: str) -> None:
     """One result a line, so that differences can be read."""
     lines = ",\n".join(json.dumps(sample) for sample in samples)
-    new = SYNTHESIZED.with_suffix(".new")
+    file = SYNTHESIZED / f"{family}.json"
+    new = file.with_suffix(".new")
     new.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    new.replace(SYNTHESIZED)
+    new.replace(file)
 
 
 def synthesized(
@@ -133,30 +133,29 @@ def synthesized(
     """The result for a unit, or an accelerator, from `samples` or from the tools."""
     found = next(
         (each for each in samples
-         if (each["family"], each["unit"], each["config"]) == (family, unit, asdict(config))),
+         if (each["unit"], each["config"]) == (unit, asdict(config))),
         None,
     )  # fmt: skip
     if found is None or (clock and found.get("fmax_mhz") is None):
         text = emit(MAKERS[unit](config), TOP)
         if found is None:
             counted = synthesize(text, TOP, family)
-            found = {"family": family, "unit": unit, "config": asdict(config)}
+            found = {"unit": unit, "config": asdict(config)}
             found |= {kind: getattr(counted, kind) for kind in KINDS}
             samples.append(found)
-            save(samples)
+            save(samples, family)
         if clock:
             found["fmax_mhz"] = place_and_route(text, TOP, CLOCK_TARGET, seeds=CLOCK_SEEDS).median
-            save(samples)
+            save(samples, family)
     return found
 
 
 def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
     """The cost of every term of every unit, from the results of one family."""
-    own = [sample for sample in samples if sample["family"] == family]
     found: dict[str, Any] = {}
     for kind, position in (("lut", 0), ("ff", 1)):
         rows, names = [], set()
-        for sample in own:
+        for sample in samples:
             config = HardwareConfig(**sample["config"])
             parts = UNITS if sample["unit"] == WHOLE else [sample["unit"]]
             row: dict[tuple[str, str], float] = {}
@@ -169,19 +168,19 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
             names |= set(row)
         columns = sorted(names)
         weights = [
-            (WEIGHT if sample["unit"] == WHOLE else 1.0) / max(sample[kind], 1) for sample in own
+            (WEIGHT if sample["unit"] == WHOLE else 1.0) / max(sample[kind], 1) for sample in samples
         ]
         matrix = np.array([[row.get(name, 0.0) for name in columns] for row in rows])
         scaled = matrix * np.array(weights)[:, None]
         size = np.abs(scaled).max(axis=0)
-        target = np.array([sample[kind] for sample in own]) * weights
+        target = np.array([sample[kind] for sample in samples]) * weights
         # What the results say nothing about stays near one LUT, one flip-flop a bit.
         prior = PRIOR * np.eye(len(columns)) * size
         costs, _ = nnls(np.vstack([scaled, prior]) / size, np.concatenate([target, PRIOR * size]))
         found[kind] = {unit: {} for unit in ("shared", *UNITS)}
         for (unit, term), cost in zip(columns, costs / size, strict=True):
             found[kind][unit][term] = round(float(cost), 4)
-    clocked = [sample for sample in own if sample.get("fmax_mhz")]
+    clocked = [sample for sample in samples if sample.get("fmax_mhz")]
     if len(clocked) >= 6:
         terms = [clock_terms(HardwareConfig(**each["config"]), each["lut"]) for each in clocked]
         columns = list(terms[0])
@@ -190,8 +189,8 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
         costs, _ = nnls(matrix, np.ones(len(clocked)))
         found["period_ns"] = dict(zip(columns, (round(float(c), 4) for c in costs), strict=True))
     found["samples"] = {
-        "units": sum(sample["unit"] != WHOLE for sample in own),
-        "accelerators": sum(sample["unit"] == WHOLE for sample in own),
+        "units": sum(sample["unit"] != WHOLE for sample in samples),
+        "accelerators": sum(sample["unit"] == WHOLE for sample in samples),
     }
     return found
 
@@ -215,10 +214,8 @@ def main(
 ) -> None:
     """Synthesize what is missing, fit, write."""
     progress = Console(stderr=True)
-    samples = load()
-    calibration = json.loads(CALIBRATION.read_text(encoding="utf-8"))
     for family in families or FABRICS:
-        placed = 0
+        samples, placed = load(family), 0
         for unit, config in wanted(units, accelerators):
             if fit_only:
                 break
@@ -227,9 +224,10 @@ def main(
             with progress.status(f"{family}: {unit}, {len(samples)} results"):
                 synthesized(samples, family, unit, config, clock)
         chosen = calibration_samples(samples)
-        if any(s["family"] == family and s["unit"] == WHOLE for s in chosen):
+        if any(sample["unit"] == WHOLE for sample in chosen):
+            calibration = json.loads(CALIBRATION.read_text(encoding="utf-8"))
             calibration["families"][family] = fit(chosen, family)
-    CALIBRATION.write_text(json.dumps(calibration, indent=1) + "\n", encoding="utf-8")
+            CALIBRATION.write_text(json.dumps(calibration, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
