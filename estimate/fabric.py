@@ -1,7 +1,8 @@
 """What FPGA families make memories and multipliers of: block RAMs and DSP blocks, exactly.
 
-The rules are those of yosys (``memory_libmap`` with the family's library, ``mul2dsp``): every shape
-that a RAM cell can take has a cost, and the cheapest one is taken.
+The rules are those of yosys: its ``memory_libmap`` gives every shape that a RAM cell can take a cost
+and takes the cheapest one; its ``memory_bram``, on Intel, takes the shape of which the most is used;
+``mul2dsp`` cuts products into blocks.
 """
 
 from collections.abc import Mapping
@@ -36,7 +37,7 @@ class Ram:
     widths : of a word
     cost, scaled : of a cell, and the part of it that counts by the share of the cell that is used
     first : position of the narrowest width that its write port takes
-    ports : read ports of a cell
+    byte : bits that are written together; parts of a word begin at multiples of it; 0 for all
     brams, luts : what it takes
     """
 
@@ -46,9 +47,25 @@ class Ram:
     cost: int
     scaled: int = 0
     first: int = 0
-    ports: int = 1
+    byte: int = 0
     brams: int = 0
     luts: int = 0
+
+    def mapped(self, memory: "Memory", position: int) -> tuple[float, "Mapped"]:
+        """What `memory` costs, and is, in cells with the width at `position`."""
+        width = self.widths[position]
+        slices = -(-memory.depth // (1 << (self.address_bits - position)))
+        byte = self.byte if 0 < self.byte <= width else width
+        padded = -(-memory.width // byte) * byte
+        cells = -(-slices * padded // width) * memory.reads
+        muxes = (slices - 1) * memory.width * memory.reads
+        cost = (self.cost - self.scaled) * cells
+        cost += self.scaled * slices * memory.width * memory.reads / width
+        cost += (muxes + (slices if slices > 1 else 0)) / 2 + 2 * memory.reads
+        used = memory.width if memory.used is None else memory.used
+        kept = {(part * padded + bit) // width for part in range(slices) for bit in range(used)}
+        count = memory.reads * len(kept)
+        return cost, Mapped(count * self.brams, count * self.luts, muxes, 0, self.block)
 
 
 @dataclass(frozen=True)
@@ -87,10 +104,12 @@ class Fabric:
     Parameters
     ----------
     rams : in the order in which yosys tries them
-    multiplier : widths of the operands of a DSP block, the larger first
-    partial : width of the larger one where a multiplication takes several blocks
-    signed_only : the blocks multiply signed numbers
+    by_efficiency : whether memories are mapped by ``memory_bram``
+    multiplier : widths of the operands of the largest DSP block, the larger first
+    partial : width of the larger operand where a multiplication takes several blocks
+    least : bits of the smaller operand for which a block is taken
     least_product : bits of the smallest product for which a block is taken
+    signed_only : the blocks multiply signed numbers
     shift_registers : bits of a LUT that serves as a shift register, which takes delays of three
         cycles or more; 0 if there are none
     """
@@ -98,41 +117,57 @@ class Fabric:
     rams: tuple[Ram, ...]
     multiplier: tuple[int, int]
     partial: int
-    signed_only: bool = False
+    least: int = 2
     least_product: int = 0
+    signed_only: bool = False
     shift_registers: int = 0
+    by_efficiency: bool = False
 
     def memory(self, memory: Memory) -> Mapped:
-        """The cheapest way to make `memory`."""
+        """What yosys makes of `memory`: LUTs, block RAMs, or flip-flops."""
+        if memory.depth * memory.width == 0:
+            return Mapped()
+        return self._efficient(memory) if self.by_efficiency else self._cheapest(memory)
+
+    def _cheapest(self, memory: Memory) -> Mapped:
+        """By the rules of ``memory_libmap``."""
         bits = memory.depth * memory.width
         best, least = Mapped(mux_bits=bits - memory.width, flip_flops=bits), float(bits)
-        if bits == 0:
-            return Mapped()
-        found = False
+        for block in (False, True):
+            if block and not memory.synchronous:
+                continue
+            found = [
+                ram.mapped(memory, position)
+                for ram in self.rams
+                if ram.block == block
+                for position in range(ram.first, len(ram.widths))
+            ]
+            cost, mapped = min(found, key=lambda each: each[0], default=(least, best))
+            if cost < least:
+                best, least = mapped, float(int(cost))
+        return best
+
+    def _efficient(self, memory: Memory) -> Mapped:
+        """By the rules of ``memory_bram``: a twentieth of the cells must be used."""
+        bits = memory.depth * memory.width
         for ram in self.rams:
             if ram.block and not memory.synchronous:
                 continue
-            for position in range(ram.first, len(ram.widths)):
-                slices = -(-memory.depth // (1 << (ram.address_bits - position)))
-                width = ram.widths[position]
-                copies = -(-memory.reads // ram.ports)
-                cells = -(-slices * memory.width // width) * copies
-                muxes = (slices - 1) * memory.width * memory.reads
-                cost = (ram.cost - ram.scaled) * cells
-                cost += ram.scaled * slices * memory.width // width * copies
-                cost += (muxes + (slices if slices > 1 else 0)) / 2
-                cost += 2 * memory.reads
-                if not found or cost < least:
-                    found, least = True, cost
-                    kept = copies * len(
-                        {
-                            (part * memory.width + bit) // width
-                            for part in range(slices)
-                            for bit in range(memory.width if memory.used is None else memory.used)
-                        }
-                    )
-                    best = Mapped(kept * ram.brams, kept * ram.luts, muxes, 0, ram.block)
-        return best
+            found = []
+            for position, width in enumerate(ram.widths):
+                words = 1 << (ram.address_bits - position)
+                slices = -(-memory.depth // words)
+                cells = slices * -(-memory.width // width)
+                efficiency = 100 * bits // (cells * width * words * memory.reads)
+                if efficiency >= 5:
+                    found.append((efficiency, -cells, -slices, width))
+            if found:
+                _, _, slices, width = max(found, key=lambda each: each[:3])
+                used = memory.width if memory.used is None else memory.used
+                count = -slices * -(-used // width) * memory.reads
+                muxes = (-slices - 1) * memory.width * memory.reads
+                return Mapped(count * ram.brams, count * ram.luts, muxes, 0, ram.block)
+        return Mapped(mux_bits=bits - memory.width, flip_flops=bits)
 
     def delay_luts(self, cycles: int) -> int:
         """LUTs that delay a bit as a shift register; 0 where flip-flops do."""
@@ -141,14 +176,13 @@ class Fabric:
         return -(-cycles // self.shift_registers)
 
     def dsp_blocks(self, wanted: Multiplication) -> int:
-        """DSP blocks of one multiplication; parts narrower than two bits are made of LUTs."""
-        widths = sorted((wanted.a, wanted.b), reverse=True)
-        if min(widths) < 2 or wanted.product < self.least_product:
+        """DSP blocks of one multiplication; parts that are too narrow are made of LUTs."""
+        smaller, larger = sorted((wanted.a, wanted.b))
+        if smaller < self.least or wanted.product < self.least_product:
             return 0
         extra = int(self.signed_only and not wanted.signed)
-        larger, smaller = (width + extra for width in widths)
-        return len(self._parts(larger, self.multiplier[0], self.partial)) * len(
-            self._parts(smaller, self.multiplier[1], self.multiplier[1])
+        return len(self._parts(larger + extra, self.multiplier[0], self.partial)) * len(
+            self._parts(smaller + extra, self.multiplier[1], self.multiplier[1])
         )
 
     def _parts(self, width: int, most: int, partial: int) -> list[int]:
@@ -158,37 +192,82 @@ class Fabric:
         step = partial - self.signed_only
         whole = -(-(width - most) // step)
         rest = width - whole * step
-        return [step] * whole + ([rest] if rest >= 2 else [])
+        return [step] * whole + ([rest] if rest >= self.least else [])
 
+
+_XILINX_BLOCKS = (
+    Ram(True, 14, (1, 2, 4, 9, 18), 129, byte=9, brams=1),
+    Ram(True, 15, (1, 2, 4, 9, 18, 36), 257, byte=9, brams=2),
+    Ram(True, 16, (1,), 513, byte=9, brams=4),
+    Ram(True, 14, (1, 2, 4, 9, 18, 36), 129, byte=9, brams=1),
+    Ram(True, 15, (1, 2, 4, 9, 18, 36, 72), 257, byte=9, brams=2),
+)
 
 FABRICS: Mapping[str, Fabric] = {
     "ecp5": Fabric(
         rams=(
             Ram(False, 4, (4,), 4, luts=6),
-            Ram(True, 14, (1, 2, 4, 9, 18), 128, brams=1),
-            Ram(True, 14, (1, 2, 4, 9, 18, 36), 128, first=3, brams=1),
+            Ram(True, 14, (1, 2, 4, 9, 18), 128, byte=9, brams=1),
+            Ram(True, 14, (1, 2, 4, 9, 18, 36), 128, first=3, byte=9, brams=1),
         ),
         multiplier=(18, 18),
         partial=18,
     ),
     "ice40": Fabric(
-        rams=(Ram(True, 11, (2, 4, 8, 16), 64, brams=1),),
+        rams=(Ram(True, 11, (2, 4, 8, 16), 64, byte=1, brams=1),),
         multiplier=(16, 16),
         partial=16,
         least_product=11,
     ),
+    "gowin": Fabric(
+        rams=(
+            Ram(False, 4, (4,), 4, scaled=4, luts=4),
+            Ram(True, 14, (1, 2, 4, 9, 18, 36), 128, byte=9, brams=1),
+        ),
+        multiplier=(18, 18),
+        partial=18,
+        least=4,
+    ),
     "xilinx7": Fabric(
         rams=(
+            Ram(False, 5, (4,), 8, scaled=8, luts=4),
+            Ram(False, 6, (2,), 8, scaled=8, luts=4),
+            Ram(False, 7, (1,), 8, scaled=8, luts=4),
             Ram(False, 5, (6,), 8, scaled=7, luts=4),
             Ram(False, 6, (3,), 8, scaled=7, luts=4),
-            Ram(True, 14, (1, 2, 4, 9, 18, 36), 129, first=3, brams=1),
-            Ram(True, 15, (1, 2, 4, 9, 18, 36, 72), 257, first=3, brams=2),
+            *_XILINX_BLOCKS,
         ),
         multiplier=(25, 18),
         partial=18,
-        signed_only=True,
         least_product=9,
+        signed_only=True,
         shift_registers=32,
+    ),
+    "xcup": Fabric(
+        rams=(
+            Ram(False, 5, (8,), 16, scaled=16, luts=8),
+            Ram(False, 6, (4,), 16, scaled=16, luts=8),
+            Ram(False, 7, (2,), 16, scaled=16, luts=8),
+            Ram(False, 8, (1,), 16, scaled=16, luts=8),
+            Ram(False, 5, (14,), 16, scaled=16, luts=8),
+            Ram(False, 6, (7,), 16, scaled=16, luts=8),
+            *_XILINX_BLOCKS,
+        ),
+        multiplier=(27, 18),
+        partial=18,
+        least_product=9,
+        signed_only=True,
+        shift_registers=32,
+    ),
+    "cyclonev": Fabric(
+        rams=(
+            Ram(True, 13, (1, 2, 5, 10, 20, 40), 0, brams=1),
+            Ram(False, 5, (1,), 0, luts=1),
+        ),
+        multiplier=(27, 27),
+        partial=27,
+        least=4,
+        by_efficiency=True,
     ),
 }
 """By family, see ``toolchain/devices.py``."""
