@@ -1,8 +1,8 @@
 """What FPGA families make memories and multipliers of: block RAMs and DSP blocks, exactly.
 
-The rules are those of yosys: its ``memory_libmap`` gives every shape that a RAM cell can take a cost
-and takes the cheapest one; its ``memory_bram``, on Intel, takes the shape of which the most is used;
-``mul2dsp`` cuts products into blocks.
+The rules are those of yosys: its ``memory_libmap`` gives every shape that a RAM cell can take a
+cost and takes the cheapest one; its ``memory_bram``, on Intel, takes the shape of which the most is
+used; ``mul2dsp`` cuts products into blocks.
 """
 
 from collections.abc import Mapping
