@@ -43,6 +43,8 @@ RESULTS = 24
 """Of each unit by itself, and of whole small accelerators."""
 WEIGHT = 3.0
 """A whole accelerator counts so much in the fit; a unit by itself counts 1."""
+KNOWN = {"memory bits": 1.0, "memory output bits": 1.0, "delay bits": 1.0}
+"""Flip-flops that are what they are; nothing is fitted."""
 PRIOR = 0.02
 """The pull of every cost towards 1, as a share of the largest result in which its term occurs."""
 
@@ -154,14 +156,18 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
     """The cost of every term of every unit, from the results of one family."""
     found: dict[str, Any] = {}
     for kind, position in (("lut", 0), ("ff", 1)):
-        rows, names = [], set()
+        rows, names, known = [], set(), []
         for sample in samples:
             config = HardwareConfig(**sample["config"])
             parts = UNITS if sample["unit"] == WHOLE else [sample["unit"]]
             row: dict[tuple[str, str], float] = {}
+            known.append(0.0)
             for unit in parts:
                 terms = UNITS[unit](config).mapped(FABRICS[family])[:2][position]
                 for term, amount in terms.items():
+                    if term in KNOWN:
+                        known[-1] += amount * KNOWN[term]
+                        continue
                     key = ("shared" if term in SHARED else unit, term)
                     row[key] = row.get(key, 0.0) + amount
             rows.append(row)
@@ -173,11 +179,13 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
         matrix = np.array([[row.get(name, 0.0) for name in columns] for row in rows])
         scaled = matrix * np.array(weights)[:, None]
         size = np.abs(scaled).max(axis=0)
-        target = np.array([sample[kind] for sample in samples]) * weights
+        target = (np.array([sample[kind] for sample in samples]) - known) * weights
         # What the results say nothing about stays near one LUT, one flip-flop a bit.
         prior = PRIOR * np.eye(len(columns)) * size
         costs, _ = nnls(np.vstack([scaled, prior]) / size, np.concatenate([target, PRIOR * size]))
         found[kind] = {unit: {} for unit in ("shared", *UNITS)}
+        if kind == "ff":
+            found[kind]["shared"] |= KNOWN
         for (unit, term), cost in zip(columns, costs / size, strict=True):
             found[kind][unit][term] = round(float(cost), 4)
     clocked = [sample for sample in samples if sample.get("fmax_mhz")]

@@ -36,8 +36,8 @@ CONFIGS = (
     ),
 )  # fmt: skip
 MEMORY_BYTES = 1 << 19
-RUNS = 6
-LONGEST = 1500
+RUNS = 5
+LONGEST = 900
 
 
 def small_program(rng: np.random.Generator, config: HardwareConfig, spills: bool) -> Program:

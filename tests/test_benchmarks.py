@@ -77,15 +77,16 @@ def test_a_missed_limit_fails_the_area_table(monkeypatch):
     ]
 
 
-def test_every_tool_takes_a_small_engine(tmp_path: Path):
+def test_every_tool_takes_a_small_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One synthesis, that of tests/test_cli.py: others take a minute each."""
+    monkeypatch.setattr(verilog, "CHECKED", ("ecp5",))
     hardware = tmp_path / "one.toml"
-    hardware.write_text("rows = 1\ncols = 1\naccumulator_depth = 4\n")
+    hardware.write_text("rows = 1\ncols = 1\n")
     run = CliRunner().invoke(verilog.main, ["--hw", str(hardware), "--json"])
     assert run.exit_code == 0, run.output
     tools = json.loads(run.stdout)["tools"]
     assert [tool["tool"].split()[0] for tool in tools] == [
-        "verilator", "iverilog", "slang", "read_verilog;", "synth_ecp5", "synth_ice40",
-        "synth_xilinx",
+        "verilator", "iverilog", "slang", "read_verilog;", "synth_ecp5"
     ]  # fmt: skip
     assert all(tool["error"] is None and tool["warnings"] == 0 for tool in tools)
     assert all(tool["resources"]["lut"] > 100 for tool in tools[4:])
