@@ -908,6 +908,7 @@ def bitstream(folder: Path, board: str, baud: int, output: Path, as_json: bool) 
     values: dict[str, Any] = {"board": board, "file": str(file), "bytes": len(image.bitstream)}
     for name in ("fmax_mhz", "clock_mhz", "critical_path", "lut", "ff", "dsp", "bram"):
         values[name] = getattr(image, name)
+    values["critical_path"] = asdict(image.critical_path) if as_json else str(image.critical_path)
     _print(as_json, values)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..hw.board import BoardTop
-from .devices import FAMILIES
+from .devices import FAMILIES, KINDS, Device, find
+from .nextpnr import CriticalPath, read_report, run_packaged
 from .yosys import (
     CACHE,
     Resources,
@@ -19,7 +20,6 @@ from .yosys import (
     content_hash,
     keep,
     recall,
-    run_tool,
     run_yosys,
     suffix,
     tool_version,
@@ -28,28 +28,8 @@ from .yosys import (
 __all__ = ["BOARDS", "Board", "Image", "find_board", "implement"]
 
 _NAME = "top"
-_WORKER = """\
-import sys
-from {module} import {function}
-sys.exit({function}(sys.argv[1:]))
-"""
-
-
-@dataclass(frozen=True)
-class _Chip:
-    """An FPGA: its family in ``FAMILIES``, and what of each kind it has.
-
-    Parameters
-    ----------
-    bram_bytes : of one block RAM, with words of a power of two bits
-    """
-
-    family: str
-    lut: int
-    ff: int
-    dsp: int
-    bram: int
-    bram_bytes: int
+_BRAM_BYTES = {"ecp5": 2048, "ice40": 512}
+"""of one block RAM, with words of a power of two bits"""
 
 
 @dataclass(frozen=True)
@@ -60,13 +40,13 @@ class Board:
     ----------
     name : on the command line
     module, platform : of amaranth-boards
-    chip : its FPGA
+    target : its FPGA, a key of ``DEVICES``
     """
 
     name: str
     module: str
     platform: str
-    chip: _Chip
+    target: str
 
     @cached_property
     def _platform(self) -> Any:
@@ -74,8 +54,13 @@ class Board:
         return getattr(import_module(f"amaranth_boards.{self.module}"), self.platform)
 
     @property
-    def device(self) -> str:
-        """Name of its FPGA."""
+    def device(self) -> Device:
+        """Its FPGA."""
+        return find(self.target)
+
+    @property
+    def part(self) -> str:
+        """What its FPGA is called by its vendor."""
         return self._platform.device
 
     @property
@@ -86,7 +71,7 @@ class Board:
     @property
     def memory_bytes(self) -> int:
         """Of all its block RAMs."""
-        return self.chip.bram * self.chip.bram_bytes
+        return self.device.capacity["bram"] * _BRAM_BYTES[self.device.family]
 
     def plan(self, design: str, top: str, seed: int) -> Any:
         """Amaranth's build plan for Verilog or RTLIL text with the module `top`; nothing is run."""
@@ -96,21 +81,16 @@ class Board:
         return platform.prepare(BoardTop(top), _NAME, nextpnr_opts=options)
 
 
-_ECP5 = {
-    "12": _Chip("ecp5", 24_288, 24_288, 28, 56, 2048),
-    "25": _Chip("ecp5", 24_288, 24_288, 28, 56, 2048),
-    "45": _Chip("ecp5", 43_848, 43_848, 72, 108, 2048),
-    "85": _Chip("ecp5", 83_640, 83_640, 156, 208, 2048),
-}
-_UP5K = _Chip("ice40", 5_280, 5_280, 8, 30, 512)
-
 BOARDS: Mapping[str, Board] = {
     board.name: board
     for board in (
-        *(Board(f"ulx3s-{k}f", "ulx3s", f"ULX3S_{k}F_Platform", chip) for k, chip in _ECP5.items()),
-        Board("icesugar-pro", "icesugar_pro", "ICESugarProPlatform", _ECP5["25"]),
-        Board("icepi-zero", "icepi_zero", "IcepiZero1_3Platform", _ECP5["25"]),
-        Board("icebreaker", "icebreaker", "ICEBreakerPlatform", _UP5K),
+        Board("ulx3s-12f", "ulx3s", "ULX3S_12F_Platform", "ecp5-25k-6"),  # the same die
+        Board("ulx3s-25f", "ulx3s", "ULX3S_25F_Platform", "ecp5-25k-6"),
+        Board("ulx3s-45f", "ulx3s", "ULX3S_45F_Platform", "ecp5-45k-6"),
+        Board("ulx3s-85f", "ulx3s", "ULX3S_85F_Platform", "ecp5-85k-6"),
+        Board("icesugar-pro", "icesugar_pro", "ICESugarProPlatform", "ecp5-25k-6"),
+        Board("icepi-zero", "icepi_zero", "IcepiZero1_3Platform", "ecp5-25k-6"),
+        Board("icebreaker", "icebreaker", "ICEBreakerPlatform", "ice40-up5k"),
     )
 }
 
@@ -131,7 +111,7 @@ class Image:
     suffix : of the bitstream's file, as the board's loader expects it
     bitstream : its content
     fmax_mhz, clock_mhz : the clock that it reaches, and the board's
-    critical_path : what limits it, in words
+    critical_path : what limits it
     lut, ff, dsp, bram : in the units of ``FAMILIES``
     """
 
@@ -139,7 +119,7 @@ class Image:
     bitstream: bytes
     fmax_mhz: float
     clock_mhz: float
-    critical_path: str
+    critical_path: CriticalPath
     lut: int
     ff: int
     dsp: int
@@ -169,7 +149,7 @@ def implement(design: str, top: str, board: Board, *, seed: int = 1) -> Image:
     key = content_hash(*versions, json.dumps([commands, script]), *pins, top, design)
     # How much it takes is known long before where it goes.
     counted = CACHE / f"{key}-cells.json"
-    routed = CACHE / f"{key}-{content_hash(*_packages(commands))}-image.json"
+    routed = CACHE / f"{key}-{content_hash(*_packages(commands))}-routed.json"
     cells, found = recall(counted), recall(routed)
     if cells is not None:
         _check_room(cells, board)
@@ -182,16 +162,18 @@ def implement(design: str, top: str, board: Board, *, seed: int = 1) -> Image:
             cells = report["design"]["num_cells_by_type"]
             keep(counted, cells)
             _check_room(cells, board)
-            for command in commands[1:]:
-                _run(command, folder)
-            found = _routed(folder)
+            for tool, *arguments in commands[1:]:
+                tool_version(_TOOLS[tool])
+                run_packaged(tool, _TOOLS[tool], arguments, folder)
+            found = _routed(folder, commands[1][0])
             keep(routed, found)
+    found["critical_path"] = CriticalPath(**found["critical_path"])
     if found["fmax_mhz"] < board.clock_mhz:
         raise ToolError(
             f"{board.name}: the design reaches {found['fmax_mhz']:.1f} MHz, the board's clock has "
             f"{board.clock_mhz:g}; critical path {found['critical_path']}"
         )
-    resources = asdict(Resources.count(cells, FAMILIES[board.chip.family]))
+    resources = asdict(Resources.count(cells, FAMILIES[board.device.family]))
     resources.pop("cells")
     bitstream = base64.b64decode(found.pop("bitstream"))
     return Image(bitstream=bitstream, clock_mhz=board.clock_mhz, **found, **resources)
@@ -222,51 +204,20 @@ def _packages(commands: list[list[str]]) -> list[str]:
     return found
 
 
-def _run(command: list[str], folder: Path) -> None:
-    tool, *arguments = command
-    package = _TOOLS[tool]
-    tool_version(package)
-    worker = _WORKER.format(
-        module=package.replace("-", "_"), function=f"run_{tool.replace('-', '_')}"
-    )
-    run_tool(tool, worker, arguments, folder)
-
-
 def _check_room(cells: Mapping[str, int], board: Board) -> None:
     """Raises ``ToolError`` that says what is missing."""
-    used = Resources.count(cells, FAMILIES[board.chip.family])
-    missing = [
-        f"{getattr(used, kind)} {kind.upper()} of {getattr(board.chip, kind)}"
-        for kind in ("lut", "ff", "dsp", "bram")
-        if getattr(used, kind) > getattr(board.chip, kind)
-    ]
-    if missing:
-        raise ToolError(f"{board.name} is too small: the design takes {', '.join(missing)}")
+    used = Resources.count(cells, FAMILIES[board.device.family])
+    if excess := board.device.excess({kind: getattr(used, kind) for kind in KINDS}):
+        raise ToolError(f"{board.name} is too small: the design takes {', '.join(excess)}")
 
 
-def _routed(folder: Path) -> dict[str, Any]:
+def _routed(folder: Path, router: str) -> dict[str, Any]:
     """Clock, critical path and bitstream that the tools left in `folder`."""
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    if len(report["fmax"]) != 1:
-        clocks = ", ".join(report["fmax"]) or "none"
-        raise ToolError(f"nextpnr: one clock expected, not {clocks}")
-    ((clock, frequency),) = report["fmax"].items()
+    fmax, path = read_report(folder / "report.json", router)
     (file,) = [*folder.glob(f"{_NAME}.bit"), *folder.glob(f"{_NAME}.bin")]
     return {
-        "fmax_mhz": frequency["achieved"],
-        "critical_path": _critical(report["critical_paths"], clock),
+        "fmax_mhz": fmax,
+        "critical_path": asdict(path),
         "suffix": file.suffix,
         "bitstream": base64.b64encode(file.read_bytes()).decode(),
     }
-
-
-def _critical(paths: list[dict[str, Any]], clock: str) -> str:
-    """From where to where the slowest path within `clock` leads, and how long it takes."""
-    inside = [path["path"] for path in paths if path["from"] == path["to"] == f"posedge {clock}"]
-    steps = max(inside, key=lambda path: sum(step["delay"] for step in path))
-    routing = sum(step["delay"] for step in steps if step["type"] == "routing")
-    total = sum(step["delay"] for step in steps)
-    return (
-        f"{steps[0]['from']['cell']} → {steps[-1]['to']['cell']}: {total:.1f} ns, {routing:.1f} of "
-        f"them routing"
-    )

@@ -21,7 +21,15 @@ from .yosys import (
     tool_version,
 )
 
-__all__ = ["CriticalPath", "Timing", "check_routable", "place_and_route", "source_name"]
+__all__ = [
+    "CriticalPath",
+    "Timing",
+    "check_routable",
+    "place_and_route",
+    "read_report",
+    "run_packaged",
+    "source_name",
+]
 
 _WORKER = """\
 import sys
@@ -173,14 +181,22 @@ def _route(folder: Path, router: Router, device: Device, seed: int) -> tuple[flo
         *device.arguments, *router.arguments, "--json", "harness.json", "--report", "report.json",
         "--seed", str(seed), "--timing-allow-fail", "--quiet",
     ]  # fmt: skip
-    module = router.package.replace("-", "_")
-    function = f"run_{module.removeprefix('yowasp_')}"
-    worker = _WORKER.format(module=module, function=function)
-    run_tool(router.tool, worker, arguments, folder)
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    run_packaged(router.tool, router.package, arguments, folder)
+    return read_report(folder / "report.json", router.tool)
+
+
+def run_packaged(tool: str, package: str, arguments: Sequence[str], folder: Path) -> None:
+    """Run a `tool` of a YoWASP `package` in `folder`. Raises ``ToolError`` if it fails."""
+    module, function = (name.replace("-", "_") for name in (package, f"run_{tool}"))
+    run_tool(tool, _WORKER.format(module=module, function=function), arguments, folder)
+
+
+def read_report(file: Path, tool: str) -> tuple[float, CriticalPath]:
+    """MHz and the critical path of nextpnr's report. Raises ``ToolError`` unless of one clock."""
+    report = json.loads(file.read_text(encoding="utf-8"))
     if len(report["fmax"]) != 1:
         clocks = ", ".join(report["fmax"]) or "none"
-        raise ToolError(f"{router.tool}: one clock expected, not {clocks}")
+        raise ToolError(f"{tool}: one clock expected, not {clocks}")
     ((name, clock),) = report["fmax"].items()
     return clock["achieved"], _critical(report["critical_paths"], name)
 
