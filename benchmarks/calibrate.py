@@ -168,7 +168,8 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
             names |= set(row)
         columns = sorted(names)
         weights = [
-            (WEIGHT if sample["unit"] == WHOLE else 1.0) / max(sample[kind], 1) for sample in samples
+            (WEIGHT if sample["unit"] == WHOLE else 1.0) / max(sample[kind], 1)
+            for sample in samples
         ]
         matrix = np.array([[row.get(name, 0.0) for name in columns] for row in rows])
         scaled = matrix * np.array(weights)[:, None]

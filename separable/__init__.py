@@ -1,1 +1,1 @@
-"""Optimal separable convolution: its designer, its torch operator, and the conversion of networks."""
+"""Optimal separable convolution: designer, operator, conversion of networks, cycles."""

@@ -347,7 +347,8 @@ class _Search:
             )
             cost = parameters, parameters * height * across
             choice = _Choice(taps, h, v, depth, width)
-            yield choice, cost if self.objective == "parameters" else cost[::-1], after
+            ordered = cost if self.objective == "parameters" else (cost[1], cost[0])
+            yield choice, ordered, after
 
     def rest(self, count: int, state: _State) -> _Cost | None:
         """The least cost of `count` stages that achieve what is left; None if none do."""

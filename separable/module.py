@@ -1,5 +1,6 @@
 """Separable convolution as a layer of torch."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -63,10 +64,9 @@ class SeparableConv2d(nn.Sequential):
         self.design = design
         spread = pair("dilation", dilation)
         if padding is None:
-            padding = tuple(d * (k - 1) // 2 for d, k in zip(spread, design.kernel, strict=True))
-        elif isinstance(padding, int):
-            padding = padding, padding
-        paddings = _paddings(design, padding)
+            (dy, dx), (kh, kw) = spread, design.kernel
+            padding = dy * (kh - 1) // 2, dx * (kw - 1) // 2
+        paddings = _paddings(design, (padding, padding) if isinstance(padding, int) else padding)
         last = len(design.stages) - 1
         for number, stage in enumerate(design.stages):
             conv = nn.Conv2d(
@@ -83,22 +83,26 @@ class SeparableConv2d(nn.Sequential):
                 self.add_module(f"shuffle{number}", ShuffleChannels(stage.shuffle))
         self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal weights that keep the mean square, of variance 1 / (inputs of an output).
+        """Random filters that keep the mean square of their inputs: normal, then of norm 1.
 
-        Twice that after an activation, which is taken for a ReLU. Biases are 0.
+        Filters of a few weights keep it only on average if they are not normalized. The squared
+        norm is 2 after an activation, which is taken for a ReLU. Biases are 0.
         """
         activated = any(name.startswith("act") for name, _ in self.named_children())
         for number in range(len(self.design.stages)):
             conv = self.get_submodule(f"conv{number}")
             assert isinstance(conv, nn.Conv2d)
-            gain = "relu" if activated and number else "linear"
-            nn.init.kaiming_normal_(conv.weight, nonlinearity=gain)
+            filters = nn.init.normal_(conv.weight)
+            filters /= filters.flatten(1).norm(dim=1)[:, None, None, None]
+            if activated and number:
+                filters *= math.sqrt(2)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 
 
-def _paddings(design: Design, padding: tuple[int, ...]) -> list[tuple[int, int]]:
+def _paddings(design: Design, padding: tuple[int, int]) -> list[tuple[int, int]]:
     """Of each stage: its share of the padding, by the part of the kernel that it has.
 
     Raises ``ValueError`` if a padding is negative.
