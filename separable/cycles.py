@@ -85,7 +85,7 @@ def _graph(design: Design, size: tuple[int, int]) -> Graph:
                 )
             )  # fmt: skip
     nodes.append(ReLU("made", (nodes[-1].name,)))
-    # A row and a column of each pixel's own: whatever the size, the last layer has few pixels.
+    # Of one pixel: the last layer of a network stores raw numbers, many of them if it is large.
     *_, (_, result) = _sizes(design, size)
     nodes += [AvgPool("after", ("made",), result, (1, 1)), Output("output", ("after",))]
     return Graph(tuple(nodes))

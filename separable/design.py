@@ -75,8 +75,9 @@ class Stage:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
-        pair("kernel", self.kernel)
-        pair("stride", self.stride)
+        for name in ("kernel", "stride"):
+            if pair(name, getattr(self, name)) != getattr(self, name):
+                raise ValueError(f"{name} must be a pair, not {getattr(self, name)!r}")
         if self.in_channels % self.groups or self.out_channels % self.groups:
             raise ValueError(
                 f"groups must divide {self.in_channels} and {self.out_channels} channels, not "
@@ -423,7 +424,7 @@ def designs(
     size: tuple[int, int] | None = None,
     widths: Iterable[int] | None = None,
 ) -> Iterator[Design]:
-    """All designs that keep the volumetric receptive field, by ascending cost.
+    """All designs that keep the volumetric receptive field with the standard shuffle, by cost.
 
     Enumerated are all divisors as groups, all stages as the ones that have the kernel's height and
     its width, and all `widths` between stages. Every stage mixes channels or pixels. A stride goes

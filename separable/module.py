@@ -113,10 +113,10 @@ def _paddings(design: Design, padding: tuple[int, int]) -> list[tuple[int, int]]
     for axis in (0, 1):
         taps = design.kernel[axis] - 1
         covered, given = 0, []
-        for number, stage in enumerate(design.stages):
+        for stage in design.stages:
             covered += stage.kernel[axis] - 1
-            # Without taps the first stage has all of it: what follows must be inside.
-            due = padding[axis] * covered // taps if taps else padding[axis] * (number == 0)
-            given.append(due - sum(given) if taps else due)
+            # Without taps the first stage has all of it, before any stride.
+            due = padding[axis] * covered // taps if taps else padding[axis]
+            given.append(due - sum(given))
         shares.append(given)
     return list(zip(*shares, strict=True))

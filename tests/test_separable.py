@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice, product, takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,9 @@ from shiftcore.separable.module import SeparableConv2d, ShuffleChannels
 from shiftcore.sim.accelerate import run_program
 from shiftcore.tests.networks import CONFIG
 
+loose: Any = best_design
+loose_stage: Any = Stage
+"""the same, for arguments of wrong types"""
 SPLIT = "split"
 """Kx1, then 1xK"""
 POINT = "1x1 first"
@@ -261,7 +265,7 @@ def test_linear_stages_are_one_convolution(design, padding, dilation) -> None:
     """Of the weight that unit vectors show, with its stride, padding and dilation."""
     torch.manual_seed(1)
     layer = SeparableConv2d(design, padding, dilation, bias=True, norm=None).double()
-    nn.init.normal_(layer[-1].bias)
+    bias = nn.init.normal_(layer.get_parameter(f"conv{len(design.stages) - 1}.bias"))
     (kh, kw), channels = design.kernel, design.in_channels
     dy, dx = (dilation, dilation) if isinstance(dilation, int) else dilation
     spans = dy * (kh - 1), dx * (kw - 1)
@@ -269,22 +273,22 @@ def test_linear_stages_are_one_convolution(design, padding, dilation) -> None:
     dense = SeparableConv2d(Design(tuple(plain)), spans, dilation, True, norm=None).double()
     dense.load_state_dict(layer.state_dict())
     units = torch.eye(channels, dtype=torch.float64)[:, :, None, None]
-    answers = dense(units) - layer[-1].bias[:, None, None]
+    answers = dense(units) - bias[:, None, None]
     weight = answers.flip(2, 3)[:, :, ::dy, ::dx].transpose(0, 1)
     assert weight.shape == (design.out_channels, channels, kh, kw)
     x = torch.randn(2, channels, 11, 10, dtype=torch.float64)
     pad = (spans[0] // 2, spans[1] // 2) if padding is None else padding
-    expected = functional.conv2d(x, weight, layer[-1].bias, design.stride, pad, dilation)
+    expected = functional.conv2d(x, weight, bias, design.stride, pad, dilation)
     torch.testing.assert_close(layer(x), expected)
 
 
-@pytest.mark.parametrize("activation", [None, nn.ReLU])
-def test_initial_weights_keep_the_variance(activation) -> None:
+@pytest.mark.parametrize(("activation", "within"), [(None, 0.03), (nn.ReLU, 0.3)])
+def test_initial_weights_keep_the_variance(activation, within: float) -> None:
     torch.manual_seed(0)
     x = torch.randn(8, 256, 12, 12)
     layer = SeparableConv2d(best_design(256), 0, norm=None, activation=activation)
     assert len(layer.design.stages) == 6
-    assert float(layer(x).detach().square().mean()) == pytest.approx(1, abs=0.15)
+    assert float(layer(x).detach().square().mean()) == pytest.approx(1, abs=within)
 
 
 def test_what_is_between_the_stages() -> None:
@@ -506,7 +510,7 @@ def test_the_fastest_design_is_the_fastest(rows: int, cols: int) -> None:
     ("make", "message"),
     [
         (lambda: best_design(0), "in_channels must be a whole number from 1, not 0"),
-        (lambda: best_design(8, 2.5), "out_channels must be a whole number from 1, not 2.5"),
+        (lambda: loose(8, 2.5), "out_channels must be a whole number from 1, not 2.5"),
         (lambda: best_design(8, kernel=0),
          "kernel must be from 1, a whole number or a pair, not 0"),
         (lambda: best_design(8, stride=(1, 0)),
@@ -514,13 +518,14 @@ def test_the_fastest_design_is_the_fastest(rows: int, cols: int) -> None:
         (lambda: best_design(8, stages=0), "stages must be a whole number from 1, not 0"),
         (lambda: best_design(8, stages=()), "stages must be a whole number from 1, not None"),
         (lambda: best_design(8, widths=[]), "widths must be a whole number from 1, not None"),
-        (lambda: best_design(8, objective="area"),
+        (lambda: loose(8, objective="area"),
          "objective must be one of parameters, macs, not 'area'"),
         (lambda: best_design(1, stages=3),
          "no design of 3 stages takes 1 channels to 1 in which each stage mixes channels or "
          "pixels"),
         (lambda: Stage(8, 6, 4), "groups must divide 8 and 6 channels, not 4"),
         (lambda: Stage(8, 8, shuffle=3), "shuffle must divide 8 channels, not 3"),
+        (lambda: loose_stage(8, 8, kernel=3), "kernel must be a pair, not 3"),
         (lambda: Stage(8, 8, 0), "groups must be a whole number from 1, not 0"),
         (lambda: Design(()), "a design must have at least one stage"),
         (lambda: Design((Stage(8, 4), Stage(8, 8))), "stage 2 takes 8 channels, stage 1 gives 4"),
