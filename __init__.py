@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from .golden.vqk import VariableQuantizedKernel
     from .quant.convert import quantize
     from .quant.dsconv import DSConv2d, DSConvConfig, DSLinear, quantize_
+    from .separable.convert import separate_
+    from .separable.design import best_design
+    from .separable.module import SeparableConv2d
 
 __all__ = [
     "BlockFloat",
@@ -21,9 +24,12 @@ __all__ = [
     "DSLinear",
     "HardwareConfig",
     "QuantizedNetwork",
+    "SeparableConv2d",
     "VariableQuantizedKernel",
+    "best_design",
     "quantize",
     "quantize_",
+    "separate_",
 ]
 
 __version__ = "0.1.0"
@@ -35,9 +41,12 @@ _HOMES = {
     "DSLinear": ".quant.dsconv",
     "HardwareConfig": ".golden.config",
     "QuantizedNetwork": ".golden.network",
+    "SeparableConv2d": ".separable.module",
     "VariableQuantizedKernel": ".golden.vqk",
+    "best_design": ".separable.design",
     "quantize": ".quant.convert",
     "quantize_": ".quant.dsconv",
+    "separate_": ".separable.convert",
 }
 
 

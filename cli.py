@@ -676,6 +676,76 @@ def estimate(
 
 
 @main.command()
+@click.option("--channels", required=True, type=click.IntRange(1), help="Of the input.")
+@click.option("--out-channels", type=click.IntRange(1), help="[default: as many]")
+@click.option("--kernel", type=_Numbers(), default="3", show_default=True, help="K or Kh,Kw.")
+@click.option("--stride", type=_Numbers(), default="1", show_default=True, help="One or two.")
+@click.option("--stages", type=_Numbers(), help="N, or several to choose from.  [default: any]")
+@click.option(
+    "--objective", default="parameters", show_default=True,
+    type=click.Choice(["parameters", "macs", "cycles"]),
+    help="cycles: of an input of --size on --hw, for one to three stages unless given.",
+)  # fmt: skip
+@click.option("--size", type=_Numbers(), help="H or H,W of the input.")
+@click.option("--hw", type=_PATH, help="Hardware configuration (TOML), for cycles.")
+@_as_json
+def separable(
+    channels: int,
+    out_channels: int | None,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    stages: tuple[int, ...] | None,
+    objective: Literal["parameters", "macs", "cycles"],
+    size: tuple[int, ...] | None,
+    hw: Path | None,
+    as_json: bool,
+) -> None:
+    """Design the grouped convolutions that see what a convolution sees, at the least cost.
+
+    MACs are those of one output pixel, or of an input of --size. Nothing is trained.
+    """
+    from .separable.cycles import design_cycles, fastest_design
+    from .separable.design import Design, best_design, pair
+
+    def two(name: str, given: tuple[int, ...]) -> tuple[int, int]:
+        return pair(name, given[0] if len(given) == 1 else given)  # pyright: ignore[reportArgumentType]
+
+    outputs = out_channels or channels
+    taps, strides = two("--kernel", kernel), two("--stride", stride)
+    sides = None if size is None else two("--size", size)
+    config = None if hw is None else HardwareConfig.load(hw)
+    if config is not None and sides is None:
+        raise ValueError("--hw needs --size, the height and width of the input")
+    values: dict[str, Any] = {}
+    if objective == "cycles":
+        if config is None or sides is None:
+            raise ValueError("--objective cycles needs --hw, the hardware that they are counted on")
+        with _busy("compiling designs"):
+            found = fastest_design(
+                config, channels, outputs, taps, strides, size=sides, stages=stages or (1, 2, 3)
+            )
+        design = found.design
+        values = {"cycles": found.cycles, "enumerated": found.enumerated, "timed": found.timed}
+    else:
+        design = best_design(
+            channels, outputs, taps, strides, stages=stages, objective=objective, size=sides
+        )
+        if config is not None and sides is not None:
+            values = {"cycles": design_cycles(design, config, sides)}
+    replaced = channels, outputs, taps, strides
+    values = {
+        "stages": [asdict(stage) for stage in design.stages],
+        "parameters": design.parameters,
+        "macs": design.macs(sides),
+        "conventional": Design.conventional(*replaced).parameters,
+        "depthwise": Design.depthwise(*replaced).parameters,
+        "spatial": Design.spatial(*replaced).parameters,
+        **values,
+    }
+    _print(as_json, values if as_json else values | {"stages": str(design)})
+
+
+@main.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--data", required=True, type=_PATH, help="Images (npz, x; labels y if present).")
 @click.option("--on", "machine", required=True, type=click.Choice(["golden", "rtl"]))

@@ -75,6 +75,16 @@ def _map(weight: Weight, move: Callable[[NDArray], NDArray]) -> Weight:
     return weight.map(move) if isinstance(weight, Coded) else move(weight)
 
 
+def _ungrouped(weight: NDArray, groups: int) -> NDArray:
+    """(Co, Ci / groups, Kh, Kw) to (Co, Ci, Kh, Kw), with zeros for the other groups' channels."""
+    filters, depth, *taps = weight.shape
+    parts = weight.reshape(groups, filters // groups, depth, *taps)
+    dense = np.zeros((groups, filters // groups, groups, depth, *taps), weight.dtype)
+    for group, part in enumerate(parts):
+        dense[group, :, group] = part
+    return dense.reshape(filters, groups * depth, *taps)
+
+
 def _weight(node: Conv2d | Linear) -> Weight:
     return node.weight.astype(np.float64) if node.coded is None else node.coded
 
@@ -218,21 +228,27 @@ class _Lowering:
     def _convolution(
         self, name: str, layout: Layout, weight: Weight, on: Windows, groups: int = 1
     ) -> tuple[FloatTerm, ...]:
-        """Terms that convolve an activation, wherever its channels are."""
+        """Terms that convolve an activation, wherever its channels are.
+
+        Groups whose channels are scattered are gathered, once for all kernel positions. Where there
+        is only one, the convolution itself takes them from where they are.
+        """
         reached = self._reach(layout, on)
-        if reached is None or (groups > 1 and not self._is_plain(layout)):
+        pointwise = on[0].kernel == on[1].kernel == 1
+        if reached is None or (groups > 1 and not pointwise and not self._is_plain(layout)):
             layout = self._gathered(layout, self._fresh(f"{name}.gather"))
             reached = [on]
         if self._is_plain(layout):
             return (_term(self._store(layout.parts[0].tensor), weight, reached[0], groups),)
-        moved = [self._scattered(layout, number, weight) for number in range(len(layout.parts))]
+        dense = _map(weight, lambda values: _ungrouped(values, groups))
+        moved = [self._scattered(layout, number, dense) for number in range(len(layout.parts))]
         if isinstance(weight, Coded) and (
             layout.repeats
             or any(isinstance(each, Coded) and each.block_steps() is None for each in moved)
         ):
             # The scales of codes belong to blocks of the activation, not of what it is made of.
             layout = self._gathered(layout, self._fresh(f"{name}.gather"))
-            return self._convolution(name, layout, weight, on)
+            return self._convolution(name, layout, weight, on, groups)
         return tuple(
             _term(self._store(part.tensor), each, windows)
             for part, each, windows in zip(layout.parts, moved, reached, strict=True)

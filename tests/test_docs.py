@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     "README.md", "CONTRIBUTING.md", "docs/array.md", "docs/boards.md", "docs/estimates.md",
     "docs/explore.md", "docs/integrating.md", "docs/machine.md", "docs/mixed-precision.md",
-    "docs/numbers.md", "docs/paper.md", "docs/quantization.md", "docs/toolchains.md",
+    "docs/numbers.md", "docs/paper.md", "docs/quantization.md", "docs/separable.md",
+    "docs/toolchains.md",
 ]  # fmt: skip
 
 

@@ -32,6 +32,7 @@ ARROWS = {
     "host": {"golden"},
     "sim": {"hw", "golden", "compiler", "estimate", "host", "toolchain"},
     "toolchain": {"hw", "golden"},
+    "separable": {"estimate", "compiler", "quant", "frontend", "golden"},
     "explore": {"toolchain", "hw", "estimate", "compiler", "quant", "frontend", "golden"},
 }
 # Examples may import all of the above, benchmarks the examples as well, and nothing the tests.
@@ -39,7 +40,7 @@ ARROWS["examples"] = set(ARROWS)
 ARROWS["benchmarks"] = set(ARROWS)
 # One framework per folder: framework -> the folders of ARROWS that may import it.
 FRAMEWORKS = {
-    "torch": {"frontend", "quant", "examples", "benchmarks"},
+    "torch": {"frontend", "quant", "separable", "examples", "benchmarks"},
     "amaranth": {"hw", "sim", "toolchain", "benchmarks"},
     "cocotb": {"sim"},
     "cocotb_tools": {"sim"},

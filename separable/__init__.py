@@ -1,0 +1,1 @@
+"""Optimal separable convolution: designer, operator, conversion of networks, cycles."""
