@@ -201,7 +201,8 @@ class Accelerator(wiring.Component):
         self.halted = halted = Signal()
         failing = Signal()
         code = Signal(8)
-        silent = ~moves.any() & read.o_idle & write.o_idle
+        silent = Signal()
+        m.d.sync += silent.eq(~moves.any() & read.o_idle & write.o_idle)
         m.d.sync += self.quiet.eq(Mux(sequencer.o_busy & silent & ~halted, self.quiet + 1, 0))
         m.d.comb += [registers.i_error.eq(code), registers.i_busy.eq(1)]
         m.d.comb += registers.i_instruction.eq(sequencer.o_instructions)

@@ -32,7 +32,7 @@ class BurstSplitter(wiring.Component):
     i : runs, see :func:`~shiftcore.hw.axi.run_layout`
     i_regions : see :func:`~shiftcore.hw.axi.region_layout`
     o : bursts, see :func:`burst_layout`
-    o_range : a run left its region (pulse)
+    o_range : a run left its region, a cycle ago (pulse)
     """
 
     def __init__(self, spec: AcceleratorSpec):
@@ -84,8 +84,8 @@ class BurstSplitter(wiring.Component):
             step.eq(self.o.valid & self.o.ready),
             check.eq(checked & (~active | (step & final))),
             inside.eq(end <= size),
-            self.o_range.eq(check & ~inside),
         ]
+        m.d.sync += self.o_range.eq(check & ~inside)
         with m.If(check):
             m.d.sync += [
                 active.eq(inside),

@@ -73,12 +73,14 @@ class PassEngine(wiring.Component):
             Signal(_position(), name=f"position_{k}", reset_less=True) for k in range(LEVELS)
         ]
         left = [Signal(_BITS["count_0"], name=f"left_{k}", reset_less=True) for k in range(LEVELS)]
+        # Whether a loop has no turns left, and whether it has none at its start, from registers: all
+        # loops wait for them.
+        exhausted, single = Signal(LEVELS, reset_less=True), Signal(LEVELS, reset_less=True)
         later = Signal(reset_less=True)  # a loop within start_level has advanced
         first = Signal(reset_less=True)
 
         move, accept = Signal(), Signal()
         m.d.comb += move.eq((~self.o.valid | self.o.ready) & ~self.i_halt)
-        exhausted = Cat(~turns.any() for turns in left)
         final = exhausted.all()
         m.d.comb += self.i.ready.eq(~self.i_halt & (~active | (move & final)))
         m.d.comb += [accept.eq(self.i.valid & self.i.ready), self.o_active.eq(active)]
@@ -91,7 +93,8 @@ class PassEngine(wiring.Component):
         with m.If(accept):
             m.d.sync += [active.eq(1), current.eq(begin), later.eq(0), first.eq(1)]
             for k in range(LEVELS):
-                m.d.sync += [left[k].eq(counted(begin, k))]
+                once = begin[f"count_{k}"] == 1
+                m.d.sync += [left[k].eq(counted(begin, k)), exhausted[k].eq(once), single[k].eq(once)]
                 for name in ("buffer", "accumulator", "y", "x"):
                     m.d.sync += position[k][name].eq(begin[name])
         with m.Elif(active & move):
@@ -103,7 +106,7 @@ class PassEngine(wiring.Component):
                     for name in ("buffer", "accumulator", "y", "x"):
                         step = current[f"{name}_step_{k}"]
                         m.d.comb += moved[name].eq(position[k][name] + step)
-                    m.d.sync += left[k].eq(left[k] - 1)
+                    m.d.sync += [left[k].eq(left[k] - 1), exhausted[k].eq(left[k] == 1)]
                     with m.If(current.start_level > k):
                         m.d.sync += later.eq(1)
                     m.d.sync += first.eq(current.tile_level > k)
@@ -111,6 +114,7 @@ class PassEngine(wiring.Component):
                         m.d.sync += position[inner].eq(moved)
                         if inner > k:
                             m.d.sync += left[inner].eq(counted(current, inner))
+                            m.d.sync += exhausted[inner].eq(single[inner])
 
         inside = Signal()
         m.d.comb += inside.eq(

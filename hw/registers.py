@@ -43,7 +43,7 @@ class ControlRegisters(wiring.Component):
     i_finished : the run ended well (pulse)
     i_failed, i_error, i_instruction : the run halted (pulse), why, and after how many instructions;
         of the pulses after a start only the first counts
-    i_events : see :func:`events_layout`
+    i_events : see :func:`events_layout`; counted a cycle later, as ``i_busy`` is
     """
 
     def __init__(self, configuration_hash: int, first_count: int = 0):
@@ -201,9 +201,12 @@ class ControlRegisters(wiring.Component):
     def _count(self, m: Module, values: dict[str, Signal], read: dict[str, Value]) -> None:
         """The counters; the high halves share what reading a low half keeps of its own."""
         high = Signal(32)
+        # A cycle late: what counts is decided in it, and a carry takes most of another.
+        busy, events = Signal(), Signal(events_layout())
+        m.d.sync += [busy.eq(self.i_busy), events.eq(self.i_events)]
         for name in COUNTERS:
             count = Signal(64, name=f"count_{name.lower()}")
-            event = self.i_busy if name == "CYCLES" else self.i_events[name.lower()]
+            event = busy if name == "CYCLES" else events[name.lower()]
             m.d.sync += count.eq(Mux(self.o_start, self.first_count, count + event))
             m.d.comb += [values[f"{name}_LO"].eq(count[:32]), values[f"{name}_HI"].eq(high)]
             with m.If(read[f"{name}_LO"]):

@@ -92,7 +92,8 @@ class Sequencer(wiring.Component):
             m.d.comb += self.o_error.eq(Error.BAD_FIELD)
         with m.Elif(busy & ~ended & ~fetching):
             m.d.comb += self.o_error.eq(Error.PROGRAM_RANGE)
-        allowed = full & ~self.i_halt & (self.o_error == Error.NONE)
+        # No other error comes with an instruction that is full.
+        allowed = full & ~self.i_halt & known & ~bad
 
         completed, begun = {}, {}
         for op, pulse in zip(
