@@ -143,8 +143,9 @@ def compare(chosen: dict[str, Any], budget: int) -> list[Row]:
 @click.option("--trials", default=200, show_default=True, type=click.IntRange(10))
 @click.option("--target", default="ecp5-85k-8", show_default=True)
 @click.option("--budget", default=60_000, show_default=True, help="LUTs.")
+@click.option("--clock", default=75.0, show_default=True, help="MHz.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def main(trials: int, target: str, budget: int, as_json: bool) -> None:
+def main(trials: int, target: str, budget: int, clock: float, as_json: bool) -> None:
     """Explore, kill, resume, compare and print."""
     model = load("digits")
     with TemporaryDirectory(prefix="shiftcore-") as name:
@@ -156,8 +157,8 @@ def main(trials: int, target: str, budget: int, as_json: bool) -> None:
         command = [
             sys.executable, "-P", "-m", "shiftcore.cli", "explore", str(folder / "digits.pt2"),
             "--calib", str(folder / "calibration.npz"), "--target", target, "--budget",
-            f"lut={budget}", "--trials", str(trials), "--synthesize", "1", "-o", str(study),
-            "--json",
+            f"lut={budget}", "--clock", str(clock), "--trials", str(trials), "--synthesize", "1",
+            "-o", str(study), "--json",
         ]  # fmt: skip
         with Console(stderr=True).status("exploring"):
             begin = time.monotonic()

@@ -12,7 +12,7 @@ from ..golden.config import HardwareConfig
 from .fabric import FABRICS
 from .structure import UNITS
 
-__all__ = ["Area", "UnitArea", "area", "calibrated", "clock_terms"]
+__all__ = ["Area", "UnitArea", "area", "calibrated", "clock_terms", "clocked"]
 
 CALIBRATION = "calibration.json"
 
@@ -50,6 +50,11 @@ class Area:
 def calibrated() -> tuple[str, ...]:
     """The families that can be estimated."""
     return tuple(_calibration())
+
+
+def clocked() -> tuple[str, ...]:
+    """The families of which the clock can be estimated."""
+    return tuple(family for family, costs in _calibration().items() if costs.get("period_ns"))
 
 
 def area(config: HardwareConfig, family: str) -> Area:

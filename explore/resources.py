@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..estimate.resources import area, calibrated
+from ..estimate.resources import area, calibrated, clocked
 from ..golden.config import HardwareConfig
 from ..toolchain.devices import KINDS, find
 
@@ -41,8 +41,9 @@ def capacity(target: str, clock: float | None) -> dict[str, int]:
             f"resources are estimated for {', '.join(calibrated()) or 'no family'}, "
             f"not for {target}"
         )
-    if clock is None and target != CLOCKED:
-        raise ValueError(f"the clock is estimated for {CLOCKED} only: give that of {target}")
+    if clock is None and (target != CLOCKED or device.family not in clocked()):
+        known = f"for {CLOCKED} only" if find(CLOCKED).family in clocked() else "for no device yet"
+        raise ValueError(f"the clock is estimated {known}: give that of {target}")
     return dict(device.capacity)
 
 

@@ -1,6 +1,6 @@
 """The PASS engine: walks over the activation buffer and sends pixels to the array."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -73,8 +73,8 @@ class PassEngine(wiring.Component):
             Signal(_position(), name=f"position_{k}", reset_less=True) for k in range(LEVELS)
         ]
         left = [Signal(_BITS["count_0"], name=f"left_{k}", reset_less=True) for k in range(LEVELS)]
-        # Whether a loop has no turns left, and whether it has none at its start, from registers: all
-        # loops wait for them.
+        # Whether a loop has no turns left, and whether it has none at its start: in registers, as
+        # all loops wait for them.
         exhausted, single = Signal(LEVELS, reset_less=True), Signal(LEVELS, reset_less=True)
         later = Signal(reset_less=True)  # a loop within start_level has advanced
         first = Signal(reset_less=True)
@@ -94,7 +94,8 @@ class PassEngine(wiring.Component):
             m.d.sync += [active.eq(1), current.eq(begin), later.eq(0), first.eq(1)]
             for k in range(LEVELS):
                 once = begin[f"count_{k}"] == 1
-                m.d.sync += [left[k].eq(counted(begin, k)), exhausted[k].eq(once), single[k].eq(once)]
+                m.d.sync += left[k].eq(counted(begin, k))
+                m.d.sync += [exhausted[k].eq(once), single[k].eq(once)]
                 for name in ("buffer", "accumulator", "y", "x"):
                     m.d.sync += position[k][name].eq(begin[name])
         with m.Elif(active & move):

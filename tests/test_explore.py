@@ -326,6 +326,7 @@ def test_a_model_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     np.savez(tmp_path / "calibration.npz", x=training[:32])
     monkeypatch.setattr(resources, "estimated", fake)
     monkeypatch.setattr(resources, "calibrated", lambda: ("ecp5",))
+    monkeypatch.setattr(resources, "clocked", lambda: ("ecp5",))
     arguments = [
         "explore", tmp_path / "digits.pt2", "--calib", tmp_path / "calibration.npz", "--target",
         "ecp5-85k-8", "--budget", "lut=60000", "--trials", 10, "--synthesize", 0, "--on", "here",
@@ -354,6 +355,9 @@ def test_a_model_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         refused = CliRunner().invoke(main, [*map(str, arguments), *changes])
         assert refused.exit_code == 1
         assert message in refused.stderr
+    monkeypatch.setattr(resources, "clocked", tuple)
+    refused = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert "the clock is estimated for no device yet: give that of ecp5-85k-8" in refused.stderr
 
 
 def test_the_benchmark_judges() -> None:
