@@ -15,8 +15,9 @@ __all__ = ["FABRICS", "Fabric", "Mapped", "Memory", "Multiplication", "Ram"]
 class Memory:
     """One write port and `reads` read ports; `synchronous` ones take a cycle.
 
-    What a read returns in the cycle of a write to its address does not matter. Of the bits that are
-    read only the lowest `used` go anywhere; cells of others are dropped when all is mapped.
+    What a read returns in the cycle of a write to its address does not matter, unless it must be
+    what was there before (`old`). Of the bits that are read only the lowest `used` go anywhere;
+    cells of others are dropped when all is mapped.
     """
 
     depth: int
@@ -24,6 +25,7 @@ class Memory:
     reads: int = 1
     synchronous: bool = True
     used: int | None = None
+    old: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Ram:
     cost, scaled : of a cell, and the part of it that counts by the share of the cell that is used
     first : position of the narrowest width that its write port takes
     byte : bits that are written together; parts of a word begin at multiples of it; 0 for all
+    old : whether a read beside a write of its address returns what was there
     brams, luts : what it takes
     """
 
@@ -48,6 +51,7 @@ class Ram:
     scaled: int = 0
     first: int = 0
     byte: int = 0
+    old: bool = False
     brams: int = 0
     luts: int = 0
 
@@ -62,6 +66,8 @@ class Ram:
         cost = (self.cost - self.scaled) * cells
         cost += self.scaled * slices * memory.width * memory.reads / width
         cost += (muxes + (slices if slices > 1 else 0)) / 2 + 2 * memory.reads
+        if memory.old and self.block and not self.old:
+            cost += 6 + 6 * memory.reads  # registers and multiplexers around it
         used = memory.width if memory.used is None else memory.used
         kept = {(part * padded + bit) // width for part in range(slices) for bit in range(used)}
         count = memory.reads * len(kept)
@@ -196,11 +202,11 @@ class Fabric:
 
 
 _XILINX_BLOCKS = (
-    Ram(True, 14, (1, 2, 4, 9, 18), 129, byte=9, brams=1),
-    Ram(True, 15, (1, 2, 4, 9, 18, 36), 257, byte=9, brams=2),
-    Ram(True, 16, (1,), 513, byte=9, brams=4),
-    Ram(True, 14, (1, 2, 4, 9, 18, 36), 129, byte=9, brams=1),
-    Ram(True, 15, (1, 2, 4, 9, 18, 36, 72), 257, byte=9, brams=2),
+    Ram(True, 14, (1, 2, 4, 9, 18), 129, byte=9, old=True, brams=1),
+    Ram(True, 15, (1, 2, 4, 9, 18, 36), 257, byte=9, old=True, brams=2),
+    Ram(True, 16, (1,), 513, byte=9, old=True, brams=4),
+    Ram(True, 14, (1, 2, 4, 9, 18, 36), 129, byte=9, old=True, brams=1),
+    Ram(True, 15, (1, 2, 4, 9, 18, 36, 72), 257, byte=9, old=True, brams=2),
 )
 
 FABRICS: Mapping[str, Fabric] = {

@@ -203,7 +203,9 @@ def _loader(config: HardwareConfig) -> Unit:
     for bits, tiles in ((tile.scale.storage_bits, spec.scale_tiles), (32, spec.bias_tiles)):
         per_beat = tile.bus_bits // bits
         depth = max(2, -(-config.cols // per_beat) * tiles)
-        memories.append((1, Memory(depth, tile.bus_bits, synchronous=False)))
+        # A register follows at once where a beat is one constant: a block RAM can do that.
+        plain = per_beat == 1
+        memories.append((1, Memory(depth, tile.bus_bits, synchronous=plain, old=plain)))
         chosen += (min(per_beat, config.cols) - 1) * bits
     lut: Terms = {
         "loaders": 1,

@@ -97,7 +97,10 @@ class ProcessingElement(wiring.Component):
         with m.If(self.i_swap):
             m.d.sync += weight.eq(shadow)
 
-        product = Signal(signed(self.spec.product_bits), reset_less=True)
+        # In row 0 another register follows. yosys would pack both into a DSP block of iCE40 and
+        # lose the block's output; a register that it must keep is not packed with another.
+        keep = {"keep": True} if self.row == 0 and self.spec.multiplier == "dsp" else {}
+        product = Signal(signed(self.spec.product_bits), reset_less=True, attrs=keep)
         carry = Signal(reset_less=True)
         if self.spec.multiplier == "dsp":
             m.d.sync += product.eq(weight * self.i_act)
