@@ -74,7 +74,7 @@ def test_a_wrong_share_is_seen(digits: QuantizedNetwork) -> None:
         assert count_differences(program, system, late, predict_layers(program), [])["cycles"] == 1
         probe = Probe(program, system)
         with pytest.raises(ValueError, match="must be more than"):
-            probe.read("PIXELS", [1])
+            probe.read("PIXELS", [probe.begun])
         with pytest.raises(ValueError, match="ends before the counter PIXELS"):
             probe.read("PIXELS", [whole.cycles + 100])
 

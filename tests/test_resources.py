@@ -167,6 +167,8 @@ def costs(config: HardwareConfig) -> dict:
     found["period_ns"] = {"designs": 4.0, "doublings of LUTs": 0.5, "Booth digits": 0.25}
     for kind, position in (("lut", 0), ("ff", 1)):
         found[kind] = {"shared": dict.fromkeys(SHARED, 1.5)}
+        if kind == "ff":
+            found[kind]["shared"] |= calibrate.KNOWN
         for name, unit in units(config).items():
             terms = set(unit.mapped(FABRICS["ecp5"])[:2][position]) - SHARED
             found[kind][name] = {term: 1 + (7 * len(name) + len(term)) % 5 / 4 for term in terms}
