@@ -19,7 +19,9 @@ COMPONENTS = {
     "PE": "tests/hw/test_pe.py",
     "array": "tests/hw/test_array.py",
     "scale unit": "tests/hw/test_scale_unit.py",
+    "scale unit 512": "tests/hw/test_netlists.py::test_scale_unit_in_block_ram",
     "requantizer": "tests/hw/test_requantizer.py",
+    "memories": "tests/hw/test_cells.py::test_memories",
     "accelerator 2x2": "tests/hw/test_netlists.py::test_a_whole_accelerator",
 }
 """What is tested, and where."""

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +20,7 @@ from cocotb_tools import runner as cocotb_runner
 from cocotb_tools.check_results import get_results
 
 from ..hw.verilog import emit
-from ..toolchain.netlist import cell_models, synthesized
-from ..toolchain.yosys import tool_version
+from ..toolchain.netlist import cell_models, models_hash, synthesized
 
 __all__ = [
     "CACHE",
@@ -31,6 +30,7 @@ __all__ = [
     "check_netlist",
     "initial_events",
     "locked_build",
+    "model_arguments",
     "simulate",
     "sources_hash",
     "tool_path",
@@ -172,20 +172,30 @@ def build(
     Parameters
     ----------
     netlist : family of :mod:`shiftcore.toolchain.netlist`; `verilog` is synthesized for it, and its
-        cells are compiled with yosys' models, which only Verilator reads
+        cells are compiled with their models, which only Verilator reads
 
     Raises ``SimulationError`` if the simulator is missing or rejects the text.
     """
     path = tool_path(simulator)
-    models = None
+    models: list[Path] = []
     if netlist is not None:
         check_netlist(simulator)
         verilog = synthesized(verilog, _TOP, netlist).verilog
         models = cell_models(netlist)
-    key = _key(verilog, str(waves), _MAKE, *([tool_version("pyosys")] if models else []))
+    key = _key(verilog, str(waves), _MAKE, *([models_hash()] if models else []))
     folder = CACHE / f"{simulator}-{key}"
     locked_build(folder, lambda: _compile(verilog, folder, simulator, path, waves, models))
     return folder
+
+
+def model_arguments(models: Sequence[Path]) -> list[str]:
+    """Verilator's arguments for designs with `models` of cells.
+
+    The models have delays, of no use here, and what Verilator calls bad style. The first of two
+    models of a cell counts. What a model refuses with ``$fatal`` is an error.
+    """
+    quiet = ["-Wno-fatal", "-Wno-lint", "-Wno-style", "-Wno-MODDUP", "-Wno-SPECIFYIGN"]
+    return [*quiet, "-Werror-USERFATAL", *(f"-I{model.parent}" for model in models)]
 
 
 def check_netlist(simulator: Simulator) -> None:
@@ -195,7 +205,7 @@ def check_netlist(simulator: Simulator) -> None:
 
 
 def _compile(
-    verilog: str, folder: Path, simulator: Simulator, path: str, waves: bool, models: Path | None
+    verilog: str, folder: Path, simulator: Simulator, path: str, waves: bool, models: Sequence[Path]
 ) -> None:
     source = folder / "dut.v"
     sources, arguments = [source], []
@@ -207,10 +217,9 @@ def _compile(
         control.write_text(f'`verilator_config\npublic_flat_rw -module "{_TOP}" -var "*"\n')
         sources.append(control)
         arguments = ["--x-assign", "fast", "--x-initial", "fast"]
-        if models is not None:
-            # The models have delays, of no use here, and what Verilator calls bad style.
-            sources.append(models)
-            arguments += ["-Wno-fatal", "-Wno-lint", "-Wno-style", f"-I{models.parent}"]
+        if models:
+            sources += models
+            arguments += model_arguments(models)
     variables = {"PATH": path, "MAKEFLAGS": f"-j2 {_MAKE}"}
     if shutil.which("ccache"):
         variables["OBJCACHE"] = "ccache"
@@ -230,10 +239,8 @@ def _compile(
             )
         except (subprocess.CalledProcessError, SystemExit, RuntimeError) as error:
             text = log.read_text(errors="replace") if log.exists() else ""
-            reason = next(
-                (line for line in text.splitlines() if line.startswith("%") or "error" in line),
-                str(error),
-            )
+            marks, lines = ("%Error-", "%", "error"), text.splitlines()
+            reason = next((line for mark in marks for line in lines if mark in line), str(error))
             raise SimulationError(f"{simulator} rejects the design: {reason} ({log})") from None
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -19,8 +19,7 @@ from ..golden.accelerator import AcceleratorSpec
 from ..golden.config import HardwareConfig
 from ..hw.accelerator import Accelerator
 from ..hw.verilog import TOP, emit
-from ..toolchain.netlist import cell_models, synthesized
-from ..toolchain.yosys import tool_version
+from ..toolchain.netlist import cell_models, models_hash, synthesized
 from .runner import (
     CACHE,
     SimulationError,
@@ -28,6 +27,7 @@ from .runner import (
     check_netlist,
     initial_events,
     locked_build,
+    model_arguments,
     sources_hash,
     tool_path,
 )  # fmt: skip
@@ -84,7 +84,7 @@ def build_system(
     spec = config.accelerator
     bench = (files("shiftcore.sim") / "testbench.sv").read_text(encoding="utf-8")
     parameters = {"BUS": spec.bus_bits, "BEATS": memory_beats, "TRACE": _trace_bits(config)}
-    design, models = _verilog(config), None
+    design, models = _verilog(config), []
     if netlist is not None:
         check_netlist(simulator)
         design, models = synthesized(design, TOP, netlist).verilog, cell_models(netlist)
@@ -98,18 +98,20 @@ def build_bench(
     simulator: Simulator = "verilator",
     *,
     waves: bool = False,
-    models: Path | None = None,
+    models: Sequence[Path] = (),
 ) -> list[str]:
     """Compile a bench in Verilog, whose top is ``testbench``, with a design; the command that runs
     it, free of Python.
 
-    A build of the same content is reused. `models` is one more file, of a netlist's cells.
+    A build of the same content is reused. `models` are more files, of a netlist's cells.
 
     Raises ``SimulationError`` if the simulator is missing.
     """
     path = tool_path(simulator)
-    parts = [design, bench, simulator, str(dict(parameters)), str(waves), _MAKE]
-    parts += [tool_version("pyosys")] if models else []
+    # Compiling a netlist takes far longer than running it.
+    make = _MAKE.replace("OPT_FAST=-O2", "OPT_FAST=-O0") if models else _MAKE
+    parts = [design, bench, simulator, str(dict(parameters)), str(waves), make]
+    parts += [models_hash()] if models else []
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     folder = CACHE / f"system-{simulator}-{key}"
 
@@ -118,12 +120,11 @@ def build_bench(
         source = design
         if simulator == "verilator":
             command = [
-                "verilator", "--binary", "--timing", "-Wno-fatal", "-Wno-lint",
-                "-Wno-style", "--x-assign", "fast", "--x-initial", "fast", "--top-module",
-                "testbench", *(f"-G{k}={v}" for k, v in parameters.items()),
+                "verilator", "--binary", "--timing", "--x-assign", "fast", "--x-initial", "fast",
+                "--top-module", "testbench", *(f"-G{k}={v}" for k, v in parameters.items()),
                 *(["--trace-vcd"] if waves else []), "--Mdir", "obj", "-o", "system",
                 "testbench.sv", "design.v",
-                *([f"-I{models.parent}", str(models)] if models else []),
+                *model_arguments(models), *(str(model) for model in models),
             ]  # fmt: skip
         else:
             source = initial_events(design)
@@ -133,7 +134,7 @@ def build_bench(
                 "testbench.sv", "design.v",
             ]  # fmt: skip
         (folder / "design.v").write_text(source, encoding="utf-8")
-        environment = os.environ | {"PATH": path, "MAKEFLAGS": f"-j2 {_MAKE}"}
+        environment = os.environ | {"PATH": path, "MAKEFLAGS": f"-j2 {make}"}
         if shutil.which("ccache"):
             environment["OBJCACHE"] = "ccache"
         done = subprocess.run(

@@ -136,8 +136,8 @@ def test_netlists_that_fail_or_do_not_run(monkeypatch, tmp_path: Path, text: str
     test = tmp_path / "test_it.py"
     test.write_text(f"""
 from pytest import skip
-def test_it(record_property):
-    record_property("cells", 7)
+def test_it(record_testsuite_property):
+    record_testsuite_property("cells", 7)
     import os
     assert os.environ["SHIFTCORE_NETLIST"] == "ice40"
     {text}

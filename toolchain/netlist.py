@@ -7,34 +7,20 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from . import devices
 from .yosys import CACHE, ToolError, content_hash, keep, recall, run_yosys, tool_version
 
-__all__ = ["FAMILIES", "Family", "Netlist", "cell_models", "synthesized"]
+__all__ = ["FAMILIES", "MODELS", "Netlist", "cell_models", "models_hash", "synthesized"]
 
+MODELS = Path(__file__).parent / "cells"
+"""The models of cells that yosys ships none of."""
 
-@dataclass(frozen=True)
-class Family:
-    """How a family's netlist is made so that all of its cells have models.
-
-    Parameters
-    ----------
-    command : the yosys pass; without the cells that yosys ships no model of
-    models : file with the others, in yosys' folder of shared files
-    """
-
-    command: str
-    models: str
-
-
-# yosys has no model of MULT18X18D, DP16KD (ECP5) and RAMB18E1 (Xilinx 7): multipliers and memories
-# become LUTs and distributed memory there. SB_MAC16, SB_RAM40_4K and DSP48E1 do have one.
-FAMILIES: Mapping[str, Family] = {
-    "ecp5": Family("synth_ecp5 -nobram -nodsp", "ecp5/cells_sim.v"),
-    "ice40": Family("synth_ice40 -dsp", "ice40/cells_sim.v"),
-    "xilinx7": Family(
-        "synth_xilinx -family xc7 -flatten -noiopad -noclkbuf -nobram", "xilinx/cells_sim.v"
-    ),
+FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "ecp5": ("ecp5/cells_sim.v", ("block_ram.sv", "ecp5.sv")),
+    "ice40": ("ice40/cells_sim.v", ()),
+    "xilinx7": ("xilinx/cells_sim.v", ("block_ram.sv", "xilinx7.sv")),
 }
+"""Families whose netlists can be simulated: yosys' file of models, and files of ``MODELS``."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +40,13 @@ class Netlist:
 def synthesized(design: str, top: str, family: str) -> Netlist:
     """Synthesize Verilog text for a key of :data:`FAMILIES`; kept in ``out/cache/synth``.
 
+    The command is that of :mod:`~shiftcore.toolchain.devices`: these cells are what is counted.
+
     Raises ``ValueError`` for another family, ``ToolError`` if yosys is missing or finds an error.
     """
     if family not in FAMILIES:
         raise ValueError(f"netlist must be one of {', '.join(FAMILIES)}, not {family!r}")
-    command = f"{FAMILIES[family].command} -top {top}"
+    command = f"{devices.FAMILIES[family].command} -top {top}"
     kept = CACHE / f"{content_hash(tool_version('pyosys'), 'netlist', command, design)}.json"
     known = recall(kept)
     if known is None:
@@ -74,10 +62,18 @@ def synthesized(design: str, top: str, family: str) -> Netlist:
     return Netlist(*known)
 
 
-def cell_models(family: str) -> Path:
-    """The file with the models of a family's cells, as yosys ships it."""
+def cell_models(family: str) -> list[Path]:
+    """The files with the models of a family's cells; of two models of a cell the first counts."""
     tool_version("pyosys")
     package = find_spec("pyosys")
     if package is None or package.origin is None:
         raise ToolError("pyosys has no folder of shared files")
-    return Path(package.origin).parent / "share" / FAMILIES[family].models
+    theirs, ours = FAMILIES[family]
+    return [*(MODELS / name for name in ours), Path(package.origin).parent / "share" / theirs]
+
+
+def models_hash() -> str:
+    """Hash of what :func:`cell_models` returns."""
+    return content_hash(
+        tool_version("pyosys"), *(path.read_text("utf-8") for path in sorted(MODELS.iterdir()))
+    )
