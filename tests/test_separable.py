@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from shiftcore import cli
 from shiftcore.benchmarks import separable as benchmark
+from shiftcore.benchmarks import separable_rtl
 from shiftcore.benchmarks.separable import support, unbounded, without_shuffle
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.network import estimate
@@ -595,5 +596,45 @@ def test_a_missed_limit_fails_the_tables(monkeypatch) -> None:
     for faster, code in ((3, 0), (2, 1)):
         slow = [case | dict.fromkeys(("two", "three", "any"), case["cycles"] + 1)] * faster
         rows = slow + [case | dict.fromkeys(("two", "three", "any"), case["cycles"])] * (3 - faster)
-        monkeypatch.setattr(benchmark, "measure_cycles", lambda *_, rows=rows: rows.pop())
+        monkeypatch.setattr(benchmark, "measure_cycles", lambda *_, rtl, rows=rows: rows.pop())
         assert CliRunner().invoke(benchmark.main, ["cycles"]).exit_code == code
+
+
+def test_the_tables_of_simulated_cycles(monkeypatch) -> None:
+    monkeypatch.setattr(benchmark, "HardwareConfig", lambda rows, cols: CONFIG)
+    monkeypatch.setattr(benchmark, "CASES", ((8, 3, 4, 4, 4),))
+    monkeypatch.setattr(benchmark, "FASTER", 0)
+    run = CliRunner().invoke(benchmark.main, ["cycles", "--rtl", "--json"])
+    assert run.exit_code == 0, run.output
+    (row,) = json.loads(run.stdout)
+    rtl = row["rtl"]
+    assert (rtl["differences"], rtl["mismatches"]) == (0, 0)
+    assert rtl["compared"] > 1000
+    # Of whole networks, which differ in the stages alone.
+    before = {rtl["cycles"][name] - row[name] for name in ("two", "three", "any", "cycles")}
+    assert min(before) > 0
+    for change in ({"differences": 1}, {"mismatches": 1}, {"cycles": rtl["cycles"] | {"any": 1}}):
+        assert benchmark.cycles_failed(row | {"rtl": rtl | change}), change
+    monkeypatch.setattr(benchmark, "measure_cycles", lambda *_, rtl: row)
+    shown = CliRunner().invoke(benchmark.main, ["cycles", "--rtl"])
+    assert f"{rtl['cycles']['cycles']:,}" in shown.stdout
+
+
+def test_utilization_of_groups(monkeypatch) -> None:
+    row = separable_rtl.measure(8, channels=32, size=8, layers=2)
+    assert (row["difference"], row["mismatches"]) == (0, 0)
+    assert row["compared"] > 6000
+    assert row["macs"] == 2 * 64 * 32 * 8 * 9
+    assert (row["ceiling"], row["apart"]) == (0.5, 0.25)
+    assert 0.25 < row["utilization"] < row["layers_only"] <= 0.5
+    assert separable_rtl.failed(row)  # it is too small for its limit
+    kept = row | {"utilization": 0.45}
+    assert not separable_rtl.failed(kept)
+    for change in ({"difference": 1}, {"mismatches": 1}):
+        assert separable_rtl.failed(kept | change)
+    monkeypatch.setattr(separable_rtl, "DEPTHS", (8,))
+    for found, code in ((kept, 0), (row, 1)):
+        monkeypatch.setattr(separable_rtl, "measure", lambda depth, found=found: found)
+        run = CliRunner().invoke(benchmark.main, ["utilization"])
+        assert run.exit_code == code
+        assert "45.00%" in run.stdout
