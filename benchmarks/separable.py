@@ -206,7 +206,7 @@ def _fewest(row: Row) -> list[int]:
 def cycles_failed(row: Row) -> bool:
     """Whether a design of fewest parameters is faster than the choice, or the RTL differs."""
     rtl = row.get("rtl")
-    if rtl and (rtl["differences"] or rtl["mismatches"] or cycles_failed(rtl["cycles"])):
+    if rtl and (rtl["differences"] or rtl["mismatches"]):
         return True
     return row["cycles"] > min(_fewest(row))
 
@@ -265,21 +265,26 @@ def cycles_table(rtl: bool, as_json: bool) -> None:
     the RTL. Fails if the choice is slower in any case than a design of fewest parameters, of two
     stages, of one to three or of any number, or is faster than all of them in fewer than three.
 
-    With --rtl the choice and the designs of fewest parameters are simulated: the table then has
-    the cycles of their whole networks, as the RTL counts them, of which the same is demanded. It
-    fails at a word that differs from the golden machine, a counter of the run that is not as
-    predicted, and a layer that does not end in the predicted cycle.
+    With --rtl the choice and the designs of fewest parameters are simulated. It fails at a word
+    that differs from the golden machine, a counter of the run that is not as predicted, and a layer
+    whose last pixel does not enter the array in the predicted cycle: then the cycles of the stages
+    are those of the RTL. Beside them the table has those of the whole networks, which also have a
+    layer before and one after the stages, as the RTL counts them.
     """
     rows = []
     for case in CASES:
         with Console(stderr=True).status(f"{case} …"):
             rows.append(measure_cycles(*case, rtl=rtl))
-    counted = [row["rtl"]["cycles"] if rtl else row for row in rows]
-    faster = sum(row["cycles"] < min(_fewest(row)) for row in counted)
+    faster = sum(row["cycles"] < min(_fewest(row)) for row in rows)
+    caption = f"faster than every design of fewest parameters in {faster} of {len(rows)}"
+    if rtl:
+        runs = [row["rtl"]["cycles"] for row in rows]
+        ahead = sum(run["cycles"] < min(_fewest(run)) for run in runs)
+        behind = sum(run["cycles"] > min(_fewest(run)) for run in runs)
+        caption += f"; of whole networks faster in {ahead}, slower in {behind}"
     show(
         rows, RTL if rtl else CYCLES, cycles_cells, cycles_failed, as_json=as_json,
-        title="Cycles of the stages on an array",
-        caption=f"faster than every design of fewest parameters in {faster} of {len(rows)}",
+        title="Cycles of the stages on an array", caption=caption,
     )  # fmt: skip
     if faster < FASTER:
         raise SystemExit(1)
