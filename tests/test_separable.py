@@ -21,6 +21,7 @@ from shiftcore.benchmarks import separable_rtl
 from shiftcore.benchmarks.separable import support, unbounded, without_shuffle
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.network import estimate
+from shiftcore.examples import separate
 from shiftcore.examples.zoo.resnet20 import ResNet20
 from shiftcore.frontend.archive import read
 from shiftcore.golden.compare import different_tensors
@@ -718,3 +719,20 @@ def test_utilization_of_groups(monkeypatch) -> None:
         run = CliRunner().invoke(benchmark.main, ["utilization"])
         assert run.exit_code == code
         assert "45.00%" in run.stdout
+
+
+def test_the_example_from_a_model_to_cycles_saved(capsys) -> None:
+    arguments = ["--epochs", "1", "--stages", "2", "--rtl"]
+    separate.main([*arguments, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [row["layer"] for row in found["layers"]][::4] == ["conv2", "block2.conv2"]
+    for row in found["layers"]:
+        before, after = row["cycles"]
+        assert row["replaced"] == (after < before)
+        assert row["parameters"][0] > row["parameters"][1]
+    assert found["simulated"] == found["cycles"] < found["cycles_before"]
+    assert found["mismatches"] == 0
+    assert found["compared"] > 5000
+    with pytest.raises(SystemExit):
+        separate.main(["--hw", "missing.toml"])
+    assert "error: missing.toml: cannot be read" in capsys.readouterr().err
