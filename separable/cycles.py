@@ -11,10 +11,11 @@ from ..compiler.network import compile_network
 from ..estimate.network import estimate
 from ..frontend.graph import Arrange, AvgPool, Conv2d, Graph, Input, Node, Output, ReLU
 from ..golden.config import HardwareConfig
+from ..golden.network import QuantizedNetwork
 from ..quant.convert import QuantConfig, quantize
 from .design import Design, Pair, Stage, designs
 
-__all__ = ["Fastest", "design_cycles", "fastest_design", "least_cycles"]
+__all__ = ["OTHERS", "Fastest", "design_cycles", "design_network", "fastest_design", "least_cycles"]
 
 OTHERS = ("before", "after")
 """layers of the network that a design is timed in"""
@@ -91,6 +92,18 @@ def _graph(design: Design, size: tuple[int, int]) -> Graph:
     return Graph(tuple(nodes))
 
 
+def design_network(
+    design: Design, config: HardwareConfig, size: tuple[int, int]
+) -> tuple[QuantizedNetwork, NDArray[np.float32]]:
+    """The network that :func:`design_cycles` compiles, and an image (1, 1, H, W) for it.
+
+    Raises ``ValueError`` if it cannot be quantized for `config`.
+    """
+    images = np.random.default_rng(0).normal(size=(1, 1, *size)).astype(np.float32)
+    options = QuantConfig(config.weight_bits, config.act_bits, config.rows, config.scale, "l2")
+    return quantize(_graph(design, size), images, options), images
+
+
 def design_cycles(
     design: Design,
     config: HardwareConfig,
@@ -111,9 +124,7 @@ def design_cycles(
 
     Raises ``ValueError`` if they cannot run there, with what to change.
     """
-    images = np.random.default_rng(0).normal(size=(1, 1, *size)).astype(np.float32)
-    options = QuantConfig(config.weight_bits, config.act_bits, config.rows, config.scale, "l2")
-    network = quantize(_graph(design, size), images, options)
+    network, _ = design_network(design, config, size)
     program = compile_network(network, config)
     found = estimate(program, network.macs(), latency=latency, gap=gap)
     return sum(share.cycles for name, share in found.layers.items() if name not in OTHERS)

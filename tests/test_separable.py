@@ -17,13 +17,17 @@ from torch.nn import functional
 
 from shiftcore import cli
 from shiftcore.benchmarks import separable as benchmark
+from shiftcore.benchmarks import separable_rtl
 from shiftcore.benchmarks.separable import support, unbounded, without_shuffle
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.network import estimate
+from shiftcore.examples import separate
 from shiftcore.examples.zoo.resnet20 import ResNet20
 from shiftcore.frontend.archive import read
 from shiftcore.golden.compare import different_tensors
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.floats import SCALE_FORMATS
+from shiftcore.quant.accounting import account_graph, account_network
 from shiftcore.quant.calibrate import float_tensors
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.quant.dsconv import DSConv2d, DSConvConfig, quantize_
@@ -441,6 +445,83 @@ def test_from_torch_to_the_rtl() -> None:
     assert run.cycles[0] == estimate(compiled, network.macs()).total.cycles
 
 
+DSCONV = {
+    "two": best_design(32, stages=2),
+    "three": best_design(32, 24, 3, 2, stages=3),
+    "free": best_design(32, kernel=5),
+    "depthwise": Design.depthwise(32, 40, 3),
+    "groups across blocks": Design((Stage(24, 24, 2, (3, 1), shuffle=2), Stage(24, 36, 3, (1, 3)))),
+}
+
+
+@pytest.mark.parametrize("name", DSCONV)
+def test_dsconv_layers_on_the_rtl(name: str) -> None:
+    """4-bit codes that torch chose, 4-bit activations: hardware mode, golden, machine, RTL."""
+    model = small(DSCONV[name])
+    quantize_(model, DSConvConfig(weight_bits=4, block=16, scale="bf16"))
+    images = np.random.default_rng(0).normal(size=(2, 3, 9, 9)).astype(np.float32)
+    network = quantize(model, images, QuantConfig(weight_bits=4, act_bits=4, block=CONFIG.rows))
+    layers = {layer.name: layer for layer in network.layers}
+    for number, stage in enumerate(DSCONV[name].stages):
+        (term,) = layers[f"2.conv{number}"].terms
+        codes = model.get_submodule(f"2.conv{number}").get_buffer("codes")
+        assert np.count_nonzero(term.kernel.codes) == np.count_nonzero(codes) > 0
+        assert layers[f"2.conv{number}"].macs_per_pixel == stage.parameters
+    golden = network.compute(images)
+    assert not different_tensors(HardwareNetwork(network).compute(images), golden)
+    program = compile_network(network, CONFIG)
+    run = run_program(program, program.encode_input(network.encode_input(images[:1])))
+    assert (run.mismatches, run.first) == (0, None)
+    assert run.compared > 1000
+    assert run.cycles[0] == estimate(program, network.macs()).total.cycles
+
+
+def formula_bits(stage: Stage, weight_bits: int, scale_bits: int, block: int) -> float:
+    """Bits of a weight, codes and scales: b + s ceil(n / B) / n for groups of n channels."""
+    return weight_bits + scale_bits * -(-stage.depth // block) / stage.depth
+
+
+@pytest.mark.parametrize(("scale", "width"), [("bf16", 16), ("fp32", 32)])
+def test_the_report_counts_the_scales_of_short_groups(scale: str, width: int, tmp_path) -> None:
+    """The more, the fewer channels a group has: as the formula, the file and the report say."""
+    stages = [Stage(32, 32, 32 // depth, (3, 1)) for depth in (32, 16, 8, 4, 1)]
+    expected = [formula_bits(stage, 4, width, 16) for stage in stages]
+    assert expected == {16: [5, 5, 6, 8, 20], 32: [6, 6, 8, 12, 36]}[width]
+    model = small(Design(tuple(stages)))
+    images = np.zeros((1, 3, 9, 9), np.float32)
+    config = QuantConfig(method="l2", scale=scale, block=16)
+    quantize(model, images, config).save(tmp_path / "net.safetensors")
+    torch.export.save(torch.export.export(model, (torch.zeros(1, 3, 9, 9),)), tmp_path / "net.pt2")
+    for name, options in (("net.safetensors", []), ("net.pt2", ["--scale", scale])):
+        run = CliRunner().invoke(cli.main, ["report", str(tmp_path / name), *options, "--json"])
+        assert run.exit_code == 0, run.output
+        layers = {each["name"]: each for each in json.loads(run.stdout)["layers"]}
+        found = [layers[f"2.conv{number}"] for number in range(len(stages))]
+        assert [each["bits_per_weight"] for each in found] == expected
+        by_formula = [each["percent_by"]["fp16" if width == 16 else "fp32"] for each in found]
+        assert by_formula == pytest.approx([100 * bits / 32 for bits in expected])
+
+
+def test_what_shuffles_and_cut_groups_add_to_the_formula() -> None:
+    """A block of the array has one exponent: a group that meets two has a scale for each."""
+    design = DSCONV["groups across blocks"]  # 12 channels a group, then 8, in blocks of 16
+    images = np.random.default_rng(0).normal(size=(1, 3, 9, 9)).astype(np.float32)
+    network = quantize(small(design), images, QuantConfig(method="l2"))
+    rows = {row.name: row for row in account_network(network)}
+    assert formula_bits(design.stages[0], 4, 16, 16) == pytest.approx(4 + 16 / 12)
+    assert rows["2.conv0"].bits_per_weight == pytest.approx(4 + 2 * 16 / 12)
+    assert rows["2.conv1"].bits_per_weight == formula_bits(design.stages[1], 4, 16, 16) == 6
+    # One tap on shuffled channels: all 32 of them are stored, 28 codes of 0, and two scales.
+    pointwise = Design((Stage(32, 32, 8, (3, 1), shuffle=8), Stage(32, 32, 8)))
+    network = quantize(small(pointwise), images, QuantConfig(method="l2"))
+    rows = {row.name: row for row in account_network(network)}
+    assert rows["2.conv0"].bits_per_weight == formula_bits(pointwise.stages[0], 4, 16, 16) == 8
+    assert rows["2.conv1"].bits_per_weight == (32 * 4 + 2 * 16) / 4
+    graph = read(small(pointwise), torch.zeros(1, 3, 9, 9))
+    before = {row.name: row for row in account_graph(graph, 4, 16, SCALE_FORMATS["bf16"])}
+    assert before["2.conv1"].bits_per_weight == 8
+
+
 def test_one_tap_takes_shuffled_channels_from_where_they_are() -> None:
     """No layer gathers them; several taps would each have to."""
     design = Design(
@@ -595,5 +676,63 @@ def test_a_missed_limit_fails_the_tables(monkeypatch) -> None:
     for faster, code in ((3, 0), (2, 1)):
         slow = [case | dict.fromkeys(("two", "three", "any"), case["cycles"] + 1)] * faster
         rows = slow + [case | dict.fromkeys(("two", "three", "any"), case["cycles"])] * (3 - faster)
-        monkeypatch.setattr(benchmark, "measure_cycles", lambda *_, rows=rows: rows.pop())
+        monkeypatch.setattr(benchmark, "measure_cycles", lambda *_, rtl, rows=rows: rows.pop())
         assert CliRunner().invoke(benchmark.main, ["cycles"]).exit_code == code
+
+
+def test_the_tables_of_simulated_cycles(monkeypatch) -> None:
+    monkeypatch.setattr(benchmark, "HardwareConfig", lambda rows, cols: CONFIG)
+    monkeypatch.setattr(benchmark, "CASES", ((8, 3, 4, 4, 4),))
+    monkeypatch.setattr(benchmark, "FASTER", 0)
+    run = CliRunner().invoke(benchmark.main, ["cycles", "--rtl", "--json"])
+    assert run.exit_code == 0, run.output
+    (row,) = json.loads(run.stdout)
+    rtl = row["rtl"]
+    assert (rtl["differences"], rtl["mismatches"]) == (0, 0)
+    assert rtl["compared"] > 1000
+    # Of whole networks, which differ in the stages alone.
+    before = {rtl["cycles"][name] - row[name] for name in ("two", "three", "any", "cycles")}
+    assert min(before) > 0
+    for change in ({"differences": 1}, {"mismatches": 1}):
+        assert benchmark.cycles_failed(row | {"rtl": rtl | change}), change
+    monkeypatch.setattr(benchmark, "measure_cycles", lambda *_, rtl: row)
+    shown = CliRunner().invoke(benchmark.main, ["cycles", "--rtl"])
+    assert f"{rtl['cycles']['cycles']:,}" in shown.stdout
+    assert "of whole networks faster in" in shown.stdout
+
+
+def test_utilization_of_groups(monkeypatch) -> None:
+    row = separable_rtl.measure(8, channels=32, size=8, layers=2)
+    assert (row["difference"], row["mismatches"]) == (0, 0)
+    assert row["compared"] > 6000
+    assert row["macs"] == 2 * 64 * 32 * 8 * 9
+    assert (row["ceiling"], row["apart"]) == (0.5, 0.25)
+    assert 0.25 < row["utilization"] < row["layers_only"] <= 0.5
+    assert separable_rtl.failed(row)  # it is too small for its limit
+    kept = row | {"utilization": 0.45}
+    assert not separable_rtl.failed(kept)
+    for change in ({"difference": 1}, {"mismatches": 1}):
+        assert separable_rtl.failed(kept | change)
+    monkeypatch.setattr(separable_rtl, "DEPTHS", (8,))
+    for found, code in ((kept, 0), (row, 1)):
+        monkeypatch.setattr(separable_rtl, "measure", lambda depth, found=found: found)
+        run = CliRunner().invoke(benchmark.main, ["utilization"])
+        assert run.exit_code == code
+        assert "45.00%" in run.stdout
+
+
+def test_the_example_from_a_model_to_cycles_saved(capsys) -> None:
+    arguments = ["--epochs", "1", "--stages", "2", "--rtl"]
+    separate.main([*arguments, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [row["layer"] for row in found["layers"]][::4] == ["conv2", "block2.conv2"]
+    for row in found["layers"]:
+        before, after = row["cycles"]
+        assert row["replaced"] == (after < before)
+        assert row["parameters"][0] > row["parameters"][1]
+    assert found["simulated"] == found["cycles"] < found["cycles_before"]
+    assert found["mismatches"] == 0
+    assert found["compared"] > 5000
+    with pytest.raises(SystemExit):
+        separate.main(["--hw", "missing.toml"])
+    assert "error: missing.toml: cannot be read" in capsys.readouterr().err

@@ -32,12 +32,21 @@ def accuracy(network: torch.nn.Module, digits: Digits) -> float:
     return 100 * float(np.mean(classes == digits.y))
 
 
-def train(digits: Digits, epochs: int = 40, batch: int = 64, seed: int = 0) -> DigitsNet:
-    """A trained network in evaluation mode; the same on every run of one machine."""
+def train(
+    digits: Digits,
+    epochs: int = 40,
+    batch: int = 64,
+    seed: int = 0,
+    network: DigitsNet | None = None,
+) -> DigitsNet:
+    """A trained network in evaluation mode; the same on every run of one machine.
+
+    It is `network`, trained in place, or a new one.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.from_numpy(digits.x), torch.from_numpy(digits.y)
-    network = DigitsNet().train()
+    network = (network or DigitsNet()).train()
     steps = epochs * math.ceil(len(x) / batch)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-3, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
