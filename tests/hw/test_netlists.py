@@ -70,6 +70,12 @@ def test_array_of_four(family):
     test_array.test_tiles_without_a_bubble(ArraySpec(2, 2, 2, 2), "verilator")
 
 
+@pytest.mark.parametrize("family", ["ice40"], indirect=True)
+def test_products_in_blocks(family):
+    """Of row 0 too, where yosys would lose what a block of two registers puts out."""
+    test_array.test_tiles_without_a_bubble(ArraySpec(2, 1, 4, 4, multiplier="dsp"), "verilator")
+
+
 @pytest.mark.parametrize("family", [os.environ.get("SHIFTCORE_NETLIST", "ecp5")], indirect=True)
 def test_scale_unit_in_block_ram(family, monkeypatch):
     spec = ScaleUnitSpec(ProductSpec(6, 8, 2), AddSpec(), 512)
