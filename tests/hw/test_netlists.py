@@ -73,7 +73,7 @@ def test_array_of_four(family):
 @pytest.mark.parametrize("family", ["ice40"], indirect=True)
 def test_products_in_blocks(family):
     """Of row 0 too, where yosys would lose what a block of two registers puts out."""
-    test_array.test_tiles_without_a_bubble(ArraySpec(2, 1, 4, 4, multiplier="dsp"), "verilator")
+    test_array.test_tiles_without_a_bubble(ArraySpec(2, 1, 7, 8, multiplier="dsp"), "verilator")
 
 
 @pytest.mark.parametrize("family", [os.environ.get("SHIFTCORE_NETLIST", "ecp5")], indirect=True)
