@@ -14,6 +14,7 @@ from rich.console import Console
 
 from shiftcore.benchmarks.report import Row, show
 from shiftcore.benchmarks.separable_rtl import Simulated, simulate, utilization
+from shiftcore.benchmarks.separable_training import train
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.separable.cycles import design_cycles, design_network, fastest_design
 from shiftcore.separable.design import Design, best_design, closed_form, free_bound
@@ -291,6 +292,7 @@ def cycles_table(rtl: bool, as_json: bool) -> None:
 
 
 main.add_command(utilization)
+main.add_command(train)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from shiftcore import cli
 from shiftcore.benchmarks import separable as benchmark
-from shiftcore.benchmarks import separable_rtl
+from shiftcore.benchmarks import separable_rtl, separable_training
 from shiftcore.benchmarks.separable import support, unbounded, without_shuffle
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.network import estimate
@@ -736,3 +736,48 @@ def test_the_example_from_a_model_to_cycles_saved(capsys) -> None:
     with pytest.raises(SystemExit):
         separate.main(["--hw", "missing.toml"])
     assert "error: missing.toml: cannot be read" in capsys.readouterr().err
+
+
+def test_the_table_of_trainings_goes_on_where_it_was(tmp_path: Path, monkeypatch) -> None:
+    """A network of one convolution on 40 images: versions, seeds, and what a second call reads."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train-20k", 40), ("test", 20)):
+        np.savez(
+            tmp_path / f"cifar10-{split}.npz", x=rng.integers(0, 256, (count, 32, 32, 3), np.uint8),
+            y=rng.integers(0, 10, count).astype(np.uint8),
+        )  # fmt: skip
+    trained = []
+
+    def make() -> nn.Module:
+        trained.append(torch.initial_seed())
+        return nn.Sequential(
+            nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 4, 1), nn.BatchNorm2d(16),
+            nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+        )  # fmt: skip
+
+    measured = partial(separable_training.measure, make=make)
+    monkeypatch.setattr(separable_training, "measure", measured)
+    monkeypatch.setattr(separable_training, "failed", lambda row: False)
+    monkeypatch.setenv("SHIFTCORE_DATA", str(tmp_path))
+    command = ["train", "--epochs", "1", "--version", "two", "--version", "conventional"]
+    command += ["-o", str(tmp_path / "out"), "--json"]
+    first = CliRunner().invoke(benchmark.main, command)
+    assert first.exit_code == 0, first.output
+    two, conventional = json.loads(first.stdout)
+    assert (two["version"], two["seeds"], len(two["top1"])) == ("two", [0, 1], 2)
+    own = {"conventional": 16 * 16 * 9, "two": best_design(16, stages=2).parameters}
+    assert conventional["parameters"] == own["conventional"] + 3 * 16 + 160
+    assert two["parameters"] == own["two"] + 3 * 16 + 160
+    assert two["bits"] > 4 * two["parameters"]
+    assert trained == [0, 0, 1, 1]
+    second = CliRunner().invoke(benchmark.main, command)
+    assert json.loads(second.stdout) == [two, conventional]
+    assert len(trained) == 4
+    shown = CliRunner().invoke(benchmark.main, command[:-1])
+    assert "1 epochs of 40 training images" in shown.stdout
+    assert "a short schedule" in shown.stdout
+
+
+def test_a_training_that_learns_nothing_fails() -> None:
+    assert separable_training.failed({"float_top1": [10.0, 10.4]})
+    assert not separable_training.failed({"float_top1": [55.0, 60.0]})

@@ -1,0 +1,171 @@
+"""ResNet-20 with separable convolutions, trained from scratch on CIFAR-10."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import nn
+from torch.nn import functional
+
+from shiftcore.benchmarks.models import data_folder, float_classes, hardware
+from shiftcore.benchmarks.report import Row, show
+from shiftcore.estimate.network import network_cycles
+from shiftcore.examples.zoo.cifar import cifar10, crop_and_flip
+from shiftcore.examples.zoo.resnet20 import ResNet20
+from shiftcore.quant.accounting import account_network
+from shiftcore.quant.convert import quantize
+from shiftcore.quant.hardware import evaluate
+from shiftcore.quant.training import TrainingConfig, fit, process_device
+from shiftcore.separable.convert import Designer, separate_
+from shiftcore.separable.design import Design, best_design
+
+__all__ = ["VERSIONS", "measure", "train"]
+
+VERSIONS: dict[str, Designer] = {
+    "conventional": Design.conventional,
+    "depthwise": Design.depthwise,
+    "spatial": Design.spatial,
+    "two": partial(best_design, stages=2),
+    "any": best_design,
+}
+TRAINING, TEST, CALIBRATION = 20_000, 10_000, 256
+BATCH, RATE, DECAY = 128, 0.1, 1e-4
+"""of stochastic gradient descent, as He et al. (arXiv 1512.03385) train ResNet-20"""
+CUDA_EPOCHS, CPU_EPOCHS = 160, 20
+HEADINGS = (
+    "version", "seeds", "parameters", "MACs", "bits", "cycles", "top-1 float", "4/4 bits",
+    "float, each seed", "4/4 bits, each seed",
+)  # fmt: skip
+
+Data = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+def cross_entropy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean loss of a batch."""
+    return functional.cross_entropy(model(images), labels)
+
+
+def measure(
+    version: str,
+    seed: int,
+    epochs: int,
+    training: Data,
+    test: Data,
+    folder: Path,
+    make: Callable[[], nn.Module] = ResNet20,
+) -> Row:
+    """Train a version, or read what an earlier run found; `folder` keeps it, and a checkpoint of
+    each epoch.
+
+    Raises ``ValueError`` if a checkpoint is that of another training.
+    """
+    name = f"{version}-{seed}-{epochs}-{len(training[0])}"
+    result = folder / f"{name}.json"
+    if result.exists():
+        return json.loads(result.read_text(encoding="utf-8"))
+    torch.manual_seed(seed)
+    model = make()
+    separate_(model, VERSIONS[version])
+    model.to(process_device())
+    config = TrainingConfig(
+        epochs, BATCH, RATE, "sgd", DECAY, "cosine", seed=seed, checkpoint=folder / f"{name}.pt",
+        every=-(-len(training[0]) // BATCH),
+    )  # fmt: skip
+    data = [torch.from_numpy(each) for each in training]
+    fit(model, cross_entropy, data, config, augment=crop_and_flip)
+    model = model.cpu().eval()
+    network = quantize(model, training[0][:CALIBRATION])
+    layers = [layer for layer in account_network(network) if layer.weights]
+    row: Row = {
+        "version": version,
+        "seed": seed,
+        "epochs": epochs,
+        "images": len(training[0]),
+        "parameters": sum(layer.weights for layer in layers),
+        "macs": sum(layer.macs for layer in layers),
+        "bits": sum(8 * (layer.memory.codes + layer.memory.scales) for layer in layers),
+        "cycles": network_cycles(hardware(network), network),
+        "float_top1": 100 * float((float_classes(model, test[0]) == test[1]).mean()),
+        "top1": evaluate(network, *test).top1,
+    }
+    result.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return row
+
+
+def gather(runs: Sequence[Row]) -> list[Row]:
+    """One row for each version, of the runs of all its seeds."""
+    rows = []
+    for version in dict.fromkeys(run["version"] for run in runs):
+        own = [run for run in runs if run["version"] == version]
+        same = {name: own[0][name] for name in ("version", "parameters", "macs", "bits", "cycles")}
+        tops = {name: [run[name] for run in own] for name in ("float_top1", "top1")}
+        rows.append(same | {"seeds": [run["seed"] for run in own]} | tops)
+    return rows
+
+
+def failed(row: Row) -> bool:
+    """Whether a version has learnt nothing: half of the seeds' networks guess."""
+    return float(np.median(row["float_top1"])) <= 15
+
+
+def cells(row: Row) -> list[str]:
+    """A row of the table as text, one cell for each of HEADINGS."""
+    tops = row["float_top1"], row["top1"]
+    return [
+        row["version"], str(len(row["seeds"])),
+        *(f"{row[name]:,}" for name in ("parameters", "macs", "bits", "cycles")),
+        *(f"{np.mean(each):.2f} %" for each in tops),
+        *(", ".join(f"{one:.2f}" for one in each) for each in tops),
+    ]  # fmt: skip
+
+
+@click.command()
+@click.option("--epochs", type=click.IntRange(1), help="Of each training [160 on CUDA, else 20].")
+@click.option("--seeds", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--images", default=TRAINING, show_default=True, type=click.IntRange(BATCH))
+@click.option("--version", "versions", multiple=True, type=click.Choice(list(VERSIONS)))
+@click.option(
+    "-o", "--output", default="out/separable", show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of finished runs and checkpoints, from which a further call goes on.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def train(
+    epochs: int | None,
+    seeds: int,
+    images: int,
+    versions: tuple[str, ...],
+    output: Path,
+    as_json: bool,
+) -> None:
+    """ResNet-20 on CIFAR-10, its 3×3 convolutions replaced: accuracy, size, cycles.
+
+    The versions are the network itself, depthwise and spatial separable convolutions, and the
+    designs of fewest parameters, of two stages and of any number; all are trained alike. Needs
+    SHIFTCORE_DATA. Each finished run and epoch is kept. Bits are codes and scales with 4-bit
+    weights in blocks of 16 as the network file stores them, cycles those of examples/array16.toml,
+    top-1 of 4/4 bits that of hardware mode without further training. Parameters and MACs are those
+    of convolutions and the linear layer. Fails if a version learns nothing.
+    """
+    folder, device = data_folder("separable.py train"), process_device()
+    epochs = epochs or (CUDA_EPOCHS if device.type == "cuda" else CPU_EPOCHS)
+    training, test = cifar10(folder, images, "train-20k"), cifar10(folder, TEST)
+    output.mkdir(parents=True, exist_ok=True)
+    status, runs = Console(stderr=True), []
+    for seed in range(seeds):
+        for version in versions or VERSIONS:
+            status.print(f"{version}, seed {seed} …")
+            runs.append(measure(version, seed, epochs, training, test, output))
+    show(
+        gather(runs), HEADINGS, cells, failed, as_json=as_json,
+        title="ResNet-20 on CIFAR-10, from scratch",
+        caption=f"{epochs} epochs of {len(training[0]):,} training images with random crops and "
+        f"flips, {len(test[0]):,} test images, on {device.type}; the mean of the seeds"
+        + ("; a short schedule" if epochs < CUDA_EPOCHS else ""),
+    )  # fmt: skip
