@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ..golden.config import HardwareConfig
 from ..golden.isa import LAYOUTS, Opcode
+from ..golden.registers import COUNTERS
 from .fabric import Fabric, Memory, Multiplication
 
 __all__ = ["SHARED", "UNITS", "Unit", "units"]
@@ -250,6 +251,7 @@ def _control(config: HardwareConfig) -> Unit:
     memories = [(1, _queue(spec.queue_depth, width)) for width in queues]
     memories += [(1, _queue(*fifo)) for fifo in fifos]
     memories += [
+        (1, Memory(2 * len(COUNTERS), 32)),
         (1, Memory(spec.buffer_depth, word)),
         (1, Memory(16, 42, synchronous=False)),  # rows of LOAD
         (1, Memory(4, 21, synchronous=False)),  # instructions of WEIGHTS

@@ -1,6 +1,6 @@
 """The activation buffer: one block of one pixel a word."""
 
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -27,14 +27,14 @@ def write_layout(spec: AcceleratorSpec) -> data.StructLayout:
 class ActivationBuffer(wiring.Component):
     """``spec.buffer_depth`` words, written by two engines and read by one.
 
-    **Latency**: a word can be read in the cycle after it was accepted; a read takes one cycle.
+    **Latency**: a word can be read two cycles after it was accepted; a read takes one cycle.
     **Throughput**: one write and one read a cycle. DRAIN goes before LOAD.
 
     Members
     -------
     i_drain, i_load : writes, see :func:`write_layout`
     i_enable, i_address, o_word : the read port; ``o_word`` stays until the next read
-    o_range : a write beyond the buffer; it is not carried out
+    o_range : a write beyond the buffer, a cycle ago; it is not carried out (pulse)
     """
 
     def __init__(self, spec: AcceleratorSpec):
@@ -65,20 +65,19 @@ class ActivationBuffer(wiring.Component):
             self.i_drain.ready.eq(1),
             self.i_load.ready.eq(~self.i_drain.valid),
         ]
-        chosen = self.i_load.payload
-        any_write = self.i_drain.valid | self.i_load.valid
-        address = write.addr
-        with m.If(self.i_drain.valid):
-            m.d.comb += [
-                address.eq(self.i_drain.payload.address),
-                write.data.eq(self.i_drain.payload.word),
-                self.o_range.eq(self.i_drain.payload.address >= depth),
-            ]
-        with m.Else():
-            m.d.comb += [
-                address.eq(chosen.address),
-                write.data.eq(chosen.word),
-                self.o_range.eq(self.i_load.valid & (chosen.address >= depth)),
-            ]
-        m.d.comb += write.en.eq(any_write & ~self.o_range)
+        # The memory may fill the device: a register is between it and who writes.
+        given = Signal(self.i_load.payload.shape(), reset_less=True)
+        valid = Signal()
+        chosen = Mux(
+            self.i_drain.valid,
+            self.i_drain.payload.as_value(),
+            self.i_load.payload.as_value(),
+        )
+        m.d.sync += [given.eq(chosen), valid.eq(self.i_drain.valid | self.i_load.valid)]
+        m.d.comb += [
+            write.addr.eq(given.address),
+            write.data.eq(given.word),
+            write.en.eq(valid & (given.address < depth)),
+            self.o_range.eq(valid & (given.address >= depth)),
+        ]
         return m

@@ -8,6 +8,7 @@ from amaranth.utils import exact_log2
 from ..golden.isa import ISA_VERSION, Region
 from ..golden.registers import COUNTERS, ID, MAP_BITS, REGISTERS, register
 from .axi import OKAY, SLVERR, control_ports, region_layout
+from .counters import CounterBank
 
 __all__ = ["ControlRegisters", "events_layout"]
 
@@ -23,7 +24,8 @@ class ControlRegisters(wiring.Component):
     Address and data of a write may come in any order. An address where no register is answers
     SLVERR. The component is reset with the bus, and not by ``o_soft_reset``.
 
-    **Latency**: a response is valid 2 cycles after the address, and the data of a write, came in.
+    **Latency**: a response is valid 2 cycles after the address, and the data of a write, came in;
+    that of the low half of a counter as many cycles later as there are halves at most.
 
     Parameters
     ----------
@@ -70,9 +72,13 @@ class ControlRegisters(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         values = {each.name: Signal(32, name=each.name.lower()) for each in REGISTERS}
+        m.submodules.counters = counters = CounterBank(len(COUNTERS), self.first_count)
         command = self._write(m, values)
-        self._count(m, values, self._read(m, values))
+        self._read(m, values, counters)
+        # A cycle late: what counts is decided in it.
+        m.d.sync += counters.i_events.eq(Cat(self.i_busy, self.i_events.as_value()))
         m.d.comb += [
+            counters.i_clear.eq(self.o_start),
             values["ID"].eq(ID),
             values["ISA_VERSION"].eq(ISA_VERSION),
             values["CONFIG_HASH"].eq(self.configuration_hash),
@@ -170,44 +176,42 @@ class ControlRegisters(wiring.Component):
                             m.d.comb += command.eq(data_in & bits & each.mask)
         return command
 
-    def _read(self, m: Module, values: dict[str, Signal]) -> dict[str, Value]:
-        """The read channels. Returns for each register whether it is read in this cycle."""
+    def _read(self, m: Module, values: dict[str, Signal], counters: CounterBank) -> None:
+        """The read channels."""
         address = Signal(MAP_BITS)
-        addressed, read = Signal(), Signal()
+        addressed, free, read = Signal(), Signal(), Signal()
         m.d.comb += [
             self.s_axi_arready.eq(~addressed),
-            read.eq(addressed & (~self.s_axi_rvalid | self.s_axi_rready)),
+            free.eq(addressed & (~self.s_axi_rvalid | self.s_axi_rready)),
         ]
         with m.If(self.s_axi_arvalid & self.s_axi_arready):
             m.d.sync += [addressed.eq(1), address.eq(self.s_axi_araddr)]
         with m.If(self.s_axi_rready):
             m.d.sync += self.s_axi_rvalid.eq(0)
-        # A tree of multiplexers over the whole map, holes included: half the LUTs of a Switch.
-        words = {each.offset >> 2: values[each.name] for each in REGISTERS}
-        count = 1 << max(words).bit_length()
-        index = address[2:][: exact_log2(count)]
-        known = Const(sum(1 << word for word in words), count).bit_select(index, 1)
-        inside = ~address[2:][len(index) :].any()
-        found = Cat(words.get(word, Const(0, 32)) for word in range(count))
+
+        # Counters are all that is behind the first half of a small map. Before them a tree of
+        # multiplexers, holes included, takes half the LUTs of a Switch.
+        begin = register(f"{next(iter(COUNTERS))}_LO").offset >> 2
+        words = {
+            each.offset >> 2: values[each.name] for each in REGISTERS if each.offset >> 2 < begin
+        }
+        index, behind = address[2:][: exact_log2(begin)], address[2:][exact_log2(begin) :]
+        present = sum(1 << word for word in words)
+        found = Cat(words.get(word, Const(0, 32)) for word in range(begin))
+        counted, known = Signal(), Signal()
+        m.d.comb += [
+            counted.eq((behind == 1) & (index < 2 * len(COUNTERS))),
+            known.eq((~behind.any() & Const(present, begin).bit_select(index, 1)) | counted),
+            counters.i_which.eq(index[1:]),
+            counters.i_read.eq(free & counted & ~index[0]),
+            read.eq(free & (~counters.i_read | counters.o_valid)),
+        ]
         with m.If(read):
             m.d.sync += [
                 addressed.eq(0),
                 self.s_axi_rvalid.eq(1),
-                self.s_axi_rresp.eq(Mux(known & inside, OKAY, SLVERR)),
-                self.s_axi_rdata.eq(Mux(inside, found.word_select(index, 32), 0)),
+                self.s_axi_rresp.eq(Mux(known, OKAY, SLVERR)),
+                self.s_axi_rdata.eq(Mux(behind.any(), 0, found.word_select(index, 32))),
             ]
-        return {each.name: read & (address[2:] == each.offset >> 2) for each in REGISTERS}
-
-    def _count(self, m: Module, values: dict[str, Signal], read: dict[str, Value]) -> None:
-        """The counters; the high halves share what reading a low half keeps of its own."""
-        high = Signal(32)
-        # A cycle late: what counts is decided in it, and a carry takes most of another.
-        busy, events = Signal(), Signal(events_layout())
-        m.d.sync += [busy.eq(self.i_busy), events.eq(self.i_events)]
-        for name in COUNTERS:
-            count = Signal(64, name=f"count_{name.lower()}")
-            event = busy if name == "CYCLES" else events[name.lower()]
-            m.d.sync += count.eq(Mux(self.o_start, self.first_count, count + event))
-            m.d.comb += [values[f"{name}_LO"].eq(count[:32]), values[f"{name}_HI"].eq(high)]
-            with m.If(read[f"{name}_LO"]):
-                m.d.sync += high.eq(count[32:])
+            with m.If(counted):
+                m.d.sync += self.s_axi_rdata.eq(Mux(index[0], counters.o_high, counters.o_low))
