@@ -9,7 +9,18 @@ from numpy.typing import NDArray
 
 from ..golden.accelerator import PAGE_BYTES
 from ..golden.config import HardwareConfig
-from ..golden.isa import LEVELS, Drain, End, Error, Form, Instruction, Load, Pass, Weights
+from ..golden.isa import (
+    ENGINES,
+    LEVELS,
+    Drain,
+    End,
+    Error,
+    Form,
+    Instruction,
+    Load,
+    Pass,
+    Weights,
+)
 from ..golden.program import Program
 from ..golden.registers import COUNTERS
 from ..golden.tickets import MachineError
@@ -151,6 +162,7 @@ def _spec(config: HardwareConfig) -> np.ndarray:
         "tree_levels": requantizer.tree_levels,
         "requantizer_depth": 2 * requantizer.beats_per_block + requantizer.tree_levels + 4,
         "accumulator_depth": config.accumulator_depth,
+        "field_beats": [spec.field_beats(op) for op in ENGINES],
     }
     found = np.zeros(1, SPEC)
     for name in SPEC.fields or ():

@@ -34,9 +34,11 @@ SPEC = _record(
     "queue_depth weight_fifo program_fifo load_fifo store_fifo instruction_beats "
     "burst_beats outstanding page_beats code_rows_beats scale_beats tile_beats biased_tile_beats "
     "cols scale_tiles bias_tiles bias_beats scale_play bias_play revisit pass_cycles "
-    "retire_cycles clamp block_rows tree_levels requantizer_depth accumulator_depth"
+    "retire_cycles clamp block_rows tree_levels requantizer_depth accumulator_depth",
+    field_beats=4,
 )
-"""Constants of the hardware; ``code_rows_beats`` are those of a tile before its scales."""
+"""Constants of the hardware; ``code_rows_beats`` are those of a tile before its scales,
+``field_beats`` those of instructions, by queue."""
 
 INSTRUCTION = _record(
     "opcode after_load after_pass after_drain region offset row_step block_step rows blocks words "
@@ -61,8 +63,9 @@ _WEIGHT_BEATS, _PROGRAM_BEATS, _LOAD_BEATS, _STORE_BEATS, _ROWS, _SHARED = range
 # Read clients of the memory in the order of their priority, and burst splitters.
 _CLIENTS = 3
 _STORE = 3
-# Queues of instructions, by engine, and engines that tickets count.
+# Queues of instructions, by engine, the first to be read, and engines that tickets count.
 _QUEUES = 4
+_READ_ORDER = (1, 0, 3, 2)
 _TICKETED = 3
 # What the array's pipeline lets go after a time: scales, biases, a PASS.
 _SCALES, _BIASES, _PASSES = range(3)
@@ -83,7 +86,8 @@ _LONG_AGO = -(1 << 40)
 _NEVER = LEAP = 1 << 40
 
 _FIFO = _record("depth inner output")
-_QUEUE = _record("first", ring=_QUEUE_RING)
+_QUEUE = _record("first count ready", ring=_QUEUE_RING)
+"""``ready`` is when the first instruction can begin, _NEVER as long as it is not being read."""
 _BURSTS = _record("checked run_address run_beats active address left length offered final")
 _READ = _record(
     "first level beat due free", room=_CLIENTS, client=_BURST_RING, length=_BURST_RING,
@@ -96,7 +100,9 @@ _WRITE = _record(
 )
 _MEMORY = _record("writing confirmed response responses", response_time=_FLYING)
 _SEQUENCER = _record(
-    "offset flying beat arriving full item ended image", completed=_TICKETED, dispatched=_TICKETED
+    "offset flying beat arriving full item ended image reader_free",
+    completed=_TICKETED,
+    dispatched=_TICKETED,
 )
 _LOADER = _record("active row block offset first_offset item level first word beat valid completes",
                   rows=_LOAD_ROWS, last=_LOAD_ROWS)  # fmt: skip
@@ -126,7 +132,6 @@ MACHINE = np.dtype(
         ("fifos", _FIFO, (6,)),
         ("splitters", _BURSTS, (4,)),
         ("queues", _QUEUE, (_QUEUES,)),
-        ("queued", _FIFO, (_QUEUES,)),
         ("memory", _MEMORY),
         ("read", _READ),
         ("write", _WRITE),
@@ -338,12 +343,26 @@ def _tick_fetch(sequencer, spec, requested, taken, dispatch, ends):
 
 
 @njit(cache=True)
-def _tick_queue(queue, fifo, write, read, item):
+def _read_queues(queues, sequencer, spec, now):
+    """hw/instruction_store.py: begin to read the first instruction of a queue."""
+    if now < sequencer.reader_free:
+        return
+    for index in _READ_ORDER:
+        queue = queues[index]
+        if queue.count and queue.ready == _NEVER:
+            sequencer.reader_free = now + spec.field_beats[index]
+            queue.ready = sequencer.reader_free + 1
+            return
+
+
+@njit(cache=True)
+def _tick_queue(queue, write, begins, item):
     if write:
-        queue.ring[(queue.first + fifo.inner + fifo.output) % _QUEUE_RING] = item
-    if fifo.output and read:
+        queue.ring[(queue.first + queue.count) % _QUEUE_RING] = item
+    if begins:
         queue.first = (queue.first + 1) % _QUEUE_RING
-    _tick_fifo(fifo, write, read)
+        queue.ready = _NEVER
+    queue.count += write - begins
 
 
 @njit(cache=True)
@@ -719,14 +738,14 @@ def _inside(item, offset, beats, sizes):
 @njit(cache=True)
 def _reset(state, spec):
     """What is not 0 after reset."""
-    fifos, queued, room = state.fifos, state.queued, state.read.room
+    fifos, room = state.fifos, state.read.room
     fifos[_WEIGHT_BEATS].depth = spec.weight_fifo
     fifos[_PROGRAM_BEATS].depth = spec.program_fifo
     fifos[_LOAD_BEATS].depth = spec.load_fifo
     fifos[_STORE_BEATS].depth = spec.store_fifo
     fifos[_ROWS].depth = fifos[_SHARED].depth = spec.requantizer_depth
     for index in range(_QUEUES):
-        queued[index].depth = spec.queue_depth
+        state.queues[index].ready = _NEVER
     for index in range(_CLIENTS):
         room[index] = fifos[index].depth
     state.sequencer.image = 1
@@ -772,7 +791,7 @@ def run(
     """
     state, spec = machines[0], specs[0]
     _reset(state, spec)
-    fifos, splitters, queues, queued = state.fifos, state.splitters, state.queues, state.queued
+    fifos, splitters, queues = state.fifos, state.splitters, state.queues
     read, sequencer = state.read, state.sequencer
     load, weights, loader = state.load, state.weights, state.loader
     scales, biases, walk, issue = state.scales, state.biases, state.walk, state.issue
@@ -885,20 +904,21 @@ def run(
         program_beat = fifos[_PROGRAM_BEATS].output and program_taken
         item = sequencer.item
         opcode = table[item].opcode if sequencer.full else 0
-        to_load = opcode == _LOAD and _has_room(queued[0])
-        to_weights = opcode == _WEIGHTS and _has_room(queued[1])
-        to_pass = opcode == _PASS and _has_room(queued[2])
-        to_drain = opcode == _DRAIN and _has_room(queued[3])
+        to_load = opcode == _LOAD and queues[0].count != spec.queue_depth
+        to_weights = opcode == _WEIGHTS and queues[1].count != spec.queue_depth
+        to_pass = opcode == _PASS and queues[2].count != spec.queue_depth
+        to_drain = opcode == _DRAIN and queues[3].count != spec.queue_depth
         ends = opcode == _END
         dispatch = to_load or to_weights or to_pass or to_drain or ends
 
         # Sequencer: what may begin.
+        _read_queues(queues, sequencer, spec, now)
         next_load, next_weights = queues[0].ring[queues[0].first], queues[1].ring[queues[1].first]
         next_pass, next_drain = queues[2].ring[queues[2].first], queues[3].ring[queues[3].first]
-        load_offered = queued[0].output and _ready(sequencer, table[next_load])
-        weights_offered = queued[1].output and _ready(sequencer, table[next_weights])
-        pass_offered = queued[2].output and _ready(sequencer, table[next_pass])
-        drain_offered = queued[3].output and _ready(sequencer, table[next_drain])
+        load_offered = now >= queues[0].ready and _ready(sequencer, table[next_load])
+        weights_offered = now >= queues[1].ready and _ready(sequencer, table[next_weights])
+        pass_offered = now >= queues[2].ready and _ready(sequencer, table[next_pass])
+        drain_offered = now >= queues[3].ready and _ready(sequencer, table[next_drain])
         load_begins = load_offered and (
             not load.active or (load_run and last_of_block and last_block)
         )
@@ -918,8 +938,7 @@ def run(
             and completed[0] == dispatched[0]
             and passes_done
             and completed[2] == dispatched[2]
-            and not queued[1].output
-            and queued[1].inner == 0
+            and queues[1].count == 0
             and weights.level == 0
         )
         if sequencer.ended and passes_done:
@@ -943,14 +962,14 @@ def run(
         weights_move = _moves(splitters[_WEIGHT_BEATS], weight_run, weight_check, weight_step)
         program_moves = _moves(splitters[_PROGRAM_BEATS], fetched, program_check, program_step)
         load_moves = _moves(splitters[_LOAD_BEATS], load_run, load_check, load_step)
-        queues_move = False
-        for index in range(_QUEUES):
-            if queued[index].inner and not queued[index].output:
-                queues_move = True
         n = _NEVER
+        for index in range(_QUEUES):
+            if queues[index].ready > now:
+                n = min(n, queues[index].ready - now)
+            if queues[index].count and queues[index].ready == _NEVER:
+                n = min(n, sequencer.reader_free - now)
         if (
-            queues_move
-            or weights_move
+            weights_move
             or program_moves
             or load_moves
             or dispatch
@@ -1038,8 +1057,9 @@ def run(
         counters.instructions += dispatch
         counters.pixels += n * issued
         counters.stall_tile += n * starved
-        counters.stall_ticket += n * (stalled and queued[2].output and not pass_offered)
-        counters.stall_empty += n * (stalled and not queued[2].output)
+        pass_read = now >= queues[2].ready
+        counters.stall_ticket += n * (stalled and pass_read and not pass_offered)
+        counters.stall_empty += n * (stalled and not pass_read)
         counters.stall_hazard += n * hazard
         counters.load_busy += n * loading
         counters.read_beats += n * came
@@ -1104,11 +1124,11 @@ def run(
             _begin_drain(drain, next_drain, table[next_drain])
             _run_drain(state, spec, table, sizes, now, latency, store_times, buffer_times)
 
-        if queues_move or dispatch or load_begins or weights_begin or pass_begins or drain_begins:
-            _tick_queue(queues[0], queued[0], to_load, load_begins, item)
-            _tick_queue(queues[1], queued[1], to_weights, weights_begin, item)
-            _tick_queue(queues[2], queued[2], to_pass, pass_begins, item)
-            _tick_queue(queues[3], queued[3], to_drain, drain_begins, item)
+        if dispatch or load_begins or weights_begin or pass_begins or drain_begins:
+            _tick_queue(queues[0], to_load, load_begins, item)
+            _tick_queue(queues[1], to_weights, weights_begin, item)
+            _tick_queue(queues[2], to_pass, pass_begins, item)
+            _tick_queue(queues[3], to_drain, drain_begins, item)
         completed[0] += load_completed
         dispatched[0] += to_load
         dispatched[1] += to_pass

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..golden.config import HardwareConfig
-from ..golden.isa import LAYOUTS, Opcode
 from ..golden.registers import COUNTERS
 from .fabric import Fabric, Memory, Multiplication
 
@@ -236,11 +235,6 @@ def _control(config: HardwareConfig) -> Unit:
     bus, word = spec.bus_bits, spec.word_bits
     beats = max(spec.word_beats, spec.raw_beats)
     clamped = config.cols * 32 * config.clamp
-    dropped = {"opcode"} if config.clamp else {"opcode", "limited", "low", "high"}
-    queues = [
-        sum(each.bits for each in LAYOUTS[op] if each.name not in dropped)
-        for op in (Opcode.LOAD, Opcode.WEIGHTS, Opcode.PASS, Opcode.DRAIN)
-    ]
     program_fifo = 2 * max(spec.burst_beats, spec.instruction_beats)
     fifos = [
         (spec.weight_fifo, bus, bus),
@@ -248,9 +242,9 @@ def _control(config: HardwareConfig) -> Unit:
         (spec.load_fifo, bus, bus if spec.word_beats > 1 else word),
         (spec.store_fifo, bus, bus),
     ]
-    memories = [(1, _queue(spec.queue_depth, width)) for width in queues]
-    memories += [(1, _queue(*fifo)) for fifo in fifos]
+    memories = [(1, _queue(*fifo)) for fifo in fifos]
     memories += [
+        (1, Memory(spec.stored_beats, bus)),
         (1, Memory(2 * len(COUNTERS), 32)),
         (1, Memory(spec.buffer_depth, word)),
         (1, Memory(16, 42, synchronous=False)),  # rows of LOAD

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .bfp import BlockFloat
 from .engine import EngineSpec
-from .isa import WORDS
+from .isa import ENGINES, LAYOUTS, WORDS, Opcode
 
 __all__ = ["HALT_CYCLES", "PAGE_BYTES", "AcceleratorSpec", "longest_run"]
 
@@ -92,3 +92,14 @@ class AcceleratorSpec:
     @property
     def instruction_beats(self) -> int:
         return WORDS * 64 // self.bus_bits
+
+    def field_beats(self, opcode: Opcode) -> int:
+        """Beats of an instruction that hold its fields, those that the hardware has."""
+        absent = () if self.engine.clamp else ("low", "high")
+        fields = [each for each in LAYOUTS[opcode] if each.name not in absent]
+        return -(-max(64 * f.word + f.offset + f.bits for f in fields) // self.bus_bits)
+
+    @property
+    def stored_beats(self) -> int:
+        """Beats for which there is a place: instructions that wait, and one more for each unit."""
+        return len(ENGINES) * self.instruction_beats << self.queue_depth.bit_length()

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "COUNT_BITS",
+    "ENGINES",
     "ISA_VERSION",
     "LAYOUTS",
     "LEVELS",
@@ -60,6 +61,10 @@ class Opcode(IntEnum):
     WEIGHTS = 3
     PASS = 4
     DRAIN = 5
+
+
+ENGINES = (Opcode.LOAD, Opcode.WEIGHTS, Opcode.PASS, Opcode.DRAIN)
+"""The units that take instructions."""
 
 
 class Region(IntEnum):

@@ -1,6 +1,6 @@
 """Counters of events, in one memory that one adder visits in turn."""
 
-from amaranth.hdl import Array, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -12,9 +12,10 @@ class CounterBank(wiring.Component):
     """64-bit counters, at most one event a cycle each.
 
     Every counter has a few bits of its own; low and high half of the number lie in a memory, where
-    what was counted since the last visit is added every ``period`` cycles.
+    what was counted since the last visit is added once in ``period`` cycles.
 
-    **Latency**: a number that is asked for comes within ``period + 1`` cycles, and is right then.
+    **Latency**: reading takes ``period`` cycles. The number is that of all events before the first
+    of them.
 
     Parameters
     ----------
@@ -25,9 +26,10 @@ class CounterBank(wiring.Component):
     -------
     i_clear : forget everything, this cycle's events included
     i_events : a bit for each counter
-    i_read, i_which : ask for a number; held until ``o_valid``
-    o_valid, o_low : its low half
-    o_high : the high half of the number that was asked for last, from a cycle later on
+    i_read, i_which : read a number; held until ``o_done``
+    o_given, o_low : its low half, once on the way
+    o_done : the last cycle of reading
+    o_high : the high half of the number that was read last, a cycle after ``o_done``
     """
 
     def __init__(self, counters: int, first: int = 0):
@@ -38,25 +40,25 @@ class CounterBank(wiring.Component):
                 "i_events": In(counters),
                 "i_read": In(1),
                 "i_which": In(range(counters)),
-                "o_valid": Out(1),
+                "o_given": Out(1),
                 "o_low": Out(32),
+                "o_done": Out(1),
                 "o_high": Out(32),
             }
         )
 
     @property
     def period(self) -> int:
-        """Cycles from one visit of a counter to the next."""
-        return 2 * self.counters
+        """Cycles from one visit of a counter to the next, and one more."""
+        return 2 * self.counters + 1
 
     def elaborate(self, platform):
         m = Module()
-        count, period = self.counters, self.period
+        count, places = self.counters, 2 * self.counters
         m.submodules.memory = memory = Memory(
-            shape=32, depth=period, init=[], attrs={"no_rw_check": True}
+            shape=32, depth=places, init=[], attrs={"no_rw_check": True}
         )
         fetch, store = memory.read_port(), memory.write_port()
-        own = [Signal(range(period + 1), name=f"own_{k}") for k in range(count)]
 
         # The half whose word is fetched, and the one whose word is here.
         which, high = Signal(range(count)), Signal()
@@ -65,33 +67,50 @@ class CounterBank(wiring.Component):
         with m.If(high):
             m.d.sync += which.eq(Mux(which == count - 1, 0, which + 1))
 
+        # What is read stands still until its word is here; its events are counted aside.
+        cycle = Signal(range(self.period))
+        given, asked = Signal(), Signal()
+        aside = Signal(range(places + 1))
+        waits = self.i_read & ~given
+        m.d.comb += [
+            self.o_given.eq(waits & ~high_here & (here == self.i_which)),
+            self.o_done.eq(self.i_read & (cycle == self.period - 1)),
+        ]
+        m.d.sync += [
+            cycle.eq(Mux(self.i_read & ~self.o_done, cycle + 1, 0)),
+            given.eq((given | self.o_given) & ~self.o_done),
+            aside.eq(Mux(waits & ~self.o_given, aside + Array(self.i_events)[self.i_which], 0)),
+            asked.eq(self.o_given),
+        ]
+
         # What the memory had before it was cleared lasts until every word was visited.
-        stale = Signal(range(period + 1), init=period)
+        own = [Signal(range(2 * places + 1), name=f"own_{k}") for k in range(count)]
+        stale = Signal(range(places + 1), init=places)
         carry = Signal()
         before, after = Signal(32), Signal(33)
         first = Mux(high_here, self.first >> 32, self.first & 0xFFFFFFFF)
-        added = Mux(high_here, carry, Array(own)[here])
         m.d.comb += [
-            fetch.addr.eq((which << 1) | high),
+            fetch.addr.eq(Cat(high, which)),
             fetch.en.eq(1),
             before.eq(Mux(stale.any(), first, fetch.data)),
-            after.eq(before + added),
-            store.addr.eq((here << 1) | high_here),
+            after.eq(before + Mux(high_here, carry, Array(own)[here])),
+            store.addr.eq(Cat(high_here, here)),
             store.data.eq(after),
             store.en.eq(1),
-            self.o_valid.eq(self.i_read & ~high_here & (here == self.i_which)),
             self.o_low.eq(after),
         ]
-        asked = Signal()
-        m.d.sync += asked.eq(self.o_valid)
+        m.d.sync += carry.eq(after[32] & ~high_here)
         with m.If(asked):
             m.d.sync += self.o_high.eq(after)
-        m.d.sync += carry.eq(after[32] & ~high_here)
         with m.If(stale.any()):
             m.d.sync += stale.eq(stale - 1)
         for k, number in enumerate(own):
             event = self.i_events[k]
-            m.d.sync += number.eq(Mux(~high_here & (here == k), event, number + event))
+            with m.If(~high_here & (here == k)):
+                m.d.sync += number.eq(Mux(self.o_given, aside, 0) + event)
+            with m.Elif(~(waits & (self.i_which == k))):
+                m.d.sync += number.eq(number + event)
         with m.If(self.i_clear):
-            m.d.sync += [stale.eq(period), carry.eq(0), *(number.eq(0) for number in own)]
+            m.d.sync += [stale.eq(places), carry.eq(0), aside.eq(0)]
+            m.d.sync += [number.eq(0) for number in own]
         return m

@@ -1,11 +1,11 @@
 """The instruction formats of :mod:`shiftcore.golden.isa` as Amaranth layouts."""
 
-from amaranth.hdl import Value, signed, unsigned
+from amaranth.hdl import signed, unsigned
 from amaranth.lib import data
 
 from ..golden.isa import LAYOUTS, WORDS, Opcode
 
-__all__ = ["instruction_layout", "reserved_bits"]
+__all__ = ["instruction_layout"]
 
 
 def instruction_layout(opcode: Opcode) -> data.StructLayout:
@@ -28,9 +28,3 @@ def instruction_layout(opcode: Opcode) -> data.StructLayout:
         end = position + field.bits
     reserve(64 * WORDS - end)
     return data.StructLayout(members)
-
-
-def reserved_bits(instruction: data.View) -> list[Value]:
-    """The reserved members of an instruction, which must be 0."""
-    names = (key for key, _ in instruction.shape())
-    return [Value.cast(instruction[name]) for name in names if name.startswith("reserved_")]

@@ -25,7 +25,7 @@ class ControlRegisters(wiring.Component):
     SLVERR. The component is reset with the bus, and not by ``o_soft_reset``.
 
     **Latency**: a response is valid 2 cycles after the address, and the data of a write, came in;
-    that of the low half of a counter as many cycles later as there are halves at most.
+    that of the low half of a counter ``2 * len(COUNTERS)`` cycles later.
 
     Parameters
     ----------
@@ -204,14 +204,16 @@ class ControlRegisters(wiring.Component):
             known.eq((~behind.any() & Const(present, begin).bit_select(index, 1)) | counted),
             counters.i_which.eq(index[1:]),
             counters.i_read.eq(free & counted & ~index[0]),
-            read.eq(free & (~counters.i_read | counters.o_valid)),
+            read.eq(free & (~counters.i_read | counters.o_done)),
         ]
         with m.If(read):
             m.d.sync += [
                 addressed.eq(0),
                 self.s_axi_rvalid.eq(1),
                 self.s_axi_rresp.eq(Mux(known, OKAY, SLVERR)),
-                self.s_axi_rdata.eq(Mux(behind.any(), 0, found.word_select(index, 32))),
             ]
-            with m.If(counted):
-                m.d.sync += self.s_axi_rdata.eq(Mux(index[0], counters.o_high, counters.o_low))
+        with m.If(counters.o_given):
+            m.d.sync += self.s_axi_rdata.eq(counters.o_low)
+        with m.Elif(read & ~counters.i_read):
+            inside = Mux(counted, counters.o_high, found.word_select(index, 32))
+            m.d.sync += self.s_axi_rdata.eq(Mux(known, inside, 0))

@@ -1,18 +1,17 @@
 """The sequencer: fetches a program, checks and dispatches its instructions, lets them begin."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..golden.accelerator import AcceleratorSpec
 from ..golden.isa import COUNT_BITS, LAYOUTS, LEVELS, WORDS, Error, Form, Opcode, Region
 from .axi import run_layout
-from .fifo import Queue
-from .instruction import instruction_layout, reserved_bits
+from .instruction import instruction_layout
+from .instruction_store import QUEUES, InstructionStore
 
-__all__ = ["ENGINES", "Sequencer"]
+__all__ = ["Sequencer"]
 
-ENGINES = (Opcode.LOAD, Opcode.WEIGHTS, Opcode.PASS, Opcode.DRAIN)
 _COUNTED = (Opcode.LOAD, Opcode.PASS, Opcode.DRAIN)
 
 
@@ -20,10 +19,12 @@ class Sequencer(wiring.Component):
     """Runs the program of the model region once for every image.
 
     Instructions are fetched ahead, checked, and dispatched in program order into a queue for each
-    engine. The head of a queue is offered to its engine when as many LOAD, PASS and DRAIN
-    instructions are completed as its tickets say.
+    engine (:class:`~shiftcore.hw.instruction_store.InstructionStore`). The head of a queue is
+    offered to its engine when as many LOAD, PASS and DRAIN instructions are completed as its
+    tickets say.
 
-    **Latency**: two cycles from the last beat of an instruction to its engine.
+    **Latency**: three cycles, and one for each beat with fields, from the last beat of an
+    instruction to its engine.
     **Throughput**: an instruction every ``spec.instruction_beats + 1`` cycles.
 
     Members
@@ -79,9 +80,8 @@ class Sequencer(wiring.Component):
         busy, ended = Signal(), Signal()
         restart = Signal()
         m.d.comb += self.o_busy.eq(busy)
-        instruction, full, fetching = self._fetch(m, restart, ended)
-        opcode = instruction[:4]
-        bad = self._bad_field(instruction)
+        m.submodules.store = store = InstructionStore(self.spec)
+        opcode, bad, full, fetching = self._fetch(m, store, restart, ended)
         known = Cat(opcode == op for op in Opcode).any()
         dispatch = Signal()
         end = Signal()
@@ -105,48 +105,34 @@ class Sequencer(wiring.Component):
             m.d.sync += count.eq(Mux(restart, 0, count + pulse))
             completed[op] = count
         idle = []
-        accepted = []
-        for op in ENGINES:
+        for number, op in enumerate(QUEUES):
             name = op.name.lower()
-            # What is known here, and bits that are reserved or never used, take no room.
-            dropped = {"opcode"} if self.spec.engine.clamp else {"opcode", "limited", "low", "high"}
-            stored = {field.name: field.bits for field in LAYOUTS[op] if field.name not in dropped}
-            queue = Queue(width=sum(stored.values()), depth=self.spec.queue_depth)
-            m.submodules[f"queue_{name}"] = queue
-            offer = getattr(self, f"o_{name}")
-            wanted = allowed & (opcode == op)
+            offer, head = getattr(self, f"o_{name}"), getattr(store, f"o_{name}")
             ready = Signal(name=f"ready_{name}")
-            head = offer.payload
-            given = data.View(head.shape(), instruction)
+            commit, held = store.i_commit[number], store.o_ready[number]
             m.d.comb += [
-                queue.w_en.eq(wanted),
-                queue.w_data.eq(Cat(given[name] for name in stored)),
-                head.opcode.eq(op),
-                Cat(head[name] for name in stored).eq(queue.r_data),
+                commit.eq(allowed & (opcode == op) & store.o_room[number]),
+                offer.payload.eq(head),
                 ready.eq(
                     Cat(
                         completed[other] >= head[f"after_{other.name.lower()}"]
                         for other in _COUNTED
                     ).all()
                 ),
-                offer.valid.eq(queue.r_rdy & ready & ~self.i_halt),
-                queue.r_en.eq(offer.valid & offer.ready),
+                offer.valid.eq(held & ready & ~self.i_halt),
+                store.i_begin[number].eq(offer.valid & offer.ready),
             ]
-            accepted.append(wanted & queue.w_rdy)
             if op is Opcode.PASS:
-                m.d.comb += [
-                    self.o_none.eq(~queue.r_rdy),
-                    self.o_waiting.eq(queue.r_rdy & ~ready),
-                ]
+                m.d.comb += [self.o_none.eq(~held), self.o_waiting.eq(held & ~ready)]
             if op in completed:
                 count = Signal(COUNT_BITS, name=f"dispatched_{name}")
-                m.d.sync += count.eq(Mux(restart, 0, count + accepted[-1]))
+                m.d.sync += count.eq(Mux(restart, 0, count + commit))
                 begun[op] = count
                 idle.append(completed[op] == count)
             else:
-                idle.append(~queue.r_rdy & ~self.i_weights_active & (queue.level == 0))
+                idle.append(store.o_empty[number] & ~self.i_weights_active)
         m.d.comb += [
-            dispatch.eq(Cat(*accepted).any() | (allowed & end)),
+            dispatch.eq(store.i_commit.any() | (allowed & end)),
             self.o_dispatched.eq(dispatch),
         ]
         with m.If(dispatch):
@@ -178,14 +164,14 @@ class Sequencer(wiring.Component):
             m.d.sync += ended.eq(0)
         return m
 
-    def _fetch(self, m, restart, ended):
-        """The instruction fetched, whether there is one, and whether more may come."""
+    def _fetch(self, m, store, restart, ended):
+        """Opcode of the instruction fetched, whether a field is bad, whether it is complete, and
+        whether more may come."""
         spec = self.spec
         beats = spec.instruction_beats
         ahead = 4
         offset = Signal(33)
         flying = Signal(range(ahead + 1))
-        words = Signal(64 * WORDS, reset_less=True)
         beat = Signal(range(beats))
         full = Signal()
         room = offset + beats <= self.i_model_beats
@@ -205,41 +191,79 @@ class Sequencer(wiring.Component):
         with m.If(requested):
             m.d.sync += offset.eq(offset + beats)
         with m.If(taken):
-            m.d.sync += words.eq(Cat(words, self.i_beat.payload)[spec.bus_bits :])
             m.d.sync += beat.eq(Mux(arrived, 0, beat + 1))
         with m.If(arrived & ~ended):
             m.d.sync += full.eq(1)
         with m.If(restart):
             m.d.sync += offset.eq(0)
-        return words, full, Mux(ended, flying.any(), flying.any() | full | room)
 
-    def _bad_field(self, instruction):
-        """Whether a field of the instruction has a value that does not exist."""
-        views = {op: data.View(instruction_layout(op), instruction) for op in Opcode}
-        load, weights, walk, drain = (views[op] for op in ENGINES)
-        groups = self.spec.engine.requantizer.blocks_per_beat
-        raw = drain.form == Form.RAW
-        wrong = {
-            Opcode.END: [],
-            Opcode.LOAD: [
-                ~load.words.any(), ~load.rows.any(), ~load.blocks.any(),
-                load.region == Region.OUTPUT,
-            ],
-            Opcode.WEIGHTS: [~weights.tiles.any()],
-            Opcode.PASS: [
-                *(~walk[f"count_{k}"].any() for k in range(LEVELS)),
-                walk.tile_level > LEVELS, walk.start_level > LEVELS,
-            ],
-            Opcode.DRAIN: [
-                ~drain.rows.any(), ~drain.pixels.any(), drain.form == 3,
-                raw & drain.to_buffer, ~drain.to_buffer & ~drain.to_memory,
-                Mux(raw, drain.select.any(), drain.select >= groups),
-                drain.to_memory & (drain.region < Region.SCRATCH),
-                *([] if self.spec.engine.clamp else [drain.limited]),
-            ],
-        }  # fmt: skip
-        return Cat(
-            (instruction[:4] == op)
-            & Cat(*wrong[op], *(bits.any() for bits in reserved_bits(views[op]))).any()
-            for op in Opcode
-        ).any()
+        # The opcode is in the first beat; conditions look back from the last of their fields.
+        first = beat == 0
+        kept = Signal(4, reset_less=True)
+        opcode = Signal(4)
+        bad, wrong = Signal(), Signal()
+        earlier = Signal(max(spec.bus_bits, 2 * 64 - spec.bus_bits), reset_less=True)
+        window = Cat(earlier, self.i_beat.payload)
+        m.d.comb += [
+            opcode.eq(Mux(first & ~full, self.i_beat.payload[:4], kept)),
+            wrong.eq(self._bad_field(opcode, beat, window)),
+            store.i_write.eq(taken & ~ended),
+            store.i_queue.eq(opcode[:2]),
+            store.i_index.eq(beat),
+            store.i_beat.eq(self.i_beat.payload),
+        ]
+        with m.If(taken):
+            m.d.sync += [kept.eq(opcode), earlier.eq(window[spec.bus_bits :])]
+            m.d.sync += bad.eq((bad & ~first) | wrong)
+        return kept, bad, full, Mux(ended, flying.any(), flying.any() | full | room)
+
+    def _bad_field(self, opcode, beat, window):
+        """Whether a field that ends in this beat of an instruction, the last one of `window`, has a
+        value that does not exist, by itself or beside others in the window."""
+        bus, size = self.spec.bus_bits, 64 * WORDS
+        found = []
+        for op in Opcode:
+            begins = {each.name: 64 * each.word + each.offset for each in LAYOUTS[op]}
+            ends = {each.name: begins[each.name] + each.bits for each in LAYOUTS[op]}
+            used = sum((1 << ends[name]) - (1 << begins[name]) for name in begins)
+            for index in range(self.spec.instruction_beats):
+                end = (index + 1) * bus
+                seen = window[max(len(window) - end, 0) :]
+                known = Cat(Const(0, end - len(seen)), seen, Const(0, size - end))
+                instruction = data.View(instruction_layout(op), known)
+                reserved = ~(used >> (end - bus)) & ((1 << bus) - 1)
+                wrong = [(window[-bus:] & reserved).any()]
+                wrong += [
+                    condition
+                    for name, condition in self._conditions(op, instruction)
+                    if end - bus < ends[name] <= end
+                ]
+                found.append((opcode == op) & (beat == index) & Cat(*wrong).any())
+        return Cat(*found).any()
+
+    def _conditions(self, op, instruction):
+        """What must not be, and the last of the fields on which it depends."""
+        if op is Opcode.LOAD:
+            for name in ("words", "rows", "blocks"):
+                yield name, ~instruction[name].any()
+            yield "region", instruction.region == Region.OUTPUT
+        elif op is Opcode.WEIGHTS:
+            yield "tiles", ~instruction.tiles.any()
+        elif op is Opcode.PASS:
+            for k in range(LEVELS):
+                yield f"count_{k}", ~instruction[f"count_{k}"].any()
+            for name in ("tile_level", "start_level"):
+                yield name, instruction[name] > LEVELS
+        elif op is Opcode.DRAIN:
+            raw = instruction.form == Form.RAW
+            groups = self.spec.engine.requantizer.blocks_per_beat
+            for name in ("rows", "pixels"):
+                yield name, ~instruction[name].any()
+            yield "form", instruction.form == 3
+            yield "to_buffer", raw & instruction.to_buffer
+            yield "to_memory", ~instruction.to_buffer & ~instruction.to_memory
+            if not self.spec.engine.clamp:
+                yield "limited", instruction.limited
+            select, region = instruction.select, instruction.region
+            yield "select", Mux(raw, select.any(), select >= groups)
+            yield "region", instruction.to_memory & (region < Region.SCRATCH)

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from amaranth.hdl import Signal
 from amaranth.lib import data
 
 from shiftcore.golden.isa import LAYOUTS, LEVELS, Load, Loop, Opcode, Pass, encode
-from shiftcore.hw.instruction import instruction_layout, reserved_bits
+from shiftcore.hw.instruction import instruction_layout
 
 
 @pytest.mark.parametrize("opcode", list(Opcode), ids=lambda opcode: opcode.name)
@@ -17,8 +16,8 @@ def test_every_field_is_where_the_encoding_has_it(opcode):
         assert layout[field.name].offset == 64 * field.word + field.offset
         assert layout[field.name].shape.width == field.bits
         assert layout[field.name].shape.signed == field.signed
-    used = sum(field.bits for field in LAYOUTS[opcode])
-    assert used + sum(len(bits) for bits in reserved_bits(data.View(layout, Signal(512)))) == 512
+    others = {name for name, _ in layout} - {field.name for field in LAYOUTS[opcode]}
+    assert all(name.startswith("reserved_") for name in others)
 
 
 def constant(opcode, instruction) -> data.Const:
