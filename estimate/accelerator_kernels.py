@@ -60,9 +60,8 @@ _ACCUMULATOR, _PROGRAM = int(Error.ACCUMULATOR_RANGE), int(Error.PROGRAM_RANGE)
 
 # FIFOs with an output register, by their place in the array of them.
 _WEIGHT_BEATS, _PROGRAM_BEATS, _LOAD_BEATS, _STORE_BEATS, _ROWS, _SHARED = range(6)
-# Read clients of the memory in the order of their priority, and burst splitters.
+# Read clients of the memory in the order of their priority: WEIGHTS, program, LOAD.
 _CLIENTS = 3
-_STORE = 3
 # Queues of instructions, by engine, the first to be read, and engines that tickets count.
 _QUEUES = 4
 _READ_ORDER = (1, 0, 3, 2)
@@ -89,6 +88,12 @@ _FIFO = _record("depth inner output")
 _QUEUE = _record("first count ready", ring=_QUEUE_RING)
 """``ready`` is when the first instruction can begin, _NEVER as long as it is not being read."""
 _BURSTS = _record("checked run_address run_beats active address left length offered final")
+_SHARED_BURSTS = _record(
+    "checked owner run_address run_beats offered served length final",
+    active=_CLIENTS,
+    address=_CLIENTS,
+    left=_CLIENTS,
+)
 _READ = _record(
     "first level beat due free", room=_CLIENTS, client=_BURST_RING, length=_BURST_RING,
     time=_BURST_RING,
@@ -130,7 +135,8 @@ COUNTS = _record(" ".join(COUNTERS).lower())
 MACHINE = np.dtype(
     [
         ("fifos", _FIFO, (6,)),
-        ("splitters", _BURSTS, (4,)),
+        ("bursts", _SHARED_BURSTS),
+        ("stores", _BURSTS),
         ("queues", _QUEUE, (_QUEUES,)),
         ("memory", _MEMORY),
         ("read", _READ),
@@ -203,22 +209,15 @@ def _checks(bursts, step):
 
 
 @njit(cache=True)
-def _moves(bursts, take, check, step):
-    """Whether a clock edge changes anything."""
-    return take or check or step or (bursts.active and not bursts.offered)
-
-
-@njit(cache=True)
-def _missing(bursts, room):
-    """Beats that must leave a FIFO before the burst that is offered has room."""
-    return bursts.length - room if bursts.offered and bursts.length > room else _NEVER
+def _longest(spec, address):
+    """Beats of a burst at most."""
+    return min(spec.page_beats - address % spec.page_beats, spec.burst_beats)
 
 
 @njit(cache=True)
 def _tick_bursts(bursts, spec, take, check, step, address, beats):
-    offer = bursts.active and not bursts.offered
-    if offer:
-        room = min(spec.page_beats - bursts.address % spec.page_beats, spec.burst_beats)
+    if bursts.active and not bursts.offered:
+        room = _longest(spec, bursts.address)
         bursts.length = min(bursts.left, room)
         bursts.final = bursts.left <= room
         bursts.offered = 1
@@ -234,6 +233,53 @@ def _tick_bursts(bursts, spec, take, check, step, address, beats):
         bursts.left -= bursts.length
     if take:
         bursts.checked = 1
+        bursts.run_address = address
+        bursts.run_beats = beats
+    elif check:
+        bursts.checked = 0
+
+
+@njit(cache=True)
+def _missing(bursts, spec, client, room):
+    """Beats that must leave a client's FIFO before it may have a burst."""
+    if not bursts.active[client] or room[client] >= spec.burst_beats:
+        return _NEVER
+    return spec.burst_beats - room[client]
+
+
+@njit(cache=True)
+def _next_client(bursts, spec, room):
+    """Whose burst is offered next, negative if nobody's is."""
+    if not bursts.offered:
+        for client in range(_CLIENTS):
+            if bursts.active[client] and room[client] >= spec.burst_beats:
+                return client
+    return -1
+
+
+@njit(cache=True)
+def _tick_shared_bursts(bursts, spec, taker, check, step, chosen, address, beats):
+    """`taker` is the client whose run is looked up and `chosen` the one whose burst is offered
+    next, negative for none."""
+    if step:
+        served = bursts.served
+        bursts.active[served] = not bursts.final
+        bursts.address[served] += bursts.length
+        bursts.left[served] -= bursts.length
+        bursts.offered = 0
+    if chosen >= 0:
+        room = _longest(spec, bursts.address[chosen])
+        bursts.served = chosen
+        bursts.length = min(bursts.left[chosen], room)
+        bursts.final = bursts.left[chosen] <= room
+        bursts.offered = 1
+    if check:
+        bursts.active[bursts.owner] = bursts.run_beats != 0
+        bursts.address[bursts.owner] = bursts.run_address
+        bursts.left[bursts.owner] = bursts.run_beats
+    if taker >= 0:
+        bursts.checked = 1
+        bursts.owner = taker
         bursts.run_address = address
         bursts.run_beats = beats
     elif check:
@@ -649,7 +695,7 @@ def _tick_drain(drain, row_step, fetch, last_row, available, done, put, announce
 def _run_drain(state, spec, table, sizes, now, latency, store_times, buffer_times):
     """A DRAIN that begins at cycle `now`, to its end or its error; the times of what it writes."""
     drain, stages, requantizer = state.drain, state.stages, state.requantizer
-    fifos, write, memory, store = state.fifos, state.write, state.memory, state.splitters[_STORE]
+    fifos, write, memory, store = state.fifos, state.write, state.memory, state.stores
     item = table[drain.item]
     raw, to_memory, to_buffer = item.raw, item.to_memory, item.to_buffer
     # When the maximum of a block leaves the tree.
@@ -791,7 +837,7 @@ def run(
     """
     state, spec = machines[0], specs[0]
     _reset(state, spec)
-    fifos, splitters, queues = state.fifos, state.splitters, state.queues
+    fifos, bursts, queues = state.fifos, state.bursts, state.queues
     read, sequencer = state.read, state.sequencer
     load, weights, loader = state.load, state.weights, state.loader
     scales, biases, walk, issue = state.scales, state.biases, state.walk, state.issue
@@ -880,26 +926,23 @@ def run(
         # Memory: the first client that can has its way.
         came = read.level != 0 and now == read.due
         client = read.client[read.first] if came else -1
-        chosen = -1
-        for index in range(_CLIENTS):
-            if splitters[index].offered and splitters[index].length <= read.room[index]:
-                chosen = index
-                break
-        if read.level == spec.outstanding:
-            chosen = -1
-        weight_step, program_step, load_step = chosen == 0, chosen == 1, chosen == 2
-        weight_check = _checks(splitters[_WEIGHT_BEATS], weight_step)
-        program_check = _checks(splitters[_PROGRAM_BEATS], program_step)
-        load_check = _checks(splitters[_LOAD_BEATS], load_step)
-        weight_run = weights.asking and (not splitters[_WEIGHT_BEATS].checked or weight_check)
-        load_run = load_asks and (not splitters[_LOAD_BEATS].checked or load_check)
+        burst_asked = bursts.offered and read.level != spec.outstanding
+        next_client = _next_client(bursts, spec, read.room)
+        check = bursts.checked and not burst_asked
+        more = sequencer.offset + spec.instruction_beats <= sizes[_MODEL]
+        program_asks = not sequencer.ended and more and sequencer.flying != _AHEAD
+        taker = -1
+        if not bursts.checked or check:
+            for index in range(_CLIENTS):
+                asks = weights.asking if index == 0 else program_asks if index == 1 else load_asks
+                own = bursts.active[index] or (bursts.checked and bursts.owner == index)
+                if asks and not own:
+                    taker = index
+                    break
+        weight_run, fetched, load_run = taker == 0, taker == 1, taker == 2
 
         # Sequencer: fetch and dispatch.
-        more = sequencer.offset + spec.instruction_beats <= sizes[_MODEL]
         fetching = sequencer.flying != 0 or (not sequencer.ended and (sequencer.full or more))
-        asks = not sequencer.ended and more and sequencer.flying != _AHEAD
-        program_ready = not splitters[_PROGRAM_BEATS].checked or program_check
-        fetched = asks and program_ready
         program_taken = not sequencer.full or sequencer.ended
         program_beat = fifos[_PROGRAM_BEATS].output and program_taken
         item = sequencer.item
@@ -959,9 +1002,6 @@ def run(
             return _ACCUMULATOR
 
         # How many cycles stay like this one: all, unless a unit knows better.
-        weights_move = _moves(splitters[_WEIGHT_BEATS], weight_run, weight_check, weight_step)
-        program_moves = _moves(splitters[_PROGRAM_BEATS], fetched, program_check, program_step)
-        load_moves = _moves(splitters[_LOAD_BEATS], load_run, load_check, load_step)
         n = _NEVER
         for index in range(_QUEUES):
             if queues[index].ready > now:
@@ -969,9 +1009,10 @@ def run(
             if queues[index].count and queues[index].ready == _NEVER:
                 n = min(n, sequencer.reader_free - now)
         if (
-            weights_move
-            or program_moves
-            or load_moves
+            burst_asked
+            or next_client >= 0
+            or check
+            or taker >= 0
             or dispatch
             or load_begins
             or weights_begin
@@ -1006,7 +1047,7 @@ def run(
             else:
                 part_end = tile_beats
             n = min(n, part_end - loader.position, tile_beats - weights.beat)
-            n = min(n, _missing(splitters[_WEIGHT_BEATS], read.room[_WEIGHT_BEATS]))
+            n = min(n, _missing(bursts, spec, _WEIGHT_BEATS, read.room))
         elif not room:
             kind = _SCALES if in_scales else _BIASES
             if left[kind] != entered[kind]:
@@ -1014,14 +1055,14 @@ def run(
         if load_beat:
             beats_left = (load_row.words - load.word) * load_row.item_beats - load.beat - 1
             n = min(n, max(beats_left, 1))
-            n = min(n, _missing(splitters[_LOAD_BEATS], read.room[_LOAD_BEATS]))
+            n = min(n, _missing(bursts, spec, _LOAD_BEATS, read.room))
             if drain.active and drain.written != drain.buffer_writes:
                 n = min(n, max(buffer_times[drain.written] - now, 1))
         elif load.valid:
             n = 1
         if program_beat:
             n = min(n, spec.instruction_beats - sequencer.beat)
-            n = min(n, _missing(splitters[_PROGRAM_BEATS], read.room[_PROGRAM_BEATS]))
+            n = min(n, _missing(bursts, spec, _PROGRAM_BEATS, read.room))
         if came:
             n = 1 if gap else min(n, read.length[read.first] - read.beat)
         elif read.level:
@@ -1074,8 +1115,8 @@ def run(
         if idle and sequencer.image >= images:
             return 0
 
-        length = splitters[chosen].length if chosen >= 0 else 0
-        _tick_read(read, now, n, latency, gap, chosen, length, came)
+        asked = bursts.served if burst_asked else -1
+        _tick_read(read, now, n, latency, gap, asked, bursts.length, came)
         if tile_moves:
             read.room[_WEIGHT_BEATS] += n
         if program_beat:
@@ -1085,21 +1126,17 @@ def run(
         _tick_steady(fifos[_WEIGHT_BEATS], client == _WEIGHT_BEATS, beats_taken, n)
         _tick_steady(fifos[_PROGRAM_BEATS], client == _PROGRAM_BEATS, program_taken, n)
         _tick_steady(fifos[_LOAD_BEATS], client == _LOAD_BEATS, load_taken, n)
-        if weights_move:
-            _tick_bursts(
-                splitters[_WEIGHT_BEATS], spec, weight_run, weight_check, weight_step,
-                bases[_MODEL] + weights.address, weights.beats,
-            )  # fmt: skip
-        if program_moves:
-            _tick_bursts(
-                splitters[_PROGRAM_BEATS], spec, fetched, program_check, program_step,
-                bases[_MODEL] + sequencer.offset, spec.instruction_beats,
-            )  # fmt: skip
-        if load_moves:
-            _tick_bursts(
-                splitters[_LOAD_BEATS], spec, load_run, load_check, load_step,
-                bases[load_item.region] + load.offset, load_item.run_beats,
-            )  # fmt: skip
+        if burst_asked or next_client >= 0 or check or taker >= 0:
+            if weight_run:
+                run_address, run_beats = bases[_MODEL] + weights.address, weights.beats
+            elif fetched:
+                run_address, run_beats = bases[_MODEL] + sequencer.offset, spec.instruction_beats
+            else:
+                run_address = bases[load_item.region] + load.offset
+                run_beats = load_item.run_beats
+            _tick_shared_bursts(
+                bursts, spec, taker, check, burst_asked, next_client, run_address, run_beats
+            )
 
         tile_last = tile_moves and weights.beat + n == tile_beats
         weights_done = tile_last and weights.index == weights_item.tiles - 1

@@ -1,6 +1,6 @@
 """The AXI4 read manager: one port on memory for three engines."""
 
-from amaranth.hdl import Const, Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
@@ -8,23 +8,23 @@ from amaranth.utils import exact_log2
 
 from ..golden.accelerator import AcceleratorSpec
 from .axi import CACHE, INCREMENTING, read_ports, region_layout, run_layout
-from .bursts import BurstSplitter
+from .bursts import SharedSplitter
 from .fifo import Queue
 
 __all__ = ["ReadDma"]
 
 
 class ReadDma(wiring.Component):
-    """Reads runs of beats for three clients; in each cycle the first of them that can has its way.
+    """Reads runs of beats for three clients; in each turn the first of them that can has its way.
 
     A client's beats come in the order of its runs. A run that leaves its region is dropped as a
-    whole. A burst is asked for when the client's FIFO has room for all of it, so that every beat is
-    taken in the cycle in which memory offers it.
+    whole. A burst is asked for when the client's FIFO has room for the longest one, so that every
+    beat is taken in the cycle in which memory offers it.
 
     **Latency**: ``m_axi_arvalid`` rises 4 cycles after a run is accepted; a beat is offered 2
     cycles after it came.
-    **Throughput**: a beat a cycle; a burst is asked for every 2 cycles for each client, every cycle
-    for several.
+    **Throughput**: a beat a cycle; a burst is asked for every 2 cycles. Where runs are single
+    bursts, it is every 4 cycles for one client and twice in 5 for two.
 
     Parameters
     ----------
@@ -94,28 +94,29 @@ class ReadDma(wiring.Component):
             self.o_read_failed.eq(came & self.m_axi_rresp[1]),
         ]
 
-        taken = Const(0)
-        for index, (name, (i_run, o_beats, depth)) in enumerate(clients.items()):
-            m.submodules[f"{name}_bursts"] = bursts = BurstSplitter(spec)
-            m.submodules[f"{name}_fifo"] = fifo = Queue(width=spec.bus_bits, depth=depth)
-            wiring.connect(m, wiring.flipped(i_run), bursts.i)
-            room = Signal(range(depth + 1), init=depth, name=f"{name}_room")
-            ask = Signal(name=f"{name}_ask")
-            burst = bursts.o.payload
-            m.d.comb += [
-                bursts.i_regions.eq(self.i_regions),
-                ask.eq(bursts.o.valid & (burst.beats <= room)),
-                bursts.o.ready.eq(ask & free & ~taken),
+        m.submodules.bursts = bursts = SharedSplitter(spec, len(clients))
+        burst = bursts.o.payload
+        ask = Signal()
+        m.d.comb += [
+            bursts.i_regions.eq(self.i_regions),
+            bursts.o.ready.eq(free),
+            ask.eq(bursts.o.valid & free),
+            order.w_en.eq(ask),
+            order.w_data.eq(burst.client),
+            self.o_memory_range.eq(bursts.o_range),
+        ]
+        with m.If(ask):
+            m.d.sync += [
+                self.m_axi_arvalid.eq(1),
+                self.m_axi_araddr.eq(burst.address << shift),
+                self.m_axi_arlen.eq(burst.beats - 1),
             ]
-            taken = taken | ask
-            with m.If(bursts.o.ready):
-                m.d.comb += [order.w_en.eq(1), order.w_data.eq(index)]
-                m.d.sync += [
-                    self.m_axi_arvalid.eq(1),
-                    self.m_axi_araddr.eq(burst.address << shift),
-                    self.m_axi_arlen.eq(burst.beats - 1),
-                ]
+        for index, (name, (i_run, o_beats, depth)) in enumerate(clients.items()):
+            m.submodules[f"{name}_fifo"] = fifo = Queue(width=spec.bus_bits, depth=depth)
+            wiring.connect(m, wiring.flipped(i_run), bursts.i[index])
+            room = Signal(range(depth + 1), init=depth, name=f"{name}_room")
             m.d.comb += [
+                bursts.i_able[index].eq(room >= spec.burst_beats),
                 fifo.w_data.eq(self.m_axi_rdata),
                 fifo.w_en.eq(came & (order.r_data == index) & ~self.i_halt),
                 o_beats.payload.eq(fifo.r_data),
@@ -123,8 +124,8 @@ class ReadDma(wiring.Component):
                 fifo.r_en.eq(o_beats.ready),
             ]
             m.d.sync += room.eq(
-                room - Mux(bursts.o.ready, burst.beats, 0) + (o_beats.valid & o_beats.ready)
+                room
+                - Mux(ask & (burst.client == index), burst.beats, 0)
+                + (o_beats.valid & o_beats.ready)
             )
-            with m.If(bursts.o_range):
-                m.d.comb += self.o_memory_range.eq(1)
         return m

@@ -87,7 +87,7 @@ def test_runs(number, stall, simulator):
         {name: len(beats) for name, beats in expected.items()},
         simulator,
         stall=stall,
-        latency=(1, 40) if stall else (7, 7),
+        latency=(1, 40) if stall else (20, 20),
     )
     for name in CLIENTS:
         assert answer.payloads[f"o_{name}"] == expected[name]
@@ -122,24 +122,25 @@ def test_latency_and_throughput(simulator):
     came, out = answer.watched["o_beat"], answer.cycles["o_weights"]
     assert came[0] == 4 + 3
     assert out[0] == came[0] + 2
-    # The load's bursts go between those of the weights.
-    assert answer.cycles["i_loads"] == [0]
-    assert next(cycle for cycle, at, _ in answer.reads if 2048 <= at < 4096) == 5
+    # The bursts of the load go between those of the weights, which wait for room in their FIFO.
+    assert answer.cycles["i_loads"] == [1]
+    assert next(cycle for cycle, at, _ in answer.reads if 2048 <= at < 4096) == 8
     assert np.array_equal(came, came[0] + np.arange(868))
 
 
 def test_bursts_of_one_beat(simulator):
-    """Runs of one beat: every 2 cycles for one client, every cycle for two."""
+    """Runs of one beat: every 4 cycles for one client, two in 5 cycles for two."""
     config = replace(CONFIGS[0], outstanding=8)
     rng = np.random.default_rng(2)
     regions = Regions(config.accelerator, 0, rng.bytes(1 << 12), (0, 0, 0, 0), (512,) * 4)
     runs = [Run(int(k), 0, 1) for k in rng.integers(0, 512, 40)]
     one = read(config, regions, {"loads": runs}, {"loads": 40}, simulator)
-    assert np.array_equal([cycle for cycle, _, _ in one.reads], 4 + 2 * np.arange(40))
+    assert np.array_equal([cycle for cycle, _, _ in one.reads], 4 + 4 * np.arange(40))
     assert one.payloads["o_loads"] == [beat for run in runs for beat in regions.beats(run)]
     both = {"loads": runs, "weights": runs[::-1]}
     two = read(config, regions, both, {"loads": 40, "weights": 40}, simulator)
-    assert np.array_equal([cycle for cycle, _, _ in two.reads], 4 + np.arange(80))
+    begins = np.repeat(4 + 5 * np.arange(40), 2) + np.tile([0, 2], 40)
+    assert np.array_equal([cycle for cycle, _, _ in two.reads], begins)
 
 
 def test_runs_out_of_range_read_nothing(simulator):
