@@ -776,6 +776,23 @@ def test_the_table_of_trainings_goes_on_where_it_was(tmp_path: Path, monkeypatch
     shown = CliRunner().invoke(benchmark.main, command[:-1])
     assert "1 epochs of 40 training images" in shown.stdout
     assert "a short schedule" in shown.stdout
+    monkeypatch.setattr(separable_training, "hardware", lambda network: CONFIG)
+    simulated = CliRunner().invoke(benchmark.main, [*command, "--rtl", "2"])
+    assert simulated.exit_code == 0, simulated.output
+    rows = json.loads(simulated.stdout)
+    assert [(row["version"], row["images"]) for row in rows] == [("two", 2), ("conventional", 2)]
+    assert all(row["cycles"] == [row["predicted"]] * 2 for row in rows)
+    assert all(row["compared"] > 2 * 8 * 8 * 16 and row["mismatches"] == 0 for row in rows)
+    assert len(trained) == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "failed"),
+    [({}, False), ({"mismatches": 1}, True), ({"cycles": [7, 8]}, True)],
+)
+def test_a_simulation_that_differs_fails(changed: dict, failed: bool) -> None:
+    row = {"mismatches": 0, "cycles": [7, 7], "predicted": 7} | changed
+    assert separable_training.simulation_failed(row) == failed
 
 
 def test_a_training_that_learns_nothing_fails() -> None:
