@@ -13,12 +13,10 @@ __all__ = ["BurstSplitter", "SharedSplitter", "burst_layout"]
 
 
 def burst_layout(spec: AcceleratorSpec, clients: int = 1) -> data.StructLayout:
-    """A burst of ``beats`` (1 to 256) from ``address``, counted in beats; ``last`` of its run, the
-    run of a ``client``."""
-    address_bits = ADDRESS_BITS - exact_log2(spec.beat_bytes)
-    return data.StructLayout(
-        {"address": address_bits, "beats": 9, "last": 1, "client": range(clients)}
-    )
+    """A burst of ``beats`` (1 to 256) from ``address``, counted in beats; ``last`` of its run, and
+    of which ``client`` where there are several."""
+    members = {"address": ADDRESS_BITS - exact_log2(spec.beat_bytes), "beats": 9, "last": 1}
+    return data.StructLayout(members | ({"client": range(clients)} if clients > 1 else {}))
 
 
 def _next_burst(m: Module, spec: AcceleratorSpec, address: Value, left: Value):
