@@ -41,11 +41,16 @@ TRAINING, TEST, CALIBRATION = 20_000, 10_000, 256
 BATCH, RATE, DECAY = 64, 0.05, 1e-4
 """of stochastic gradient descent: half the batch and rate of He et al. (arXiv 1512.03385), whose
 decay it is; 64,000 steps, as theirs, are 205 epochs"""
+RECIPE = f"batches of {BATCH}, rate {RATE}, decay {DECAY}"
 CUDA_EPOCHS, CPU_EPOCHS = 205, 6
 HEADINGS = (
     "version", "seeds", "parameters", "MACs", "bits", "cycles", "top-1 float", "4/4 bits",
     "float, each seed", "4/4 bits, each seed",
 )  # fmt: skip
+SAME = (
+    "version", "epochs", "images", "recipe", "device", "parameters", "macs", "bits", "cycles",
+)  # fmt: skip
+"""of all seeds of a version"""
 SIMULATION = ("version", "images", "predicted", "cycles", "compared", "mismatches")
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -87,16 +92,26 @@ def measure(
         network = quantize(model, training[0][:CALIBRATION])
         network.save(file)
         tops = {
+            "recipe": RECIPE,
+            "device": process_device().type,
             "float_top1": 100 * float((float_classes(model, test[0]) == test[1]).mean()),
             "top1": evaluate(network, *test).top1,
         }
         result.write_text(json.dumps(tops) + "\n", encoding="utf-8")
     tops = json.loads(result.read_text(encoding="utf-8"))
+    if tops["recipe"] != RECIPE:
+        raise click.ClickException(
+            f"{result} is that of a training with {tops['recipe']}, not {RECIPE}; remove it"
+        )
     network = QuantizedNetwork.load(file)
     layers = [layer for layer in account_network(network) if layer.weights]
     return {
         "version": version,
         "seed": seed,
+        "epochs": epochs,
+        "images": len(training[0]),
+        "recipe": RECIPE,
+        "device": tops["device"],
         "network": str(file),
         "parameters": sum(layer.weights for layer in layers),
         "macs": sum(layer.macs for layer in layers),
@@ -129,7 +144,7 @@ def gather(runs: Sequence[Row]) -> list[Row]:
     rows = []
     for version in dict.fromkeys(run["version"] for run in runs):
         own = [run for run in runs if run["version"] == version]
-        same = {name: own[0][name] for name in ("version", "parameters", "macs", "bits", "cycles")}
+        same = {name: own[0][name] for name in SAME}
         tops = {name: [run[name] for run in own] for name in ("float_top1", "top1")}
         rows.append(same | {"seeds": [run["seed"] for run in own]} | tops)
     return rows
@@ -216,6 +231,7 @@ def train(
         gather(runs), HEADINGS, cells, failed, as_json=as_json,
         title="ResNet-20 on CIFAR-10, from scratch",
         caption=f"{epochs} epochs of {len(training[0]):,} training images with random crops and "
-        f"flips, {len(test[0]):,} test images, on {device.type}; the mean of the seeds"
+        f"flips, {RECIPE}, {len(test[0]):,} test images, on "
+        f"{' and '.join(sorted({run['device'] for run in runs}))}; the mean of the seeds"
         + ("; a short schedule" if epochs < CUDA_EPOCHS else ""),
     )  # fmt: skip

@@ -10,7 +10,7 @@ The same steps serve another network: :func:`plan`, :func:`replace_`, training, 
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.resources import as_file, files
@@ -128,18 +128,23 @@ def plan(
     return choices
 
 
-def replace_(model: nn.Module, choices: Sequence[Choice]) -> None:
-    """Put the designs that are faster into the network, in place, with new weights."""
+def replace_(model: nn.Module, choices: Sequence[Choice]) -> set[str]:
+    """Put the designs that are faster into the network, in place, with new weights; the names of
+    the convolutions that they replaced."""
+    replaced = set()
     for choice in choices:
         if choice.faster:
-            separate_(
+            found = separate_(
                 model,
                 lambda *_, design=choice.after: design,
+                least_channels=1,
                 filter_fn=lambda _, name, chosen=choice.name: name == chosen,
             )
+            replaced |= {each.name for each in found if each.design is not None}
+    return replaced
 
 
-def _rows(choices: Sequence[Choice]) -> list[dict[str, Any]]:
+def _rows(choices: Sequence[Choice], replaced: Container[str]) -> list[dict[str, Any]]:
     return [
         {
             "layer": choice.name,
@@ -147,7 +152,7 @@ def _rows(choices: Sequence[Choice]) -> list[dict[str, Any]]:
             "macs": [choice.before.macs(choice.size), choice.after.macs(choice.size)],
             "cycles": [choice.cycles_before, choice.cycles_after],
             "design": str(choice.after),
-            "replaced": choice.faster,
+            "replaced": choice.name in replaced,
         }
         for choice in choices
     ]
@@ -159,7 +164,7 @@ def _table(rows: Sequence[dict[str, Any]], title: str) -> Table:
         table.add_column(heading, justify="left" if heading in ("layer", "design") else "right")
     for row in rows:
         figures = ["{:,} → {:,}".format(*row[name]) for name in ("parameters", "macs", "cycles")]
-        design = row["design"] if row["replaced"] else f"left, not slower than {row['design']}"
+        design = row["design"] if row["replaced"] else f"left, instead of {row['design']}"
         table.add_row(row["layer"], *figures, design)
     return table
 
@@ -198,8 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with progress.status("designing …"):
         stages = tuple(range(1, options.stages + 1))
         choices = plan(model, torch.from_numpy(images), config, stages=stages)
-    replace_(model, choices)
-    rows = _rows(choices)
+    rows = _rows(choices, replace_(model, choices))
     found: dict[str, Any] = {
         "network": options.network,
         "layers": rows,

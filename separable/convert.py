@@ -63,17 +63,25 @@ def separate_(
     norm, activation : between stages, as of :class:`.module.SeparableConv2d`
     last_norm : whether there is a normalisation after the last stage too; networks have their own
 
-    Returns every convolution of the network, in its order. Left, with the reason, is also what has
-    one tap or groups, what would lose something (a subclass, hooks, shared weights, padding that is
-    not zeros), and what no design of the designer makes smaller.
+    Returns every convolution of the network but the stages of separable ones, in its order. Left,
+    with the reason, is also what has one tap or groups, what would lose something (a subclass,
+    hooks, shared weights, padding that is not zeros), and what no design of the designer makes
+    smaller.
 
-    Raises ``ValueError`` if the model itself is a convolution.
+    Raises ``ValueError`` if the model itself is a convolution, or the designer's design is one of
+    other channels, kernel or stride.
     """
     if isinstance(model, nn.Conv2d):
         raise ValueError(
             "separate_ replaces the convolutions inside of a network; make a single one with "
             "SeparableConv2d"
         )
+    inside = {
+        part
+        for module in model.modules()
+        if isinstance(module, SeparableConv2d)
+        for part in module.modules()
+    }
     places: dict[nn.Module, list[str]] = {}
     owners: dict[nn.Parameter, set[nn.Module]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -82,7 +90,7 @@ def separate_(
             owners.setdefault(parameter, set()).add(module)
     found, changed = [], {}
     for module, (name, *_) in places.items():
-        if not isinstance(module, nn.Conv2d):
+        if not isinstance(module, nn.Conv2d) or module in inside:
             continue
         weights = module.weight.numel()
         reason = _unfit(module, least_channels)
@@ -95,7 +103,14 @@ def separate_(
             continue
         kh, kw = module.kernel_size
         sy, sx = module.stride
-        design = designer(module.in_channels, module.out_channels, (kh, kw), (sy, sx))
+        request = module.in_channels, module.out_channels, (kh, kw), (sy, sx)
+        design = designer(*request)
+        made_for = design.in_channels, design.out_channels, design.kernel, design.stride
+        if made_for != request:
+            raise ValueError(
+                f"the designer's design for {name} must have channels, kernel and stride "
+                f"{request}, not {made_for}"
+            )
         if design.parameters >= weights:
             reason = f"its design has {design.parameters} parameters, no fewer than its {weights}"
             found.append(Separation(name, weights, reason=reason))

@@ -2,23 +2,25 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..compiler.network import compile_network
 from ..estimate.network import estimate
-from ..frontend.graph import Arrange, AvgPool, Conv2d, Graph, Input, Node, Output, ReLU
+from ..frontend.graph import Arrange, Conv2d, Graph, Input, Node, Output, ReLU
 from ..golden.config import HardwareConfig
 from ..golden.network import QuantizedNetwork
 from ..quant.convert import QuantConfig, quantize
-from .design import Design, Pair, Stage, designs
+from .design import Design, Pair, Stage, best_design, counted, designs
 
 __all__ = ["OTHERS", "Fastest", "design_cycles", "design_network", "fastest_design", "least_cycles"]
 
 OTHERS = ("before", "after")
 """layers of the network that a design is timed in"""
+STRIDE = 64
+"""of the layer after the stages, at most; the accelerator has strides up to 127"""
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,11 @@ def _graph(design: Design, size: tuple[int, int]) -> Graph:
                 )
             )  # fmt: skip
     nodes.append(ReLU("made", (nodes[-1].name,)))
-    # Of one pixel: the last layer of a network stores raw numbers, many of them if it is large.
-    *_, (_, result) = _sizes(design, size)
-    nodes += [AvgPool("after", ("made",), result, (1, 1)), Output("output", ("after",))]
-    return Graph(tuple(nodes))
+    # Of few pixels: the last layer of a network stores raw numbers.
+    *_, (_, (height, width)) = _sizes(design, size)
+    apart = min(height, STRIDE), min(width, STRIDE)
+    last = Conv2d("after", ("made",), weight(1, channels, 1, 1), zeros(1), apart)
+    return Graph((*nodes, last, Output("output", ("after",))))
 
 
 def design_network(
@@ -187,7 +190,8 @@ def fastest_design(
     """The design of the fewest cycles on `config`, and of these the one of the fewest parameters.
 
     It is exact for what is enumerated: all of :func:`~.design.designs` of these numbers of `stages`
-    that have at most `most_parameters`, by default those of the depthwise separable convolution.
+    that have at most `most_parameters`, by default those of the depthwise separable convolution, or
+    of the cheapest such design if that has more; and the cheapest design of any number of stages.
     They are compiled in the order of :func:`least_cycles`, until no other can be faster.
 
     Parameters
@@ -198,13 +202,20 @@ def fastest_design(
     Raises ``ValueError`` if there is no such design.
     """
     out_channels = in_channels if out_channels is None else out_channels
-    most = most_parameters
-    if most is None:
-        most = Design.depthwise(in_channels, out_channels, kernel, stride).parameters
-    found = designs(in_channels, out_channels, kernel, stride, stages=stages)
+    request = in_channels, out_channels, kernel, stride
+    found = designs(*request, stages=stages)
+    if most_parameters is None:
+        cheapest = next(found, None)
+        found = chain([] if cheapest is None else [cheapest], found)
+        most = Design.depthwise(*request).parameters
+        most = max(most, most if cheapest is None else cheapest.parameters)
+    else:
+        most = most_parameters
     candidates = list(takewhile(lambda design: design.parameters <= most, found))
     if not candidates:
-        raise ValueError(f"no design of {stages} stages has at most {most} parameters")
+        raise ValueError(f"no design of {counted(stages)} has at most {most} parameters")
+    if (any_number := best_design(*request)) not in candidates:
+        candidates.append(any_number)
     ranked = sorted(
         (least_cycles(design, config, size), design.parameters, order)
         for order, design in enumerate(candidates)
@@ -213,7 +224,7 @@ def fastest_design(
     timed = 0
     for least, parameters, order in ranked:
         if best is not None and (least, parameters, order) > best:
-            continue
+            break
         cycles = design_cycles(candidates[order], config, size, latency=latency, gap=gap)
         timed += 1
         best = min(best or (cycles, parameters, order), (cycles, parameters, order))

@@ -35,6 +35,7 @@ __all__ = [
     "Stage",
     "best_design",
     "closed_form",
+    "counted",
     "designs",
     "free_bound",
     "pair",
@@ -483,7 +484,16 @@ def best_design(
     best = next(designs(in_channels, out_channels, kernel, stride, **options), None)
     if best is None:
         raise ValueError(
-            f"no design of {options.get('stages')} stages takes {in_channels} channels to "
+            f"no design of {counted(options.get('stages'))} takes {in_channels} channels to "
             f"{out_channels or in_channels} in which each stage mixes channels or pixels"
         )
     return best
+
+
+def counted(stages: int | Iterable[int] | None) -> str:
+    """So many stages, in words."""
+    if stages is None:
+        return "any number of stages"
+    numbers = [stages] if isinstance(stages, int) else sorted(set(stages))
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)}{' or ' if first else ''}{last} stage{'' if last == '1' else 's'}"

@@ -8,6 +8,7 @@ from itertools import islice, product, takewhile
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -578,6 +579,7 @@ def test_the_fastest_design_is_the_fastest(rows: int, cols: int) -> None:
     config, size = HardwareConfig(rows, cols), (6, 6)
     found = fastest_design(config, 16, size=size, stages=2, most_parameters=800)
     every = list(takewhile(lambda each: each.parameters <= 800, designs(16, stages=2)))
+    every.append(best_design(16))  # of any number of stages
     cycles = [design_cycles(each, config, size) for each in every]
     assert found.enumerated == len(every) > 15
     assert found.timed <= len(every)
@@ -616,7 +618,7 @@ def test_the_fastest_design_is_the_fastest(rows: int, cols: int) -> None:
         (lambda: SeparableConv2d(best_design(8), -1),
          "padding must be from 0, a whole number or a pair, not (-1, -1)"),
         (lambda: fastest_design(CONFIG, 8, size=(4, 4), most_parameters=5),
-         "no design of (1, 2, 3) stages has at most 5 parameters"),
+         "no design of 1, 2 or 3 stages has at most 5 parameters"),
     ],
 )  # fmt: skip
 def test_refusals(make, message: str) -> None:
@@ -793,6 +795,65 @@ def test_the_table_of_trainings_goes_on_where_it_was(tmp_path: Path, monkeypatch
 def test_a_simulation_that_differs_fails(changed: dict, failed: bool) -> None:
     row = {"mismatches": 0, "cycles": [7, 7], "predicted": 7} | changed
     assert separable_training.simulation_failed(row) == failed
+
+
+def test_a_training_of_another_recipe_is_refused(tmp_path: Path, monkeypatch) -> None:
+    found = {"recipe": "batches of 1", "device": "cpu", "float_top1": 50.0, "top1": 49.0}
+    (tmp_path / "two-0-1-40.json").write_text(json.dumps(found), encoding="utf-8")
+    (tmp_path / "two-0-1-40.safetensors").touch()
+    data = np.zeros((40, 3, 32, 32), np.float32), np.zeros(40, np.int64)
+    with pytest.raises(click.ClickException, match="is that of a training with batches of 1, not"):
+        separable_training.measure("two", 0, 1, data, data, tmp_path)
+
+
+def test_a_designer_of_other_layers_is_refused_and_nothing_changes() -> None:
+    model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3))
+    before = list(model)
+    designs = iter([best_design(16), best_design(8)])
+    with pytest.raises(ValueError, match=r"design for 1 must have .*stride \(16, 16, "):
+        separate_(model, lambda *_: next(designs))
+    assert list(model) == before
+
+
+def test_stages_are_not_separated_again() -> None:
+    model = nn.Sequential(nn.Conv2d(64, 64, 3))
+    assert [each.name for each in separate_(model, partial(best_design, stages=2))] == ["0"]
+    assert separate_(model, partial(best_design, stages=2)) == []
+
+
+@pytest.mark.parametrize("size", [(128, 70), (5, 200)])
+def test_results_larger_than_the_buffer_are_timed(size: tuple[int, int]) -> None:
+    config = HardwareConfig(16, 16, buffer_depth=4096)
+    design = best_design(16, stages=2)
+    cycles = design_cycles(design, config, size)
+    assert cycles >= least_cycles(design, config, size)
+    assert cycles < 2 * least_cycles(design, config, size)
+
+
+def test_every_number_of_stages_has_a_fastest_design_and_any_number_competes() -> None:
+    config = HardwareConfig(16, 16)
+    one = fastest_design(config, 16, size=(8, 8), stages=1)
+    assert one.enumerated == 2  # of one stage, and of any number
+    assert one.cycles <= design_cycles(best_design(16), config, (8, 8))
+    with pytest.raises(ValueError, match="no design of 1, 2 or 3 stages has at most 5 parameters"):
+        fastest_design(config, 16, size=(8, 8), most_parameters=5)
+
+
+def test_the_example_says_what_it_replaced() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(),
+        nn.Conv2d(4, 8, 3, padding=1),
+    )  # fmt: skip
+    image = torch.zeros(1, 4, 16, 16)
+    choices = separate.plan(model, image, HardwareConfig(4, 4), least_channels=4)
+    faster = {choice.name for choice in choices if choice.faster}
+    replaced = separate.replace_(model, choices)
+    assert "2" in faster
+    assert replaced == faster - {"2"}
+    assert {n for n, m in model.named_children() if not isinstance(m, (nn.ReLU, nn.Conv2d))} == (
+        replaced
+    )
 
 
 def test_a_training_that_learns_nothing_fails() -> None:
