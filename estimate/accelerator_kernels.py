@@ -1004,7 +1004,7 @@ def run(
         # How many cycles stay like this one: all, unless a unit knows better.
         n = _NEVER
         for index in range(_QUEUES):
-            if queues[index].ready > now:
+            if now < queues[index].ready < _NEVER:
                 n = min(n, queues[index].ready - now)
             if queues[index].count and queues[index].ready == _NEVER:
                 n = min(n, sequencer.reader_free - now)

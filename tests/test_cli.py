@@ -497,19 +497,19 @@ def test_synth(tmp_path: Path) -> None:
     result = run("synth", "--hw", hardware, "--target", "ecp5", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert (found["dsp"], found["bram"]) == (1, 10)
+    assert (found["dsp"], found["bram"]) == (1, 12)
     assert 2000 < found["lut"] < 20_000
     assert found["fmax_mhz"] is found["critical_path"] is None
     assert found["utilization"] == {}
     # The same synthesis; the device only adds what it holds.
     result = run("synth", "--hw", hardware, "--target", "ecp5-85k-8", "--json")
     on_device = json.loads(result.stdout)
-    assert on_device["utilization"]["bram"] == 10 / 208
+    assert on_device["utilization"]["bram"] == 12 / 208
     assert {**on_device, "target": "ecp5", "utilization": {}} == found
     result = run("synth", "--hw", hardware, "--target", "ecp5-85k-8")
     assert result.exit_code == 0
     assert f"{found['lut']:,}" in result.stdout
-    assert "4.8%" in result.stdout
+    assert "5.8%" in result.stdout
 
 
 def test_synth_refuses_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,8 +141,8 @@ def test_the_blocks_of_the_example():
         mapped = [unit.mapped(FABRICS["ecp5"]) for unit in units(config).values()]
         return sum(each[2] for each in mapped), sum(each[3] for each in mapped)
 
-    assert blocks(CONFIG) == (4, 19)
-    assert blocks(HardwareConfig(rows=16, cols=16, buffer_depth=14563, clamp=False)) == (16, 98)
+    assert blocks(CONFIG) == (4, 21)
+    assert blocks(HardwareConfig(rows=16, cols=16, buffer_depth=14563, clamp=False)) == (16, 100)
 
 
 def test_the_flip_flops_of_an_array_are_counted_exactly():
@@ -179,7 +179,7 @@ def test_an_estimate_is_the_sum_of_its_units(monkeypatch):
     monkeypatch.setattr(resources, "_calibration", lambda: {"ecp5": costs(CONFIG)})
     found = resources.area(CONFIG, "ecp5")
     assert set(found.units) == set(UNITS)
-    assert (found.dsp, found.bram) == (4, 19)
+    assert (found.dsp, found.bram) == (4, 21)
     assert found.lut == round(sum(unit.lut for unit in found.units.values()))
     assert found.ff == round(sum(unit.ff for unit in found.units.values()))
     assert found.fmax_mhz is not None
