@@ -81,7 +81,8 @@ def measure(
         torch.manual_seed(seed)
         model = make()
         separate_(model, VERSIONS[version])
-        model.to(process_device(), memory_format=torch.channels_last)
+        model.to(process_device())
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         config = TrainingConfig(
             epochs, BATCH, RATE, "sgd", DECAY, "cosine", seed=seed,
             checkpoint=folder / f"{name}.pt", every=-(-len(training[0]) // BATCH),

@@ -20,7 +20,7 @@ def burst_layout(spec: AcceleratorSpec, clients: int = 1) -> data.StructLayout:
 
 
 def _next_burst(m: Module, spec: AcceleratorSpec, address: Value, left: Value):
-    """Beats of the next burst of a run of which some are `left`, and whether it is the last."""
+    """Beats of the next burst, and whether it is the last, of a run with some beats `left`."""
     burst, page = spec.burst_beats, PAGE_BYTES >> exact_log2(spec.beat_bytes)
     to_page = Signal(range(page + 1))
     room, few, beats = Signal(9), Signal(9), Signal(9)
@@ -219,7 +219,7 @@ class SharedSplitter(wiring.Component):
 
 
 def _first(bits: Value) -> Value:
-    """The lowest bit that is set."""
+    """The number of the lowest bit that is set; the last one's if none is."""
     found = Const(len(bits) - 1)
     for k in reversed(range(len(bits) - 1)):
         found = Mux(bits[k], k, found)

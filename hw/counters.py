@@ -12,7 +12,7 @@ class CounterBank(wiring.Component):
     """64-bit counters, at most one event a cycle each.
 
     Every counter has a few bits of its own; low and high half of the number lie in a memory, where
-    what was counted since the last visit is added once in ``period`` cycles.
+    what was counted since the last visit is added by turns.
 
     **Latency**: reading takes ``period`` cycles. The number is that of all events before the first
     of them.
@@ -49,7 +49,7 @@ class CounterBank(wiring.Component):
 
     @property
     def period(self) -> int:
-        """Cycles from one visit of a counter to the next, and one more."""
+        """Cycles of a read: from one visit of a counter to the next, and one more."""
         return 2 * self.counters + 1
 
     def elaborate(self, platform):

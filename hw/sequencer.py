@@ -1,12 +1,13 @@
 """The sequencer: fetches a program, checks and dispatches its instructions, lets them begin."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..golden.accelerator import AcceleratorSpec
-from ..golden.isa import COUNT_BITS, LAYOUTS, LEVELS, WORDS, Error, Form, Opcode, Region
+from ..golden.isa import COUNT_BITS, Error, Opcode, Region
 from .axi import run_layout
+from .field_check import FieldCheck
 from .instruction import instruction_layout
 from .instruction_store import QUEUES, InstructionStore
 
@@ -81,7 +82,9 @@ class Sequencer(wiring.Component):
         restart = Signal()
         m.d.comb += self.o_busy.eq(busy)
         m.submodules.store = store = InstructionStore(self.spec)
-        opcode, bad, full, fetching = self._fetch(m, store, restart, ended)
+        m.submodules.check = check = FieldCheck(self.spec)
+        full, fetching = self._fetch(m, check, store, restart, ended)
+        opcode, bad = check.o_opcode, check.o_bad
         known = Cat(opcode == op for op in Opcode).any()
         dispatch = Signal()
         end = Signal()
@@ -164,9 +167,8 @@ class Sequencer(wiring.Component):
             m.d.sync += ended.eq(0)
         return m
 
-    def _fetch(self, m, store, restart, ended):
-        """Opcode of the instruction fetched, whether a field is bad, whether it is complete, and
-        whether more may come."""
+    def _fetch(self, m, check, store, restart, ended):
+        """Whether an instruction is complete, and whether more may come."""
         spec = self.spec
         beats = spec.instruction_beats
         ahead = 4
@@ -197,73 +199,13 @@ class Sequencer(wiring.Component):
         with m.If(restart):
             m.d.sync += offset.eq(0)
 
-        # The opcode is in the first beat; conditions look back from the last of their fields.
-        first = beat == 0
-        kept = Signal(4, reset_less=True)
-        opcode = Signal(4)
-        bad, wrong = Signal(), Signal()
-        earlier = Signal(max(spec.bus_bits, 2 * 64 - spec.bus_bits), reset_less=True)
-        window = Cat(earlier, self.i_beat.payload)
         m.d.comb += [
-            opcode.eq(Mux(first & ~full, self.i_beat.payload[:4], kept)),
-            wrong.eq(self._bad_field(opcode, beat, window)),
+            check.i_take.eq(taken),
+            check.i_index.eq(beat),
+            check.i_beat.eq(self.i_beat.payload),
             store.i_write.eq(taken & ~ended),
-            store.i_queue.eq(opcode[:2]),
+            store.i_queue.eq(check.o_opcode[:2]),
             store.i_index.eq(beat),
             store.i_beat.eq(self.i_beat.payload),
         ]
-        with m.If(taken):
-            m.d.sync += [kept.eq(opcode), earlier.eq(window[spec.bus_bits :])]
-            m.d.sync += bad.eq((bad & ~first) | wrong)
-        return kept, bad, full, Mux(ended, flying.any(), flying.any() | full | room)
-
-    def _bad_field(self, opcode, beat, window):
-        """Whether a field that ends in this beat of an instruction, the last one of `window`, has a
-        value that does not exist, by itself or beside others in the window."""
-        bus, size = self.spec.bus_bits, 64 * WORDS
-        found = []
-        for op in Opcode:
-            begins = {each.name: 64 * each.word + each.offset for each in LAYOUTS[op]}
-            ends = {each.name: begins[each.name] + each.bits for each in LAYOUTS[op]}
-            used = sum((1 << ends[name]) - (1 << begins[name]) for name in begins)
-            for index in range(self.spec.instruction_beats):
-                end = (index + 1) * bus
-                seen = window[max(len(window) - end, 0) :]
-                known = Cat(Const(0, end - len(seen)), seen, Const(0, size - end))
-                instruction = data.View(instruction_layout(op), known)
-                reserved = ~(used >> (end - bus)) & ((1 << bus) - 1)
-                wrong = [(window[-bus:] & reserved).any()]
-                wrong += [
-                    condition
-                    for name, condition in self._conditions(op, instruction)
-                    if end - bus < ends[name] <= end
-                ]
-                found.append((opcode == op) & (beat == index) & Cat(*wrong).any())
-        return Cat(*found).any()
-
-    def _conditions(self, op, instruction):
-        """What must not be, and the last of the fields on which it depends."""
-        if op is Opcode.LOAD:
-            for name in ("words", "rows", "blocks"):
-                yield name, ~instruction[name].any()
-            yield "region", instruction.region == Region.OUTPUT
-        elif op is Opcode.WEIGHTS:
-            yield "tiles", ~instruction.tiles.any()
-        elif op is Opcode.PASS:
-            for k in range(LEVELS):
-                yield f"count_{k}", ~instruction[f"count_{k}"].any()
-            for name in ("tile_level", "start_level"):
-                yield name, instruction[name] > LEVELS
-        elif op is Opcode.DRAIN:
-            raw = instruction.form == Form.RAW
-            groups = self.spec.engine.requantizer.blocks_per_beat
-            for name in ("rows", "pixels"):
-                yield name, ~instruction[name].any()
-            yield "form", instruction.form == 3
-            yield "to_buffer", raw & instruction.to_buffer
-            yield "to_memory", ~instruction.to_buffer & ~instruction.to_memory
-            if not self.spec.engine.clamp:
-                yield "limited", instruction.limited
-            select, region = instruction.select, instruction.region
-            yield "select", Mux(raw, select.any(), select >= groups)
-            yield "region", instruction.to_memory & (region < Region.SCRATCH)
+        return full, Mux(ended, flying.any(), flying.any() | full | room)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, takewhile
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,15 +202,13 @@ def fastest_design(
     Raises ``ValueError`` if there is no such design.
     """
     out_channels = in_channels if out_channels is None else out_channels
+    stages = stages if isinstance(stages, int) else tuple(stages)
     request = in_channels, out_channels, kernel, stride
+    most = most_parameters
+    if most is None:
+        made = Design.depthwise(*request), best_design(*request, stages=stages)
+        most = max(design.parameters for design in made)
     found = designs(*request, stages=stages)
-    if most_parameters is None:
-        cheapest = next(found, None)
-        found = chain([] if cheapest is None else [cheapest], found)
-        most = Design.depthwise(*request).parameters
-        most = max(most, most if cheapest is None else cheapest.parameters)
-    else:
-        most = most_parameters
     candidates = list(takewhile(lambda design: design.parameters <= most, found))
     if not candidates:
         raise ValueError(f"no design of {counted(stages)} has at most {most} parameters")

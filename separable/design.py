@@ -481,10 +481,13 @@ def best_design(
     **options: Unpack[Options],
 ) -> Design:
     """The first of :func:`designs`. Raises ``ValueError`` if there is none."""
+    stages = options.get("stages")
+    if stages is not None and not isinstance(stages, int):
+        options["stages"] = stages = tuple(stages)
     best = next(designs(in_channels, out_channels, kernel, stride, **options), None)
     if best is None:
         raise ValueError(
-            f"no design of {counted(options.get('stages'))} takes {in_channels} channels to "
+            f"no design of {counted(stages)} takes {in_channels} channels to "
             f"{out_channels or in_channels} in which each stage mixes channels or pixels"
         )
     return best

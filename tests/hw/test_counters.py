@@ -36,15 +36,15 @@ def test_every_number_that_is_read(count, simulator):
         CounterBank, count, first, bench="pipeline_bench", job=PipelineJob(words, outputs),
         simulator=simulator,
     )  # fmt: skip
-    totals, number = np.full(count, first), None
-    reads = carried = 0
+    totals = np.full(count, first)
+    number = low = since = reads = carried = 0
     for cycle in range(cycles - 1):
         begins = asking[cycle] and not (cycle and asking[cycle - 1])
         if begins:
-            number, low, since = int(totals[choice[cycle]]), None, cycle
+            number, low, since = int(totals[choice[cycle]]), -1, cycle
         if answer["o_given"][cycle]:
             assert asking[cycle]
-            assert low is None
+            assert low == -1
             low = answer["o_low"][cycle]
         assert answer["o_done"][cycle] == (asking[cycle] and cycle - since == 2 * count)
         if answer["o_done"][cycle] and not clear[since : cycle + 1].any():
