@@ -78,9 +78,8 @@ TWO_STAGES = [
 
 
 def as_printed(value: float, printed: str) -> bool:
-    """Whether a number rounds to what is printed of it, with the digits that are printed."""
-    digits = len(printed.partition(".")[2])
-    return abs(value - float(printed)) <= 0.5001 * 10.0**-digits
+    """Whether a number is printed so, with as many digits."""
+    return f"{value:.{len(printed.partition('.')[2])}f}" == printed
 
 
 @pytest.mark.parametrize("row", TWO_STAGES, ids=lambda row: f"{row[0]}-{row[1]}")
