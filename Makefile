@@ -55,6 +55,10 @@ mutants: $(READY) ## plant faults in the gateware; each must be caught by its te
 netlists: $(READY) ## the tests of the RTL's parts, and a whole accelerator, on synthesized netlists
 	$(BIN)/python -P benchmarks/netlists.py $(ARGS)
 
+.PHONY: proofs
+proofs: $(READY) ## prove the forms of the processing elements, of all widths, equal to * and +
+	$(BIN)/python -P benchmarks/proofs.py $(ARGS)
+
 .PHONY: setup
 setup: $(READY) ## only install: system packages, .venv, pinned packages
 

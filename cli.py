@@ -419,7 +419,7 @@ def explore(
     """
     from .explore.pool import open_pool
     from .explore.report import figures, finish, front_table, write_exploration
-    from .explore.resources import capacity, estimated
+    from .explore.resources import capacity, check_styles, estimated
     from .explore.space import parse
     from .explore.study import Settings, Study, confirm
     from .explore.study import explore as search
@@ -429,15 +429,19 @@ def explore(
     _check_folder(output)
     if (network.suffix == ".pt2") != (calib is not None):
         raise ValueError(f"{network}: --calib goes with a model (.pt2), and a model needs it")
+    base = HardwareConfig(16, 16) if hw is None else HardwareConfig.load(hw)
+    varied = dict(map(parse, vary))
+    available = capacity(target, clock)
+    check_styles(target, varied)
     settings = Settings(
         File.of(network),
         target,
-        capacity(target, clock) | (budget or {}),
+        available | (budget or {}),
         None if calib is None else File.of(calib),
         objectives,
         least_sqnr,
-        dict(map(parse, vary)),
-        HardwareConfig(16, 16) if hw is None else HardwareConfig.load(hw),
+        varied,
+        base,
         seed,
         clock,
         latency,
@@ -876,14 +880,15 @@ def synth(hw: Path, target: str, pnr: bool, seeds: int, as_json: bool) -> None:
 
     Every port is placed between registers, so that the clock covers the paths to and from them.
     """
-    from .estimate.resources import calibrated
+    from .estimate.resources import covers
     from .hw.verilog import TOP, accelerator_verilog
-    from .toolchain.devices import KINDS, find
+    from .toolchain.devices import KINDS, check_primitives, find
     from .toolchain.nextpnr import check_routable, place_and_route
     from .toolchain.yosys import ToolError, synthesize
 
     device = check_routable(target) if pnr else find(target)
     config = HardwareConfig.load(hw)
+    check_primitives(config, device.family, target)
     with _busy("writing Verilog"):
         design = accelerator_verilog(config)
     with _busy(f"synthesizing for {target}"):
@@ -900,7 +905,7 @@ def synth(hw: Path, target: str, pnr: bool, seeds: int, as_json: bool) -> None:
     values["fmax_mhz"] = timing and timing.median
     values["fmax_mhz_by_seed"] = timing and timing.fmax_mhz
     values["critical_path"] = timing and asdict(timing.critical_path)
-    guess = _estimated(config, target) if device.family in calibrated() else None
+    guess = _estimated(config, target) if covers(config, device.family) else None
     values["estimate"] = guess
     if as_json:
         _print(True, values)
@@ -958,10 +963,13 @@ def bitstream(folder: Path, board: str, baud: int, output: Path, as_json: bool) 
     from .hw.standalone import Standalone
     from .hw.verilog import TOP, emit, emit_rtlil
     from .toolchain.boards import find_board, implement
+    from .toolchain.devices import check_primitives
 
     chosen = find_board(board)
     _check_folder(output)
-    spec = at_clock(Program.load(folder), chosen.clock_mhz * 1e6, baud)
+    program = Program.load(folder)
+    check_primitives(program.config, chosen.device.family, board)
+    spec = at_clock(program, chosen.clock_mhz * 1e6, baud)
     if len(spec.memory.content) > chosen.memory_bytes:
         raise ValueError(
             f"{folder} does not fit {board}: program, weights and an image take "

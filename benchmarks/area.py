@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from typing import Any
 
@@ -14,10 +14,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from shiftcore.golden.array import ArraySpec
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.hw.accelerator import Accelerator
 from shiftcore.hw.array import SystolicArray
 from shiftcore.hw.engine import Engine
+from shiftcore.hw.packed import PackedElements
 from shiftcore.hw.pe import ProcessingElement
 from shiftcore.hw.requantizer import Requantizer
 from shiftcore.hw.scale_unit import ScaleUnit
@@ -81,6 +83,30 @@ def designs() -> list[Design]:
     column = HardwareConfig(rows=16, cols=1)
     found = [
         Design("PE, last row", lambda: ProcessingElement(config.array, 15), 1),
+        Design(
+            "PE, carry chains",
+            lambda: ProcessingElement(replace(config.array, multiplier="ecp5-carry"), 15),
+            1,
+            (("lut", 34), ("dsp", 0)),
+        ),
+        Design(
+            "PE, carry chains, m = 8",
+            lambda: ProcessingElement(ArraySpec(16, 16, 4, 8, "ecp5-carry"), 15),
+            1,
+            (("lut", 50), ("dsp", 0)),
+        ),
+        Design(
+            "PE, ternary weights",
+            lambda: ProcessingElement(ArraySpec(16, 16, 2, 4, "ecp5-ternary"), 15),
+            1,
+            (("lut", 12), ("dsp", 0)),
+        ),
+        Design(
+            "PE of two columns, packed",
+            lambda: PackedElements(replace(config.array, multiplier="packed18"), 15, 2),
+            2,
+            (("lut_per_mac", 16), ("dsp", 1)),
+        ),
         Design(
             "integer array 16×16, no DSP",
             lambda: SystolicArray(config.array),

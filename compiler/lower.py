@@ -46,6 +46,12 @@ def check(network: QuantizedNetwork, config: HardwareConfig) -> None:
                     f"layer {layer.name!r} has {name} scales, the hardware {config.scale}: set "
                     f"scale = {name!r}"
                 )
+            if term.kernel.codes.min() < config.array.least_code:
+                raise ValueError(
+                    f"layer {layer.name!r} has the weight code {term.kernel.codes.min()}, which "
+                    f"multiplier {config.multiplier!r} lacks: quantize with method='l2', "
+                    "recipe='P' and no 'e8m0' scales, or take another multiplier"
+                )
 
 
 def _refuse_limits(layer: Layer) -> None:

@@ -8,13 +8,18 @@ from importlib.resources import files
 from math import log2
 from typing import Any
 
+from ..golden.array import STYLES
 from ..golden.config import HardwareConfig
 from .fabric import FABRICS
 from .structure import UNITS
 
-__all__ = ["Area", "UnitArea", "area", "calibrated", "clock_terms", "clocked"]
+__all__ = ["Area", "UnitArea", "area", "calibrated", "clock_terms", "clocked", "covers"]
 
 CALIBRATION = "calibration.json"
+_STYLE_TERMS = {"ecp5-carry": "carry chain bits", "ecp5-ternary": "ternary chain bits"} | {
+    style: "packing bits" for style in STYLES if "packed" in style
+}
+"""The term of LUTs that only a form of PEs has."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +62,27 @@ def clocked() -> tuple[str, ...]:
     return tuple(family for family, costs in _calibration().items() if costs.get("period_ns"))
 
 
+def covers(config: HardwareConfig, family: str) -> bool:
+    """Whether the accelerator of `config` can be estimated on `family`."""
+    costs = _calibration().get(family)
+    style = _STYLE_TERMS.get(config.multiplier)
+    fits = config.array.family in (None, family)
+    return costs is not None and fits and (style is None or style in costs["lut"]["array"])
+
+
 def area(config: HardwareConfig, family: str) -> Area:
     """What the accelerator of `config` takes on `family`: the sum over its units.
 
-    Raises ``ValueError`` if the family is not calibrated.
+    Raises ``ValueError`` if the family, or the form of the PEs, is not calibrated.
     """
     known = _calibration()
     if family not in known:
         raise ValueError(
             f"resources are calibrated for {', '.join(known) or 'no family'}, not for {family!r}"
+        )
+    if not covers(config, family):
+        raise ValueError(
+            f"resources are not calibrated for multiplier {config.multiplier!r} on {family}"
         )
     costs = known[family]
     found = {}

@@ -78,6 +78,11 @@ def _queue(depth: int, width: int, used: int | None = None) -> Memory:
     return Memory(depth - 1, width, used=used)
 
 
+def _even(bits: int) -> int:
+    """Of a carry chain, whose cells have two bits."""
+    return bits + bits % 2
+
+
 def _array(config: HardwareConfig) -> Unit:
     """Processing elements and the delays at the edges of the array."""
     spec = config.array
@@ -85,17 +90,43 @@ def _array(config: HardwareConfig) -> Unit:
     count = rows * cols
     sums = [spec.partial_sum_bits(row) for row in range(rows)]
     lut: Terms = {"PEs": count, "sum bits": cols * sum(sums)}
+    groups = spec.groups
+    firsts = range(0, cols, groups[0])
+    moved = firsts[-1]  # registers between the first and the last PEs of a row
     ff: Terms = {
-        "PE bits": count * (operand + 2 * b) - rows * operand,
+        "PE bits": rows * (moved * operand + 2 * sum(map(spec.field_bits, groups))),
         "product bits": count * spec.product_bits,
         "sum bits": cols * sum(sums),
         # Swaps are one line of delays: PEs that it reaches in the same cycle share a register.
-        "control bits": rows * (rows - 1) // 2 + rows * (cols - 1) + rows + cols - 2,
+        "control bits": rows * (rows - 1) // 2 + rows * moved + rows + moved - 1,
     }
-    delays = [(operand, row + 1) for row in range(rows)] + [(b, col) for col in range(1, cols)]
+    delays = [(operand, row + 1) for row in range(rows)] + [
+        (size * b, first) for size, first in zip(groups, firsts, strict=True) if first
+    ]
+    delays += [(spec.sum_bits, above) for size in groups for above in range(1, size)]
+    if spec.operand_limit:
+        # A field is a bit wider than its code.
+        lut["packing bits"] = (cols - len(groups)) * (b + 1)
+        products = [
+            Multiplication(spec.packed_bits(size), operand, size * spec.product_bits, signed=True)
+            for size in groups
+        ]
+        wanted = [(rows, product) for product in products]
+        return Unit(lut, ff, multiplications=wanted, delays=delays)
     if spec.multiplier == "dsp":
         product = Multiplication(b, operand, spec.product_bits, signed=True)
         return Unit(lut, ff, multiplications=[(count, product)], delays=delays)
+    if spec.multiplier == "ecp5-ternary":
+        # The chain is the sum's adder, too, and has a bit below; weights are held once more.
+        lut = {"PEs": count, "ternary chain bits": cols * sum(_even(width + 1) for width in sums)}
+        del ff["product bits"]
+        ff["PE bits"] += rows * operand + count * b
+        return Unit(lut, ff, delays=delays)
+    if spec.multiplier == "ecp5-carry":
+        # A chain but the last has a bit more than the operand; row 0 has no sum to add to.
+        bits = (b - 2) * _even(operand + 1) + _even(operand)
+        chains = count * bits + cols * sum(map(_even, sums[1:]))
+        return Unit({"PEs": count, "carry chain bits": chains}, ff, delays=delays)
     # Radix-4 Booth digits: the lowest sees two bits of the code, an odd highest one too.
     digits = -(-b // 2)
     ends = 1 + (b % 2 and digits > 1)

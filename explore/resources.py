@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from ..estimate.resources import area, calibrated, clocked
+from ..estimate.resources import area, calibrated, clocked, covers
 from ..golden.config import HardwareConfig
 from ..toolchain.devices import KINDS, find
+from .space import Space
 
-__all__ = ["Area", "capacity", "count", "estimated"]
+__all__ = ["Area", "capacity", "check_styles", "count", "estimated"]
 
 CLOCKED = "ecp5-85k-8"
 """the device whose clock is estimated"""
@@ -45,6 +46,15 @@ def capacity(target: str, clock: float | None) -> dict[str, int]:
         known = f"for {CLOCKED} only" if find(CLOCKED).family in clocked() else "for no device yet"
         raise ValueError(f"the clock is estimated {known}: give that of {target}")
     return dict(device.capacity)
+
+
+def check_styles(target: str, space: Space) -> None:
+    """Raise ``ValueError`` if there is no estimate for a form of PEs in `space`."""
+    family = find(target).family
+    for style in space.get("multiplier", ()):
+        # The narrowest operands, which every form takes.
+        if not covers(HardwareConfig(1, 1, 2, 2, multiplier=style), family):
+            raise ValueError(f"there is no estimate for multiplier {style!r} on {target}")
 
 
 def count(config: HardwareConfig, target: str) -> dict[str, int]:

@@ -1,16 +1,22 @@
 """Specs of the integer part: processing element, systolic array, and the tile it holds."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .floats import FLOAT32, ScaleFormat
 
-__all__ = ["ArraySpec", "Multiplier", "TileFormat"]
+__all__ = ["STYLES", "ArraySpec", "Multiplier", "Style", "TileFormat"]
 
 Multiplier = Literal["lut", "dsp"]
+Style = Literal[
+    "lut", "dsp", "ecp5-carry", "ecp5-ternary", "packed16", "packed18", "packed25", "packed27"
+]
+
+STYLES: tuple[Style, ...] = get_args(Style)
+"""Forms of the processing elements."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +28,19 @@ class ArraySpec:
     rows, cols : 1 or more; a column sums over ``rows`` lanes
     weight_bits : b, 2 to 8, two's complement
     act_bits : m, 2 to 8; a lane carries m bits, signed or unsigned, as m + 1 signed bits
-    multiplier : "lut" never becomes a DSP block, "dsp" leaves the choice to the synthesizer
+    multiplier : "lut" never becomes a DSP block, "dsp" leaves the choice to the synthesizer;
+        "ecp5-carry" instantiates carry cells of ECP5, "ecp5-ternary" too, for b = 2 and the codes
+        -1, 0 and 1; "packed18" and its like multiply the weights of as many columns at once as an
+        operand of 18 bits holds, of two at least
+
+    Raises ``ValueError`` with the parameter and what it may be.
     """
 
     rows: int
     cols: int
     weight_bits: int
     act_bits: int
-    multiplier: Multiplier = "lut"
+    multiplier: Style = "lut"
 
     def __post_init__(self) -> None:
         for name in ("rows", "cols"):
@@ -38,8 +49,28 @@ class ArraySpec:
         for name in ("weight_bits", "act_bits"):
             if getattr(self, name) not in range(2, 9):
                 raise ValueError(f"{name} must be 2 to 8, not {getattr(self, name)!r}")
-        if self.multiplier not in ("lut", "dsp"):
-            raise ValueError(f"multiplier must be 'lut' or 'dsp', not {self.multiplier!r}")
+        if self.multiplier not in STYLES:
+            listed = ", ".join(map(repr, STYLES))
+            raise ValueError(f"multiplier must be one of {listed}, not {self.multiplier!r}")
+        if self.multiplier == "ecp5-ternary" and self.weight_bits != 2:
+            raise ValueError(
+                f"multiplier 'ecp5-ternary' needs weight_bits = 2, not {self.weight_bits}"
+            )
+        if self.operand_limit and self.packed_bits(2) > self.operand_limit:
+            raise ValueError(
+                f"multiplier {self.multiplier!r} needs 2 * weight_bits + act_bits + 1 of at most "
+                f"{self.operand_limit}, not {self.packed_bits(2)}"
+            )
+
+    @property
+    def family(self) -> str | None:
+        """The FPGA family whose cells are instantiated; None if no vendor's are."""
+        return "ecp5" if self.multiplier.startswith("ecp5") else None
+
+    @property
+    def least_code(self) -> int:
+        """The most negative weight."""
+        return -1 if self.multiplier == "ecp5-ternary" else -(1 << (self.weight_bits - 1))
 
     @property
     def operand_bits(self) -> int:
@@ -49,6 +80,29 @@ class ArraySpec:
     @property
     def product_bits(self) -> int:
         return self.weight_bits + self.act_bits
+
+    @property
+    def operand_limit(self) -> int:
+        """Bits of the operand that holds several weights; 0 where each has its own product."""
+        return int(self.multiplier.removeprefix("packed")) if "packed" in self.multiplier else 0
+
+    def packed_bits(self, columns: int) -> int:
+        """Width of the weights of `columns` in one signed number, a product apart."""
+        borrow = columns > 1
+        return (columns - 1) * self.product_bits + self.weight_bits + borrow
+
+    def field_bits(self, columns: int) -> int:
+        """Bits of these weights without the repeated signs between them."""
+        return columns * (self.weight_bits + 1) - 1
+
+    @property
+    def groups(self) -> list[int]:
+        """How many columns share a product, from left to right; all but the last as many."""
+        size = 1
+        while self.packed_bits(size + 1) <= self.operand_limit:
+            size += 1
+        whole, rest = divmod(self.cols, size)
+        return [size] * whole + [rest] * (rest > 0)
 
     def partial_sum_bits(self, row: int) -> int:
         """Width of the signed partial sum that leaves `row`."""
@@ -65,6 +119,14 @@ class ArraySpec:
         """Cycles from a pixel at the array's input to its sum at the foot of column 0."""
         return self.rows + 2
 
+    def check_codes(self, codes: NDArray[np.int8]) -> None:
+        """Raise ``ValueError`` if PEs cannot multiply by one of `codes`, which fit their bits."""
+        if codes.min(initial=0) < self.least_code:
+            raise ValueError(
+                f"multiplier {self.multiplier!r} takes weight codes from {self.least_code}, "
+                f"not {codes.min()}"
+            )
+
     def compute(self, weights: NDArray[np.int8], lanes: NDArray[np.int16]) -> NDArray[np.int64]:
         """Block sums (P, cols) of `lanes` (P, rows) with stationary `weights` (rows, cols).
 
@@ -73,6 +135,7 @@ class ArraySpec:
         limit = 1 << (self.weight_bits - 1)
         if weights.min() < -limit or weights.max() >= limit:
             raise ValueError(f"weight codes must fit {self.weight_bits} bits")
+        self.check_codes(weights)
         limit = 1 << self.act_bits
         if lanes.size and (lanes.min() < -(limit >> 1) or lanes.max() >= limit):
             raise ValueError(f"lanes must fit {self.act_bits} bits, signed or unsigned")
@@ -140,7 +203,7 @@ class TileFormat:
         """Codes (n, rows, cols), scales (n, cols) and biases (n, cols) of n tiles.
 
         The inverse of :meth:`pack`: `data` has the beats of a tile in a row, (n, bytes). Raises
-        ``ValueError`` at a scale or bias that is no number.
+        ``ValueError`` at a scale or bias that is no number, or a code that no PE takes.
         """
         size = self.beats(start) * self.bus_bits // 8
         if data.ndim != 2 or data.shape[1] != size:
@@ -151,6 +214,7 @@ class TileFormat:
         codes = bits[:, :scales_at].reshape(len(data) * rows, 1, -1)
         sign = 1 << (b - 1)
         codes = (self._fields(codes, b).reshape(len(data), rows, -1)[:, ::-1] ^ sign) - sign
+        self.array.check_codes(codes)
         biases_at = scales_at + self.scale_beats
         scales = self._fields(bits[:, scales_at:biases_at], self.scale.storage_bits)
         biases = FLOAT32.decode(self._fields(bits[:, biases_at:], 32)) if start else None

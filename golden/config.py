@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from .accelerator import AcceleratorSpec
-from .array import ArraySpec, Multiplier, TileFormat
+from .array import STYLES, ArraySpec, Multiplier, Style, TileFormat
 from .engine import EngineSpec
 from .floats import FLOAT32, SCALE_FORMATS
 from .requantizer import RequantizerSpec
@@ -62,7 +62,7 @@ KEYS: dict[str, Key] = {
         range(2, 65537), "accumulators of a column; at least `ceil(rows / cols)`, for one block"
     ),
     "bus_bits": Key((32, 64, 128, 256), "bits of a beat: of the memory port and the tile stream"),
-    "multiplier": Key(("lut", "dsp"), "multipliers of the processing elements"),
+    "multiplier": Key(STYLES, "multipliers of the processing elements"),
     "scale_multiplier": Key(("lut", "dsp"), "multipliers of the scale units"),
     "clamp": Key(
         (False, True), "whether activations other than ReLU (ReLU6, clamp) can be applied"
@@ -95,7 +95,7 @@ class HardwareConfig:
     accumulator: str = "float32"
     accumulator_depth: int = 512
     bus_bits: int = 64
-    multiplier: Multiplier = "lut"
+    multiplier: Style = "lut"
     scale_multiplier: Multiplier = "dsp"
     clamp: bool = True
     buffer_depth: int = 4096
@@ -113,6 +113,10 @@ class HardwareConfig:
         for name, key in KEYS.items():
             if key.least:
                 _fifo(key.doc, self.burst_beats).check(name, getattr(self, name))
+        try:
+            _ = self.array  # which refuses widths that a multiplier does not take
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         rows = self.requantizer.beats_per_block
         if self.accumulator_depth < rows:
             raise ConfigError(

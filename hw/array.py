@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from ..golden.array import ArraySpec
 from .delay import delayed
 from .library import place
+from .packed import PackedElements, WeightPacker
 from .pe import ProcessingElement
 
 __all__ = ["SystolicArray"]
@@ -55,31 +56,44 @@ class SystolicArray(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         rows, cols = self.spec.rows, self.spec.cols
-        # Each PE names what it hands to its right and lower neighbours.
-        codes = [delayed(m, self.i_codes[c], c, f"code_c{c}") for c in range(cols)]
+        # Columns that share their products work in the same cycle, that of the first one. Each PE
+        # names what it hands to its right and lower neighbours.
+        sizes = self.spec.groups
+        groups = list(zip(range(0, cols, sizes[0]), sizes, strict=True))
+        codes: dict = {}
+        for c, size in groups:
+            entering = [delayed(m, self.i_codes[c + k], c, f"code_c{c + k}") for k in range(size)]
+            if size == 1:
+                (codes[c],) = entering
+                continue
+            m.submodules[f"packer_{c}"] = packer = WeightPacker(self.spec, size)
+            m.d.comb += [packer.i_codes[k].eq(code) for k, code in enumerate(entering)]
+            codes[c] = packer.o_code
         sums: list = [None] * cols
         for r in range(rows):
             act = delayed(m, self.i_lanes[r], r + 1, f"lane_r{r}")
             swap = delayed(m, self.i_swap, r, f"swap_r{r}", reset=True)
             enable = delayed(m, self.i_enable[r], r, f"enable_r{r}", reset=True)
-            for c in range(cols):
-                pe = place(
-                    m,
-                    platform,
-                    f"pe_{r}_{c}",
-                    f"pe_row_{r}",
-                    partial(ProcessingElement, self.spec, r),
-                )
+            for c, size in groups:
+                if size == 1:
+                    kind, make = "pe", partial(ProcessingElement, self.spec, r)
+                else:
+                    kind, make = f"pe{size}", partial(PackedElements, self.spec, r, size)
+                pe = place(m, platform, f"pe_{r}_{c}", f"{kind}_row_{r}", make)
                 m.d.comb += [
                     pe.i_act.eq(act),
                     pe.i_swap.eq(swap),
                     pe.i_enable.eq(enable),
                     pe.i_code.eq(codes[c]),
                 ]
-                if r:
-                    m.d.comb += pe.i_sum.eq(sums[c])
-                act, swap, enable = pe.o_act, pe.o_swap, pe.o_enable
-                codes[c], sums[c] = pe.o_code, pe.o_sum
-        for c in range(cols):
-            m.d.comb += self.o_sums[c].eq(sums[c])
+                for k in range(size):
+                    end = "sum" if size == 1 else f"sum_{k}"
+                    if r:
+                        m.d.comb += getattr(pe, f"i_{end}").eq(sums[c + k])
+                    sums[c + k] = getattr(pe, f"o_{end}")
+                act, swap, enable, codes[c] = pe.o_act, pe.o_swap, pe.o_enable, pe.o_code
+        for c, size in groups:
+            for k in range(size):
+                foot = delayed(m, sums[c + k], k, f"sum_c{c + k}")
+                m.d.comb += self.o_sums[c + k].eq(foot)
         return m

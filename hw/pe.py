@@ -5,6 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..golden.array import ArraySpec
+from .carry_chain import carry_chain_product, ternary_sum
 
 __all__ = ["ProcessingElement", "booth_product"]
 
@@ -97,19 +98,30 @@ class ProcessingElement(wiring.Component):
         with m.If(self.i_swap):
             m.d.sync += weight.eq(shadow)
 
+        total = Signal(self.o_sum.shape(), reset_less=True)
+        m.d.comb += self.o_sum.eq(total)
+        if self.spec.multiplier == "ecp5-ternary":
+            # The product needs no register of its own: the operand, which moves on, has one.
+            held = Signal(self.o_code.shape(), reset_less=True)
+            m.d.sync += held.eq(weight)
+            above = self.i_sum if self.row else Const(0, 1)
+            m.d.sync += total.eq(ternary_sum(m, above, act, held, len(total)))
+            return m
+
         # In row 0 another register follows. yosys would pack both into a DSP block of iCE40 and
         # lose the block's output; a register that it must keep is not packed with another.
-        keep = {"keep": True} if self.row == 0 and self.spec.multiplier == "dsp" else {}
+        block = self.spec.multiplier not in ("lut", "ecp5-carry")
+        keep = {"keep": True} if block and self.row == 0 else {}
         product = Signal(signed(self.spec.product_bits), reset_less=True, attrs=keep)
         carry = Signal(reset_less=True)
-        if self.spec.multiplier == "dsp":
-            m.d.sync += product.eq(weight * self.i_act)
-        else:
+        if self.spec.multiplier == "lut":
             value, low = booth_product(m, weight, self.i_act)
             m.d.sync += [product.eq(value), carry.eq(low)]
+        elif self.spec.multiplier == "ecp5-carry":
+            m.d.sync += product.eq(carry_chain_product(m, weight, self.i_act))
+        else:
+            m.d.sync += product.eq(weight * self.i_act)
 
-        total = Signal(self.o_sum.shape(), reset_less=True)
         # One expression, so that synthesis takes the carry as the adder's carry-in.
         m.d.sync += total.eq(product + carry if self.row == 0 else self.i_sum + product + carry)
-        m.d.comb += self.o_sum.eq(total)
         return m

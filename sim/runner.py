@@ -20,7 +20,7 @@ from cocotb_tools import runner as cocotb_runner
 from cocotb_tools.check_results import get_results
 
 from ..hw.verilog import emit
-from ..toolchain.netlist import cell_models, models_hash, synthesized
+from ..toolchain.netlist import cell_models, models_hash, synthesized, with_primitives
 
 __all__ = [
     "CACHE",
@@ -182,6 +182,8 @@ def build(
         check_netlist(simulator)
         verilog = synthesized(verilog, _TOP, netlist).verilog
         models = cell_models(netlist)
+    else:
+        verilog = with_primitives(verilog)
     key = _key(verilog, str(waves), _MAKE, *([models_hash()] if models else []))
     folder = CACHE / f"{simulator}-{key}"
     locked_build(folder, lambda: _compile(verilog, folder, simulator, path, waves, models))

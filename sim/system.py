@@ -19,7 +19,7 @@ from ..golden.accelerator import AcceleratorSpec
 from ..golden.config import HardwareConfig
 from ..hw.accelerator import Accelerator
 from ..hw.verilog import TOP, emit
-from ..toolchain.netlist import cell_models, models_hash, synthesized
+from ..toolchain.netlist import cell_models, models_hash, synthesized, with_primitives
 from .runner import (
     CACHE,
     SimulationError,
@@ -108,6 +108,7 @@ def build_bench(
     Raises ``SimulationError`` if the simulator is missing.
     """
     path = tool_path(simulator)
+    design = design if models else with_primitives(design)
     # Compiling a netlist takes far longer than running it.
     make = _MAKE.replace("OPT_FAST=-O2", "OPT_FAST=-O0") if models else _MAKE
     parts = [design, bench, simulator, str(dict(parameters)), str(waves), make]

@@ -115,15 +115,22 @@ def refusal(*arguments: str) -> str:
     return line
 
 
-@pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A build folder of a network that is small, for hardware with a memory that is not."""
-    folder = tmp_path_factory.mktemp("boards")
+WIDE = HardwareConfig(4, 1, bus_bits=256, weight_fifo=32)
+
+
+def built(folder: Path, config: HardwareConfig) -> Path:
+    """A build folder of a network that is small."""
     net = network()
     net.save(folder / "net.safetensors")
-    program = compile_network(net, HardwareConfig(4, 1, bus_bits=256, weight_fifo=32))
+    program = compile_network(net, config)
     save_build(program, folder / "net.safetensors", folder / "build")
     return folder / "build"
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For hardware with a memory that is not small."""
+    return built(tmp_path_factory.mktemp("boards"), WIDE)
 
 
 def test_the_command_refuses_in_one_line(build: Path, tmp_path: Path):
@@ -137,6 +144,12 @@ def test_the_command_refuses_in_one_line(build: Path, tmp_path: Path):
     line = refusal(str(tmp_path), "--board", "ulx3s-85f", "-o", out)
     assert line.endswith("manifest.json: cannot be read: No such file or directory")
     assert not Path(out).exists()
+
+
+def test_cells_that_the_board_lacks(tmp_path: Path):
+    folder = built(tmp_path, replace(WIDE, multiplier="ecp5-carry"))
+    line = refusal(str(folder), "--board", "icebreaker", "-o", str(tmp_path / "out"))
+    assert line == "Error: multiplier 'ecp5-carry' instantiates cells of ecp5, not of icebreaker"
 
 
 def test_a_network_that_does_not_fit(build: Path, tmp_path: Path, monkeypatch):

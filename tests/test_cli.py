@@ -613,6 +613,13 @@ def test_unknown_target() -> None:
     refused(run("synth", "--hw", ARRAY16, "--target", "stratix"), "ecp5", "stratix")
 
 
+def test_cells_of_another_family(tmp_path: Path) -> None:
+    hardware = tmp_path / "hw.toml"
+    hardware.write_text("rows = 2\ncols = 2\nmultiplier = 'ecp5-carry'\n")
+    message = "multiplier 'ecp5-carry' instantiates cells of ecp5, not of ice40"
+    refused(run("synth", "--hw", hardware, "--target", "ice40"), message)
+
+
 def test_missing_simulator(tmp_path: Path) -> None:
     """Without a compiler on the path the demo says what is missing; nothing is left running."""
     environment = {**os.environ, "PATH": str(tmp_path)}

@@ -351,6 +351,10 @@ def test_a_model_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--vary", "cols=0"], "cols must be a whole number from 1 to 128, not 0"),
         (["--target", "ecp5-85k-6"], "the clock is estimated for ecp5-85k-8 only: give that of"),
         (["--target", "xc7a35t"], "resources are estimated for ecp5, not for xc7a35t"),
+        (
+            ["--vary", "multiplier=lut,ecp5-carry"],
+            "there is no estimate for multiplier 'ecp5-carry' on ecp5-85k-8",
+        ),
     ):
         refused = CliRunner().invoke(main, [*map(str, arguments), *changes])
         assert refused.exit_code == 1

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
     """Makes a project; its Verilog is always the same one."""
     monkeypatch.setattr(projects, "accelerator_verilog", lambda config: VERILOG)
 
-    def make(tool: str, name: str = "project", **options) -> Path:
-        files = write_project(CONFIG, tool, tmp_path / name, **options)
+    def make(tool: str, name: str = "project", config=CONFIG, **options) -> Path:
+        files = write_project(config, tool, tmp_path / name, **options)
         assert files == sorted(path.name for path in (tmp_path / name).iterdir())
         return tmp_path / name
 
@@ -227,6 +228,12 @@ def test_fusesoc_lints_it(made):
          "part must be one of Intel Quartus Prime, such as 5CSEBA6U23I7, not 'EP2C5'"),
         ("fusesoc", {"part": "x"}, "a fusesoc project has no part, not even x"),
         ("fusesoc", {"clock_mhz": 100}, "a fusesoc project has no clock, not even 100"),
+        ("vivado", {"config": replace(CONFIG, multiplier="ecp5-carry")},
+         "multiplier 'ecp5-carry' instantiates cells of ecp5, not of xc7z020clg400-1"),
+        ("diamond", {"config": replace(CONFIG, multiplier="ecp5-carry"), "part": "LCMXO3-1"},
+         "multiplier 'ecp5-carry' instantiates cells of ecp5, not of LCMXO3-1"),
+        ("fusesoc", {"config": replace(CONFIG, multiplier="ecp5-carry")},
+         "multiplier 'ecp5-carry' instantiates cells of ecp5, not of a fusesoc project"),
         ("gowin", {"clock_mhz": 0}, "clock must be from 1 to 1000 MHz, not 0"),
         ("gowin", {"clock_mhz": float("nan")}, "clock must be from 1 to 1000 MHz, not nan"),
     ],
@@ -247,6 +254,12 @@ def test_a_folder_that_is_in_use_stays(made, tmp_path):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes"]
     (tmp_path / "empty").mkdir()
     assert made("diamond", "empty")
+
+
+def test_cells_of_ecp5_in_its_parts(made):
+    config = replace(CONFIG, multiplier="ecp5-carry")
+    assert made("diamond", config=config)
+    assert made("diamond", "automotive", config, part="LAE5UM-45F-6BG381E")
 
 
 def test_a_failure_leaves_nothing(made, tmp_path, monkeypatch):

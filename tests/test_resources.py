@@ -152,6 +152,68 @@ def test_the_flip_flops_of_an_array_are_counted_exactly():
     assert sum(terms.values()) == counted.ff
 
 
+@pytest.mark.parametrize(
+    ("style", "rows", "cols", "b", "m"),
+    [
+        ("ecp5-carry", 1, 3, 5, 6),
+        ("ecp5-carry", 3, 1, 2, 2),
+        ("ecp5-carry", 2, 2, 4, 8),
+        ("ecp5-carry", 4, 2, 3, 7),
+        ("ecp5-ternary", 1, 3, 2, 8),
+        ("ecp5-ternary", 4, 2, 2, 3),
+    ],
+)
+def test_carry_chains_are_counted_exactly(style, rows, cols, b, m):
+    """Beside them there is only the AND that the lowest bit of each product is."""
+    config = HardwareConfig(rows, cols, weight_bits=b, act_bits=m, multiplier=style)
+    counted = synthesize(emit(SystolicArray(config.array), "array"), "array")
+    lut, ff, dsp, bram = UNITS["array"](config).mapped(FABRICS["ecp5"])
+    assert (sum(ff.values()), dsp, bram) == (counted.ff, counted.dsp, counted.bram)
+    carry = style == "ecp5-carry"
+    chains = lut["carry chain bits" if carry else "ternary chain bits"]
+    assert chains == 2 * counted.cells["CCU2C"]
+    assert counted.lut == chains + carry * lut["PEs"]
+
+
+@pytest.mark.parametrize(
+    ("family", "style", "cols", "b", "m", "groups"),
+    [
+        ("ecp5", "packed18", 5, 4, 5, [2, 2, 1]),
+        ("ecp5", "packed18", 7, 2, 4, [3, 3, 1]),
+        ("gowin", "packed18", 3, 4, 4, [2, 1]),
+        ("cyclonev", "packed18", 3, 4, 4, [2, 1]),
+        ("ice40", "packed16", 4, 3, 3, [3, 1]),  # the last column's products are in LUTs
+        ("xilinx7", "packed25", 3, 8, 8, [2, 1]),
+        ("xcup", "packed27", 4, 4, 3, [4]),
+    ],
+)
+def test_packed_products_are_counted_exactly(family, style, cols, b, m, groups):
+    """A DSP block for each group of a row; flip-flops where yosys moves none into the blocks."""
+    config = HardwareConfig(2, cols, weight_bits=b, act_bits=m, multiplier=style)
+    counted = synthesize(emit(SystolicArray(config.array), "array"), "array", family)
+    lut, ff, dsp, bram = UNITS["array"](config).mapped(FABRICS[family])
+    assert config.array.groups == groups
+    assert (dsp, bram) == (counted.dsp, counted.bram)
+    assert dsp == 2 * (len(groups) - (family == "ice40"))
+    if family in ("ecp5", "gowin", "cyclonev"):
+        assert sum(ff.values()) == counted.ff
+    assert lut["packing bits"] == sum(size - 1 for size in groups) * (b + 1)
+
+
+def test_a_form_that_is_not_calibrated_is_refused(monkeypatch):
+    config = replace(CONFIG, multiplier="ecp5-carry")
+    known = json.loads(json.dumps(resources._calibration()))
+    known["ecp5"]["lut"]["array"].pop("carry chain bits", None)
+    monkeypatch.setattr(resources, "_calibration", lambda: known)
+    assert not resources.covers(config, "ecp5")
+    message = "^resources are not calibrated for multiplier 'ecp5-carry' on ecp5$"
+    with pytest.raises(ValueError, match=message):
+        resources.area(config, "ecp5")
+    known["ecp5"]["lut"]["array"]["carry chain bits"] = 1.0
+    assert resources.covers(config, "ecp5")
+    assert resources.area(config, "ecp5").dsp == resources.area(CONFIG, "ecp5").dsp
+
+
 def test_a_family_that_is_not_calibrated_is_refused(monkeypatch):
     monkeypatch.setattr(resources, "_calibration", lambda: {"ecp5": {}})
     with pytest.raises(ValueError, match=r"^resources are calibrated for ecp5, not for 'gowin'$"):

@@ -3,7 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["DEVICES", "FAMILIES", "KINDS", "Device", "Family", "Router", "find"]
+from ..golden.config import HardwareConfig
+
+__all__ = [
+    "DEVICES",
+    "FAMILIES",
+    "KINDS",
+    "Device",
+    "Family",
+    "Router",
+    "check_primitives",
+    "find",
+]
 
 KINDS: tuple[str, ...] = ("lut", "ff", "dsp", "bram")
 """What is counted, in the order of every table."""
@@ -174,3 +185,12 @@ def find(name: str) -> Device:
     if name not in DEVICES:
         raise ValueError(f"target must be one of {', '.join(DEVICES)}, not {name!r}")
     return DEVICES[name]
+
+
+def check_primitives(config: HardwareConfig, family: str | None, target: str) -> None:
+    """Raise ``ValueError`` if `config` instantiates cells that `target`, of a `family`, lacks."""
+    needed = config.array.family
+    if needed not in (None, family):
+        raise ValueError(
+            f"multiplier {config.multiplier!r} instantiates cells of {needed}, not of {target}"
+        )

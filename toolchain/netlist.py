@@ -1,6 +1,7 @@
 """Netlists after synthesis, and the models of their cells, for simulation."""
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +11,21 @@ from pathlib import Path
 from . import devices
 from .yosys import CACHE, ToolError, content_hash, keep, recall, run_yosys, tool_version
 
-__all__ = ["FAMILIES", "MODELS", "Netlist", "cell_models", "models_hash", "synthesized"]
+__all__ = [
+    "FAMILIES",
+    "MODELS",
+    "Netlist",
+    "cell_models",
+    "models_hash",
+    "synthesized",
+    "with_primitives",
+]
 
 MODELS = Path(__file__).parent / "cells"
-"""The models of cells that yosys ships none of."""
+"""The models of cells that yosys ships none of, and of ``PRIMITIVES``."""
+
+PRIMITIVES = ("CCU2C",)
+"""Vendors' cells that the RTL instantiates where the configuration asks for them."""
 
 FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ecp5": ("ecp5/cells_sim.v", ("block_ram.sv", "ecp5.sv")),
@@ -70,6 +82,13 @@ def cell_models(family: str) -> list[Path]:
         raise ToolError("pyosys has no folder of shared files")
     theirs, ours = FAMILIES[family]
     return [*(MODELS / name for name in ours), Path(package.origin).parent / "share" / theirs]
+
+
+def with_primitives(design: str) -> str:
+    """Verilog with models of the vendor's cells that it instantiates itself, for any simulator."""
+    found = [cell for cell in PRIMITIVES if re.search(rf"^ *{cell} #", design, re.MULTILINE)]
+    models = ((MODELS / f"{cell.lower()}.sv").read_text(encoding="utf-8") for cell in found)
+    return "".join((design, *models))
 
 
 def models_hash() -> str:

@@ -136,7 +136,22 @@ def test_beats_by_hand():
         (lambda: ArraySpec(1, 1, 4, 9), r"act_bits must be 2 to 8, not 9"),
         (
             lambda: ArraySpec(1, 1, 4, 4, "gate"),  # pyright: ignore[reportArgumentType]
-            r"multiplier must be 'lut' or 'dsp', not 'gate'",
+            "multiplier must be one of 'lut', 'dsp', 'ecp5-carry', 'ecp5-ternary', 'packed16', "
+            "'packed18', 'packed25', 'packed27', not 'gate'",
+        ),
+        (
+            lambda: ArraySpec(1, 1, 3, 6, "ecp5-ternary"),
+            r"multiplier 'ecp5-ternary' needs weight_bits = 2, not 3",
+        ),
+        (
+            lambda: ArraySpec(1, 1, 2, 4, "ecp5-ternary").compute(
+                np.array([[-2]], np.int8), np.zeros((1, 1), np.int16)
+            ),
+            r"multiplier 'ecp5-ternary' takes weight codes from -1, not -2",
+        ),
+        (
+            lambda: ArraySpec(1, 2, 6, 6, "packed18"),
+            r"multiplier 'packed18' needs 2 \* weight_bits \+ act_bits \+ 1 of at most 18, not 19",
         ),
         (
             lambda: TileFormat(ArraySpec(1, 1, 4, 4), BF16, 16),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shiftcore.golden.array import ArraySpec, TileFormat
+from shiftcore.golden.array import STYLES, ArraySpec, TileFormat
 from shiftcore.golden.config import ConfigError, HardwareConfig
 from shiftcore.golden.floats import BF16, E8M0, FLOAT32, FP16, FP32
 from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
@@ -15,6 +15,7 @@ KEYS = (
     "multiplier, scale_multiplier, clamp, buffer_depth, queue_depth, weight_fifo, load_fifo, "
     "store_fifo, burst_beats, outstanding"
 )
+LISTED = ", ".join(map(repr, STYLES))
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -97,7 +98,11 @@ def test_defaults(tmp_path: Path):
         ("bus_bits = 48", "bus_bits must be one of 32, 64, 128, 256, not 48"),
         ("bus_bits = 64.0", "bus_bits must be one of 32, 64, 128, 256, not 64.0"),
         ("bus_bits = '64'", "bus_bits must be one of 32, 64, 128, 256, not '64'"),
-        ("multiplier = 'luts'", "multiplier must be one of 'lut', 'dsp', not 'luts'"),
+        ("multiplier = 'luts'", f"multiplier must be one of {LISTED}, not 'luts'"),
+        (
+            "weight_bits = 8\nmultiplier = 'packed18'",
+            "multiplier 'packed18' needs 2 * weight_bits + act_bits + 1 of at most 18, not 21",
+        ),
         ("scale_multiplier = false", "scale_multiplier must be one of 'lut', 'dsp', not False"),
         ("clamp = 1", "clamp must be one of False, True, not 1"),
         (

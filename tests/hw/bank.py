@@ -1,5 +1,6 @@
 """Several components in one simulation: builds and driving ports from Python are what take time."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from numpy.typing import ArrayLike, NDArray
 
+from shiftcore.golden.array import ArraySpec
 from shiftcore.hw.library import place
 from shiftcore.sim.pipeline_bench import PipelineJob
 from shiftcore.sim.runner import Simulator, simulate
@@ -72,6 +74,11 @@ def signed(values: ArrayLike, width: int) -> NDArray[np.int64]:
     """Two's complement fields of `width` bits as numbers."""
     field = np.asarray(values, np.int64)
     return (field ^ (1 << (width - 1))) - (1 << (width - 1))
+
+
+def simulated(spec: ArraySpec) -> bool:
+    """Whether the cells of a spec are there: the RTL has models of all, a netlist its family's."""
+    return spec.family in (None, os.environ.get("SHIFTCORE_NETLIST", spec.family))
 
 
 def run_bank(

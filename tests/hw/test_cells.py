@@ -1,5 +1,6 @@
 """Memories as yosys maps them, on the models of block RAMs: every width and every mode."""
 
+import itertools
 import os
 import re
 import shutil
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 from amaranth.lib.wiring import Component
 
+from shiftcore.hw import carry_chain
 from shiftcore.sim import runner
 from shiftcore.sim.pipeline_bench import PipelineJob
 from shiftcore.sim.runner import SimulationError, simulate
 from shiftcore.toolchain import netlist
 from shiftcore.toolchain.netlist import Netlist, synthesized
+from shiftcore.toolchain.yosys import ToolError, run_yosys
 
 CYCLES = 1500
 # Few addresses, so that reads meet writes; at the ends of every depth, and inside of wide words.
@@ -222,6 +225,36 @@ def test_what_is_read_during_a_write_of_the_other_port_is_wrong(family, mode, re
         ONE, family, lambda verilog: re.sub('"READ_?(BEFOREWRITE|FIRST)', f'"{mode}', verilog)
     )
     assert found == computed(ONE) != old
+
+
+@pytest.mark.parametrize("inject", ["YES", "NO"])
+def test_the_carry_cell_is_that_of_yosys(inject, tmp_path):
+    """For all inputs: the tables that the RTL has, and others. One that is wrong is told apart."""
+    pins = ("CIN", *(f"{pin}{half}" for half in "01" for pin in "ABCD"))
+    tables = [carry_chain._table(False), carry_chain._table(True), carry_chain._TERNARY, 0x96AA]
+    tables += np.random.default_rng(9).integers(1 << 16, size=4).tolist()
+    ours = (netlist.MODELS / "ccu2c.sv").read_text(encoding="utf-8")
+
+    def compare(mine: str) -> None:
+        cells, differ = "", []
+        for k, (one, two) in enumerate(itertools.pairwise(tables)):
+            differ.append(f"ours_{k} != theirs_{k}")
+            for kind, side in (("OURS", "ours"), ("CCU2C", "theirs")):
+                ports = ", ".join(f".{pin}({pin})" for pin in pins)
+                cells += (
+                    f"wire [2:0] {side}_{k}; {kind} #(.INIT0({one}), .INIT1({two}), "
+                    f'.INJECT1_0("{inject}"), .INJECT1_1("NO")) {side}{k} ({ports}, '
+                    f".S0({side}_{k}[0]), .S1({side}_{k}[1]), .COUT({side}_{k}[2]));\n"
+                )
+        top = f"module top(input {', '.join(pins)}, output differ);\n{cells}"
+        top += f"assign differ = {' || '.join(differ)};\nendmodule\n"
+        sources = {"ours": mine.replace("module CCU2C", "module OURS"), "top": top}
+        commands = ["read_verilog -nooverwrite +/ecp5/cells_sim.v", "prep -flatten -top top"]
+        run_yosys(tmp_path, sources, [*commands, "sat -prove differ 0 -verify"])
+
+    compare(ours)
+    with pytest.raises(ToolError, match="proof did fail"):
+        compare(ours.replace("INIT1[{2'b00", "INIT1[{2'b11"))
 
 
 @pytest.mark.parametrize("port", ["A", "B"])

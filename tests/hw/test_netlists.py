@@ -11,6 +11,7 @@ from shiftcore.golden.array import ArraySpec
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.requantizer import RequantizerSpec
 from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
+from shiftcore.hw.array import SystolicArray
 from shiftcore.hw.scale_unit import ScaleUnit
 from shiftcore.hw.verilog import TOP
 from shiftcore.sim import runner, system
@@ -74,6 +75,16 @@ def test_array_of_four(family):
 def test_products_in_blocks(family):
     """Of row 0 too, where yosys would lose what a block of two registers puts out."""
     test_array.test_tiles_without_a_bubble(ArraySpec(2, 1, 7, 8, multiplier="dsp"), "verilator")
+
+
+@pytest.mark.parametrize("family", ["ecp5"], indirect=True)
+@pytest.mark.parametrize(("style", "cell"), [("ecp5-carry", "CCU2C"), ("packed18", "MULT18X18D")])
+def test_forms_of_elements(family, style, cell):
+    """Carry cells of the rows of four products, and of two sums; one block for two columns."""
+    spec = ArraySpec(2, 2, 3, 3, style)
+    cells = synthesized(verilog_of(SystolicArray, spec), "dut", family).cells
+    assert cells[cell] == (2 if style == "packed18" else 4 * (3 + 2) + 2 * 4)
+    test_array.test_tiles_without_a_bubble(spec, "verilator")
 
 
 @pytest.mark.parametrize("family", [os.environ.get("SHIFTCORE_NETLIST", "ecp5")], indirect=True)

@@ -1,0 +1,257 @@
+"""Proofs that PEs compute what plain operators say: ``python benchmarks/proofs.py``.
+
+yosys proves by SAT and induction, of the Verilog as it is instantiated and for any state that a PE
+can be in, that its registers and outputs are those of a PE with ``*`` and ``+``.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from shiftcore.benchmarks.report import Row, show
+from shiftcore.golden.array import STYLES, ArraySpec, Style
+from shiftcore.hw.packed import PackedElements, WeightPacker
+from shiftcore.hw.pe import ProcessingElement
+from shiftcore.hw.verilog import emit
+from shiftcore.toolchain.yosys import ToolError, run_yosys
+
+ROWS = (0, 127)
+"""The first row has no sum from above, the last one the widest."""
+WIDTHS = range(2, 9)
+"""Of weight codes and of activation codes."""
+
+# What is to be proved. Registers of both agree at first, all zero; if they do in a cycle, they and
+# all outputs do in the next. Of columns that share a product: the weights are those that the packer
+# makes of plain ones, the product is the sum of the plain products, each shifted to its place. No
+# lane is -2**m, and so no product the most negative number. A ternary PE has no register for the
+# product, but the operand and the weight, of which it is made.
+_CLAIM = """\
+module claim(
+  input clk, swap, enable, input signed [{m}:0] act, input signed [{b}-1:0] {codes},
+  input signed [{above}-1:0] {sums}, output legal, holds
+);
+  reg signed [{m}:0] {act_n};
+  reg {swap_n}, {enable_n};
+  reg signed [{b}-1:0] {shadows}, {weights};
+  reg signed [{k}-1:0] {products};
+  reg signed [{below}-1:0] {totals};
+  initial {{{all_n}}} = 0;
+  always @(posedge clk) begin
+    {{{act_n}}} <= {{act{act_i}}};
+    {{{swap_n}}} <= {{swap{swap_i}}};
+    {{{enable_n}}} <= {{enable{enable_i}}};
+{steps}  end
+
+  wire signed [{m}:0] o_act;
+  wire {sign}[{field}-1:0] i_code, o_code, o_weight, shadow, weight;
+  wire signed [{b}-1:0] o_held;
+  wire signed [{n}*{k}-1:0] o_product{held};
+  wire signed [{below}-1:0] {o_sums};
+  wire o_swap, o_enable, o_carry;
+{wires}  wire signed [{n}*{k}:0] carry = {carry};
+{places}  {packer} of_code(.i_codes({codes_down}), .o_code(i_code));
+  {packer} of_shadow(.i_codes({shadows_down}), .o_code(shadow));
+  {packer} of_weight(.i_codes({weights_down}), .o_code(weight));
+  unit unit(
+    .clk(clk), .rst(1'b0), .i_act(act), .i_swap(swap), .i_enable(enable),
+    .o_act(o_act), .o_swap(o_swap), .o_enable(o_enable), .o_code(o_code), {ports}
+    .i_code(i_code)
+  );
+  assign legal = act != -{top} && code_0 >= {least};
+  assign holds = o_act == act_{n} && o_swap == swap_{n} && o_enable == enable_{n}{delayed}
+    && o_code == shadow && o_weight == weight{each}
+    && o_product + carry == {whole};
+endmodule
+module plain(input [{b}-1:0] i_codes, output signed [{b}-1:0] o_code);
+  assign o_code = i_codes;
+endmodule
+"""
+_STEP = """\
+    if (enable) shadow_{c} <= code_{c};
+    if (swap) weight_{c} <= shadow_{c};
+    product_{c} <= weight_{c} * act;
+    total_{c} <= {sum} + product_{c};
+"""
+
+
+def _registers(spec: ArraySpec, columns: int) -> list[str]:
+    """Registers inside of ``unit``."""
+    delays = [f"{name}_{c}" for c in range(1, columns) for name in ("act", "swap", "enable")]
+    product = {"lut": ["product", "carry"], "ecp5-ternary": ["held"]}
+    return ["weight", *product.get(spec.multiplier, ["product"]), *delays]
+
+
+def claim(spec: ArraySpec, row: int, columns: int) -> str:
+    """Module ``claim``: PEs of plain operators beside the module ``unit``."""
+
+    def numbered(name: str, first: int = 0) -> str:
+        names = [f"{name}_{c}" for c in range(first, first + columns)]
+        return ", ".join(names)
+
+    def joined(name: str) -> str:
+        names = [f"{name}_{c}" for c in reversed(range(columns))]
+        return names[0] if columns == 1 else f"{{{', '.join(names)}}}"
+
+    delays = {f"{name}_n": numbered(name, 1) for name in ("act", "swap", "enable")}
+    plain = {
+        f"{name}s": numbered(name)
+        for name in ("code", "sum", "shadow", "weight", "product", "total", "o_sum")
+    }
+    state = ("shadows", "weights", "products", "totals")
+    ends = [""] if columns == 1 else [f"_{c}" for c in range(columns)]
+    ports = [f".o_sum{end}(o_sum_{c})," for c, end in enumerate(ends)]
+    ports += [f".i_sum{end}(sum_{c})," for c, end in enumerate(ends) if row]
+    inner = _registers(spec, columns)
+    ports += [f".{name}(o_{name})," for name in inner]
+    k = spec.product_bits
+    return _CLAIM.format(
+        b=spec.weight_bits,
+        m=spec.act_bits,
+        k=k,
+        n=columns,
+        field=spec.field_bits(columns),
+        above=spec.partial_sum_bits(row - 1) if row else 1,
+        below=spec.partial_sum_bits(row),
+        **delays,
+        **plain,
+        **{
+            f"{name}_i": "".join(f", {name}_{c}" for c in range(1, columns))
+            for name in ("act", "swap", "enable")
+        },
+        **{
+            f"{name}s_down": joined(name) for name in ("code", "shadow", "weight")
+        },
+        all_n=", ".join([*delays.values(), *(plain[name] for name in state)]),
+        steps="".join(
+            _STEP.format(c=c, sum=f"sum_{c}" if row else "0") for c in range(columns)
+        ),
+        sign="signed " if columns == 1 else "",
+        packer="plain" if columns == 1 else "packer",
+        ports=" ".join(ports),
+        top=1 << spec.act_bits,
+        least=spec.least_code,
+        held=" = o_held * act_1" if spec.multiplier == "ecp5-ternary" else "",
+        wires="".join(
+            f"  wire signed [{spec.act_bits}:0] o_act_{c};\n" for c in range(1, columns)
+        ),
+        delayed="".join(f" && o_{name} == {name}" for name in inner if name[-1].isdigit())
+        + f" && o_held >= {spec.least_code}" * ("held" in inner),
+        each="".join(
+            f" && o_sum_{c} == total_{c} && product_{c} != -{1 << (k - 1)}"
+            f" && shadow_{c} >= {spec.least_code} && weight_{c} >= {spec.least_code}"
+            for c in range(columns)
+        ),
+        carry="{1'b0, o_carry}" if spec.multiplier == "lut" else "0",
+        places="".join(
+            f"  wire signed [{columns * k}-1:0] place_{c} = product_{c};\n" for c in range(columns)
+        ),
+        whole=" + ".join(f"(place_{c} <<< {c * k})" for c in range(columns)),
+    )  # fmt: skip
+
+
+def prove(spec: ArraySpec, row: int) -> None:
+    """Prove the PEs of the first columns, as many as share a product, in `row` of an array.
+
+    Raises ``ToolError`` if they differ.
+    """
+    columns = spec.groups[0]
+    if columns == 1:
+        sources = {"unit": emit(ProcessingElement(spec, row), "unit")}
+        cases = []
+    else:
+        sources = {
+            "unit": emit(PackedElements(spec, row, columns), "unit"),
+            "packer": emit(WeightPacker(spec, columns), "packer"),
+        }
+        # SAT takes long to see that a product of a sum is the sum of the products. One step of
+        # induction has one activation, so that a case for each of them is as good.
+        width, most = spec.operand_bits, (1 << spec.act_bits) - 1
+        cases = [f"{width}'d{act & (2 * most + 1)}" for act in range(-most, most + 1)]
+    commands = [
+        "read_verilog -nooverwrite +/ecp5/cells_sim.v",
+        "proc",
+        f"expose {' '.join(f'unit/w:{name}' for name in _registers(spec, columns))}",
+        "hierarchy -check -top claim",
+        "flatten",
+        "opt_clean",
+        "design -save whole",
+    ]
+    for case in cases:
+        commands += ["design -load whole", f"connect -set act {case}", "opt_expr", "opt_clean"]
+        commands.append("sat -tempinduct -maxsteps 1 -prove holds 1 -verify")
+    if not cases:
+        commands.append("sat -tempinduct -maxsteps 1 -prove holds 1 -set legal 1 -verify")
+    with tempfile.TemporaryDirectory(prefix="shiftcore-") as folder:
+        run_yosys(Path(folder), sources | {"claim": claim(spec, row, columns)}, commands)
+
+
+def wanted(style: Style, bits: int, row: int) -> list[ArraySpec]:
+    """What is to be proved of a style with `bits` of weights: PEs of all activations' widths.
+
+    Of packed products groups of as many columns as there can be, and fewer; what a style for
+    narrower operands has as well is the same and proved there.
+    """
+    found = []
+    others = STYLES[: STYLES.index(style)]
+    narrower = max((ArraySpec(1, 1, 2, 2, other).operand_limit for other in others), default=0)
+    for m in WIDTHS:
+        for columns in range(1, 9):
+            try:
+                spec = ArraySpec(row + 1, columns, bits, m, style)
+            except ValueError:
+                break  # too wide to be packed
+            if spec.groups != [columns] or (columns == 1) == bool(spec.operand_limit):
+                continue
+            if columns == 1 or spec.packed_bits(columns) > narrower:
+                found.append(spec)
+    return found
+
+
+def measure(style: Style, bits: int, progress: Console) -> Row:
+    """Prove all PEs of a style with `bits` of weights."""
+    begin = time.monotonic()
+    proved, failed = 0, []
+    for row in ROWS:
+        for spec in wanted(style, bits, row):
+            name = f"m = {spec.act_bits}, {spec.cols} columns, row {row}"
+            with progress.status(f"{style}, b = {bits}, {name} …"):
+                try:
+                    prove(spec, row)
+                    proved += 1
+                except ToolError as error:
+                    failed.append(f"{name}: {error}")
+    seconds = round(time.monotonic() - begin)
+    return {"style": style, "b": bits, "proved": proved, "failed": failed, "seconds": seconds}
+
+
+@click.command(help=__doc__)
+@click.option("--style", "styles", multiple=True, type=click.Choice(STYLES))
+@click.option("--bits", "widths", multiple=True, type=click.IntRange(2, 8), help="Of weights.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def main(styles: tuple[Style, ...], widths: tuple[int, ...], as_json: bool) -> None:
+    """Prove, print, and fail if a proof fails."""
+    progress = Console(stderr=True)
+    rows = [
+        measure(style, bits, progress)
+        for style in styles or STYLES
+        for bits in widths or WIDTHS
+        if wanted(style, bits, 0)
+    ]
+    show(
+        rows,
+        ("style", "b", "proved", "failed", "seconds"),
+        lambda row: [
+            row["style"], f"{row['b']}", f"{row['proved']}", "\n".join(row["failed"]) or "0",
+            f"{row['seconds']}",
+        ],
+        lambda row: bool(row["failed"]) or not row["proved"],
+        title="PEs proved equal to * and +: all widths, first and last row of 128",
+        as_json=as_json,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

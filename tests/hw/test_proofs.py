@@ -1,0 +1,95 @@
+"""PEs proved equal to plain operators; ``make proofs`` proves all widths."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from shiftcore.benchmarks import proofs
+from shiftcore.golden.array import STYLES, ArraySpec
+from shiftcore.hw import carry_chain, packed
+from shiftcore.hw.verilog import emit
+from shiftcore.sim import runner
+from shiftcore.tests.hw import test_array, test_pe
+from shiftcore.toolchain.yosys import ToolError
+
+FAILED = "^yosys: Called with -verify and proof did fail"
+
+
+# b, m, row, and the columns that share a product.
+PACKED = [("packed18", 4, 3, 1, 2), ("packed18", 2, 2, 0, 4), ("packed16", 3, 2, 1, 3)]
+PLAIN = [
+    (style, *widths, 1)
+    for style in ("lut", "dsp", "ecp5-carry")
+    for widths in ((2, 2, 0), (3, 4, 1), (4, 4, 15), (4, 8, 15))
+] + [("ecp5-ternary", 2, 4, 0, 1), ("ecp5-ternary", 2, 8, 15, 1)]
+
+
+@pytest.mark.parametrize(("style", "b", "m", "row", "columns"), [*PLAIN, *PACKED])
+def test_elements_are_proved(style, b, m, row, columns):
+    spec = ArraySpec(row + 1, 8 if columns > 1 else 1, b, m, style)
+    assert spec.groups[0] == columns
+    proofs.prove(spec, row)
+
+
+def test_all_widths_are_to_be_proved():
+    """Every group of columns that an array can have."""
+    proved = {
+        (spec.multiplier, spec.weight_bits, spec.act_bits, spec.cols)
+        for style in STYLES
+        for bits in range(2, 9)
+        for spec in proofs.wanted(style, bits, 127)
+    }
+    packed = {(b, m, columns) for style, b, m, columns in proved if "packed" in style}
+    assert len(packed) == len([each for each in proved if "packed" in each[0]])
+    for style, b, m in itertools.product(STYLES, range(2, 9), range(2, 9)):
+        if "packed" not in style:
+            assert ((style, b, m, 1) in proved) == (style != "ecp5-ternary" or b == 2)
+            continue
+        for cols in range(2, 9):
+            try:
+                groups = ArraySpec(1, cols, b, m, style).groups
+            except ValueError:
+                assert 2 * b + m + 1 > int(style[-2:])
+                continue
+            assert {(b, m, size) for size in groups if size > 1} <= packed
+
+
+@pytest.mark.parametrize("fault", ["packer", "carry"])
+def test_a_missing_borrow_is_found(fault, simulator, monkeypatch):
+    """By proof and by simulation: in the packed weights, or in the sum above a negative product."""
+    path = Path(packed.__file__)
+    before, after = {
+        "packer": ("self.i_codes[c] - fields[-1][-1]", "self.i_codes[c]"),
+        "carry": ("product[c * k - 1] if c else 0", "0"),
+    }[fault]
+    source = path.read_text(encoding="utf-8")
+    assert before in source
+    wrong = {"__name__": packed.__name__, "__package__": packed.__package__}
+    exec(compile(source.replace(before, after), str(path), "exec"), wrong)
+    for kind in ("WeightPacker", "PackedElements"):
+        monkeypatch.setattr(getattr(packed, kind), "elaborate", wrong[kind].elaborate)
+    spec = ArraySpec(2, 2, 3, 3, "packed18")
+    with pytest.raises(ToolError, match=FAILED):
+        proofs.prove(spec, 1)
+    # The cache of Verilog goes by sources, which are the same.
+    monkeypatch.setattr(runner, "verilog_of", lambda make, *args: emit(make(*args), "dut"))
+    with pytest.raises(AssertionError):
+        test_array.test_tiles_without_a_bubble(spec, simulator)
+
+
+@pytest.mark.parametrize("style", ["ecp5-carry", "ecp5-ternary"])
+def test_a_generate_term_that_is_wrong_is_found(style, simulator, monkeypatch):
+    """By proof and by simulation: the carry of the sign row, or of a sum, is another summand's."""
+    table, ternary = carry_chain._table, carry_chain._TERNARY
+    monkeypatch.setattr(carry_chain, "_table", lambda invert: table(invert) ^ 15 * invert)
+    monkeypatch.setattr(carry_chain, "_TERNARY", ternary & ~15 | 0b1100)
+    spec = ArraySpec(2, 1, 2 if style == "ecp5-ternary" else 3, 4, style)
+    with pytest.raises(ToolError, match=FAILED):
+        proofs.prove(spec, 1)
+    monkeypatch.setattr(test_pe, "SHAPES", [(spec.weight_bits, 4, 1)])
+    monkeypatch.setattr(test_pe, "STYLES", [style])
+    # The cache of Verilog goes by sources, which are the same.
+    monkeypatch.setattr(runner, "verilog_of", lambda make, *args: emit(make(*args), "dut"))
+    with pytest.raises(AssertionError):
+        test_pe.test_element_in_every_cycle(simulator)
