@@ -18,6 +18,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from .golden.config import HardwareConfig
+from .golden.fixed import ACCUMULATORS
 from .golden.floats import SCALE_FORMATS
 
 if TYPE_CHECKING:
@@ -146,6 +147,17 @@ def import_(model: Path, as_json: bool) -> None:
     help="How codes and scales are chosen.",
 )
 @click.option(
+    "--accumulator",
+    default="float32",
+    show_default=True,
+    help=f"{ACCUMULATORS[0]}, or {ACCUMULATORS[1]} to {ACCUMULATORS[-1]}",
+)
+@click.option(
+    "--margin-bits",
+    type=int,
+    help="Room of fixed-point accumulators above the largest sum on the images.  [default: 3]",
+)
+@click.option(
     "--epochs",
     default=0,
     show_default=True,
@@ -166,6 +178,8 @@ def quantize(
     block: int,
     scale: str,
     method: Literal["compensated", "joint", "kl", "l2"],
+    accumulator: str,
+    margin_bits: int | None,
     epochs: int,
     rate: float | None,
     batch: int | None,
@@ -187,7 +201,11 @@ def quantize(
 
     _check_folder(output)
     images, _ = load_images(calib)
-    config = QuantConfig(weight_bits, act_bits, block, scale, method)
+    if margin_bits is not None and accumulator == "float32":
+        raise ValueError("--margin-bits is for fixed-point accumulators, as --accumulator fixed32")
+    config = QuantConfig(weight_bits, act_bits, block, scale, method, accumulator=accumulator)
+    if margin_bits is not None:
+        config = replace(config, margin_bits=margin_bits)
     given = {"rate": rate, "batch": batch, "seed": seed, "checkpoint": checkpoint}
     given = {name: value for name, value in given.items() if value is not None}
     if given and not epochs:
@@ -212,6 +230,8 @@ def quantize(
         "float_bytes": report.float_bytes,
         "sqnr_db": report.sqnr_db,
     }
+    if accumulator != "float32":
+        values["saturated_sums"] = report.saturated_sums
     _print(as_json, values)
 
 
@@ -419,7 +439,7 @@ def explore(
     """
     from .explore.pool import open_pool
     from .explore.report import figures, finish, front_table, write_exploration
-    from .explore.resources import capacity, check_styles, estimated
+    from .explore.resources import capacity, check_estimates, estimated
     from .explore.space import parse
     from .explore.study import Settings, Study, confirm
     from .explore.study import explore as search
@@ -432,7 +452,7 @@ def explore(
     base = HardwareConfig(16, 16) if hw is None else HardwareConfig.load(hw)
     varied = dict(map(parse, vary))
     available = capacity(target, clock)
-    check_styles(target, varied)
+    check_estimates(target, base, varied)
     settings = Settings(
         File.of(network),
         target,

@@ -21,6 +21,7 @@ from typing import Literal
 import click
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 from shiftcore.benchmarks.models import CIFAR_TEST, data_folder
@@ -97,7 +98,7 @@ CASES: dict[Part, tuple[Case, ...]] = {
 @cache
 def float_top1(network: Network, count: int) -> float:
     """Top-1 in percent of the float network."""
-    model, (images, labels) = _model(network), _images(network, count, "test")
+    model, (images, labels) = _model(network), images_of(network, count, "test")
     with torch.inference_mode():
         parts = torch.from_numpy(images).split(100)
         found = np.concatenate([model(part).argmax(1).numpy() for part in parts])
@@ -109,33 +110,37 @@ def _model(network: Network) -> torch.nn.Module:
     return {"resnet8": resnet8, "resnet20": resnet20}[network](data_folder(network))
 
 
-def _images(network: Network, count: int, split: str):
+def images_of(
+    network: Network, count: int, split: str
+) -> tuple[NDArray[np.float32], NDArray[np.integer]]:
+    """`count` images (N, C, H, W) and their labels."""
     read = raw_cifar10 if network == "resnet8" else cifar10
     return read(data_folder(network), count, split)
 
 
 @cache
-def _quantized(network: Network, config: QuantConfig) -> QuantizedNetwork:
-    images, _ = _images(network, IMAGES, "train-20k")
+def quantized(network: Network, config: QuantConfig) -> QuantizedNetwork:
+    """The network, calibrated on IMAGES training images."""
+    images, _ = images_of(network, IMAGES, "train-20k")
     return quantize(_model(network), images, config)
 
 
 @cache
 def _top1(network: Network, config: QuantConfig, count: int) -> float:
-    images, labels = _images(network, count, "test")
-    return evaluate(_quantized(network, config), images, labels, batch=100).top1
+    images, labels = images_of(network, count, "test")
+    return evaluate(quantized(network, config), images, labels, batch=100).top1
 
 
 def measure(case: Case, count: int) -> Row:
     """One row, on `count` test images."""
     config, name = case.config, case.network
-    network = _quantized(name, config)
+    network = quantized(name, config)
     before = None
     if case.distillation is not None:
         before = _top1(name, config, count)
-        images, _ = _images(name, case.images, "train-20k")
+        images, _ = images_of(name, case.images, "train-20k")
         network = distill_network(_model(name), network, images, case.distillation)
-    images, labels = _images(name, count, "test")
+    images, labels = images_of(name, count, "test")
     return {
         "network": name,
         "bits": f"{config.weight_bits}/{config.act_bits}",

@@ -31,29 +31,42 @@ SEEDS = (1, 2, 3)
 HEADINGS = ("design", "LUT", "FF", "DSP", "BRAM", "LUT/MAC", "MHz", "limits")
 
 
-class Column(wiring.Component):
-    """One column of the array and the scale unit at its foot; the members are theirs."""
+class Columns(wiring.Component):
+    """The array and the scale units at its feet; the members are theirs."""
 
     def __init__(self, config: HardwareConfig):
         self.array: Any = SystolicArray(config.array)
-        self.unit: Any = ScaleUnit(config.scale_unit)
-        members = {**self.array.signature.members, **self.unit.signature.members}
-        for inside in ("o_sums", "i_sum"):
-            del members[inside]
+        self.units: list[Any] = [ScaleUnit(config.scale_unit) for _ in range(config.cols)]
+        members = {k: v for k, v in self.array.signature.members.items() if k != "o_sums"}
+        for name, member in self.units[0].signature.members.items():
+            if name == "o_drain":
+                members |= {f"o_drain_{c}": member for c in range(config.cols)}
+            elif name != "i_sum":
+                members[name] = member
         super().__init__(members)
 
     def elaborate(self, platform: Any) -> Module:
-        """The two parts, joined by the block sum."""
+        """Block sums go down into the units; waves, and what saturated, go right from one to the
+        next."""
         m = Module()
         m.submodules.array = self.array
-        m.submodules.unit = self.unit
-        for part in (self.array, self.unit):
-            for name, member in part.signature.members.items():
-                if name not in self.signature.members:
-                    continue
-                inner, outer = getattr(part, name), getattr(self, name)
+        for name, member in self.array.signature.members.items():
+            if name != "o_sums":
+                inner, outer = getattr(self.array, name), getattr(self, name)
                 m.d.comb += inner.eq(outer) if member.flow == wiring.In else outer.eq(inner)
-        m.d.comb += self.unit.i_sum.eq(self.array.o_sums[0])
+        moving = [name for name in ("wave", "saturated") if f"i_{name}" in self.signature.members]
+        left = {name: getattr(self, f"i_{name}") for name in moving}
+        shared = ("i_scale", "i_bias", "i_drain_address", "i_drain_enable")
+        for c, unit in enumerate(self.units):
+            m.submodules[f"unit_{c}"] = unit
+            m.d.comb += [
+                unit.i_sum.eq(self.array.o_sums[c]),
+                *(getattr(unit, name).eq(getattr(self, name)) for name in shared),
+                getattr(self, f"o_drain_{c}").eq(unit.o_drain),
+                *(getattr(unit, f"i_{name}").eq(value) for name, value in left.items()),
+            ]
+            left = {name: getattr(unit, f"o_{name}") for name in moving}
+        m.d.comb += [getattr(self, f"o_{name}").eq(value) for name, value in left.items()]
         return m
 
 
@@ -81,6 +94,7 @@ def designs() -> list[Design]:
     """The designs of the table, b = 4 and m = 4, blocks of 16 unless the name says otherwise."""
     config = HardwareConfig(rows=16, cols=16)
     column = HardwareConfig(rows=16, cols=1)
+    small = replace(config, multiplier="ecp5-carry", accumulator="fixed32")
     found = [
         Design("PE, last row", lambda: ProcessingElement(config.array, 15), 1),
         Design(
@@ -116,10 +130,29 @@ def designs() -> list[Design]:
         Design(
             "scale unit, float32",
             lambda: ScaleUnit(config.scale_unit),
-            most=(("lut", 850), ("dsp", 1)),
+            most=(("lut", 800), ("dsp", 1)),
+        ),
+        *(
+            Design(
+                f"scale unit, {bits}-bit fixed point",
+                lambda bits=bits: ScaleUnit(replace(config, accumulator=f"fixed{bits}").scale_unit),
+                most=(("lut", most), ("dsp", 1)),
+            )
+            for bits, most in ((32, 400), (24, 340))
         ),
         Design("requantizer, 16 lanes", lambda: Requantizer(config.requantizer)),
-        Design("column of 16, scale unit", lambda: Column(column), 16, least_mhz=140),
+        Design("requantizer, 32-bit fixed point", lambda: Requantizer(small.requantizer)),
+        Design("column of 16, scale unit", lambda: Columns(column), 16, least_mhz=140),
+        Design("column of 16, fixed point", lambda: Columns(replace(small, cols=1)), 16),
+        *(
+            Design(
+                f"array {rows}×16 with scale units, fixed point",
+                lambda rows=rows: Columns(replace(small, rows=rows)),
+                rows * 16,
+                (("lut_per_mac", most),),
+            )
+            for rows, most in ((16, 54), (32, 45))
+        ),
     ]
     for size in (4, 8, 16):
         engine = HardwareConfig(rows=size, cols=size, clamp=False).engine

@@ -19,6 +19,7 @@ COMPONENTS = {
     "PE": "tests/hw/test_pe.py",
     "array": "tests/hw/test_array.py",
     "scale unit": "tests/hw/test_scale_unit.py",
+    "fixed point": "tests/hw/test_fixed.py",
     "scale unit 512": "tests/hw/test_netlists.py::test_scale_unit_in_block_ram",
     "requantizer": "tests/hw/test_requantizer.py",
     "memories": "tests/hw/test_cells.py::test_memories",

@@ -23,7 +23,9 @@ def configuration() -> str:
         if isinstance(key.allowed, range):
             allowed = f"{key.least or key.allowed[0]} to {key.allowed[-1]}"
         else:
-            allowed = ", ".join(f"`{json.dumps(choice)}`" for choice in key.allowed)
+            allowed = key.listed.replace("'", "`") or ", ".join(
+                f"`{json.dumps(choice)}`" for choice in key.allowed
+            )
         rows.append(f"| `{field.name}` | {default} | {allowed} | {key.doc} |")
     return "\n".join(["| key | default | allowed | meaning |", "| --- | --- | --- | --- |", *rows])
 

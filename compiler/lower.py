@@ -33,6 +33,12 @@ def check(network: QuantizedNetwork, config: HardwareConfig) -> None:
             f"the network has {network.weight_bits}-bit weights, the hardware "
             f"{config.weight_bits}: set weight_bits = {network.weight_bits}"
         )
+    if network.accumulator != config.accumulator:
+        raise ValueError(
+            f"the network has {network.accumulator} accumulators, the hardware "
+            f"{config.accumulator}: quantize with accumulator={config.accumulator!r} or set "
+            f"accumulator = {network.accumulator!r}"
+        )
     for layer in network.layers:
         if layer.output is not None and layer.output.rounding != "nearest":
             raise ValueError(
@@ -46,6 +52,13 @@ def check(network: QuantizedNetwork, config: HardwareConfig) -> None:
                     f"layer {layer.name!r} has {name} scales, the hardware {config.scale}: set "
                     f"scale = {name!r}"
                 )
+            scales = layer.machine_scales(term.kernel.scales)
+            if not np.array_equal(term.kernel.scale_format.round(scales), scales):
+                raise ValueError(
+                    f"layer {layer.name!r} has {name} scales that do not fit this format beside "
+                    f"its accumulators' grid, 2**{layer.grid.exponent if layer.grid else 0}: "
+                    f"quantize with scale='bf16' or accumulator='float32'"
+                )
             if term.kernel.codes.min() < config.array.least_code:
                 raise ValueError(
                     f"layer {layer.name!r} has the weight code {term.kernel.codes.min()}, which "
@@ -54,7 +67,12 @@ def check(network: QuantizedNetwork, config: HardwareConfig) -> None:
                 )
 
 
-def _refuse_limits(layer: Layer) -> None:
+def _refuse_accelerator_only(layer: Layer) -> None:
+    if layer.grid is not None:
+        raise ValueError(
+            f"layer {layer.name!r} has {layer.grid.name} accumulators, which the engine by itself "
+            f"does not know: use float32"
+        )
     if layer.limits is not None:
         raise ValueError(
             f"layer {layer.name!r} clamps its result to {layer.limits[0]:g} ... "
@@ -144,7 +162,7 @@ def lower(layer: Layer, sources: Mapping[str, BlockTensor], config: HardwareConf
     :meth:`~shiftcore.golden.layers.Layer.steps`, and each is issued for every column tile in turn,
     so that an accumulator is not revisited sooner than necessary.
     """
-    _refuse_limits(layer)
+    _refuse_accelerator_only(layer)
     images = {sources[t.source].shape[0] for t in layer.terms}
     if images != {1}:
         raise ValueError(f"a program is made for one image, not {sorted(images)}")

@@ -113,7 +113,7 @@ def compile_with_plan(network: QuantizedNetwork, config: HardwareConfig) -> Comp
 def _check_sizes(network: QuantizedNetwork, config: HardwareConfig) -> None:
     sizes = network.sizes()
     for layer in network.layers:
-        if getattr(layer, "limits", None) is not None and not config.clamp:
+        if layer.limits is not None and not config.clamp:
             raise ValueError(
                 f"layer {layer.name!r} clamps its output, the hardware cannot: set clamp = true"
             )

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ..golden.config import HardwareConfig
-from ..golden.floats import FLOAT32
 from ..golden.isa import Drain, End, Form, Instruction, Load, Region, Weights
 from ..golden.program import Place
 from .group import Group, Piece, View
@@ -215,8 +214,9 @@ class _Writer:
         form = Form.RAW
         if layer.output is not None:
             form = Form.SIGNED if layer.output.signed else Form.UNSIGNED
-        limits = getattr(layer, "limits", None)
-        low, high = FLOAT32.encode(np.array(limits or (0, 0), np.float32)).tolist()
+        limits, grid = layer.limits, layer.grid
+        ends = layer.machine_constants(np.array(limits or (0, 0), np.float32))
+        low, high = self.config.accumulator_format.encode(ends).tolist()
         height, width = work.size
         rows = self.config.rows
         begin = max(self._now, self._drain_end)
@@ -248,6 +248,7 @@ class _Writer:
                         buffer_row_step=0 if kept is None or chunk.rows == 1 else width,
                         select=select,
                         region=0 if memory is None else region,
+                        exponent=0 if grid is None else grid.field,
                         offset=0 if memory is None else memory + pixel * beats,
                         row_step=0 if memory is None or chunk.rows == 1 else width * beats,
                         low=low if limits is not None else 0,

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from ..golden.array import TileFormat
 from ..golden.config import HardwareConfig
-from ..golden.floats import FLOAT32
 from ..golden.layers import Layer, Term
 from ..golden.vqk import BlockWeights
 from .tensors import Stored, Tensors
@@ -117,7 +116,7 @@ def _section(fields: NDArray, bits: int, bus_bits: int) -> NDArray[np.uint8]:
 def pack_tiles(
     codes: NDArray[np.int8],
     scales: NDArray[np.float32],
-    biases: NDArray[np.float32],
+    biases: NDArray[np.floating],
     form: TileFormat,
 ) -> bytes:
     """Tiles (n, cols, rows) with scales (n, cols) as :meth:`TileFormat.pack` packs each of them.
@@ -131,7 +130,7 @@ def pack_tiles(
         _section(form.scale.encode(scales), form.scale.storage_bits, form.bus_bits),
     ]
     tiles = np.concatenate(parts, axis=1)
-    first = _section(FLOAT32.encode(biases)[None], 32, form.bus_bits)
+    first = _section(form.bias.encode(biases)[None], 32, form.bus_bits)
     return tiles[0].tobytes() + first.tobytes() + tiles[1:].tobytes()
 
 
@@ -261,9 +260,10 @@ def column_tiles(layer: Layer, tensors: Tensors, config: HardwareConfig) -> list
             parts = [Part(0, 0, 1, 0, 1, 0, 1, False)]
             codes = [np.zeros((1, config.cols, config.rows), np.int8)]
             scales = [np.zeros((1, config.cols), np.float32)]
-        biases = np.zeros(config.cols, np.float32)
-        biases[: filters.stop - filters.start] = layer.bias[filters]
-        data = pack_tiles(np.concatenate(codes), np.concatenate(scales), biases, config.tile)
+        biases = np.zeros(config.cols, config.accumulator_format.dtype)
+        biases[: filters.stop - filters.start] = layer.start[filters]
+        factors = layer.machine_scales(np.concatenate(scales))
+        data = pack_tiles(np.concatenate(codes), factors, biases, config.tile)
         tiles.append(ColumnTile(filters, tuple(_merged(parts, taps, sources)), data))
     return tiles
 

@@ -74,6 +74,8 @@
 #define SHIFTCORE_READ_BEATS_HI 0x0ccu /* As they were when the low half of a counter was last read */
 #define SHIFTCORE_WRITE_BEATS_LO 0x0d0u /* Beats written to memory since START */
 #define SHIFTCORE_WRITE_BEATS_HI 0x0d4u /* As they were when the low half of a counter was last read */
+#define SHIFTCORE_SATURATED_LO 0x0d8u /* Pixels that saturated a fixed-point accumulator since START */
+#define SHIFTCORE_SATURATED_HI 0x0dcu /* As they were when the low half of a counter was last read */
 
 #define SHIFTCORE_ERROR_NONE 0u
 #define SHIFTCORE_ERROR_BAD_OPCODE 1u

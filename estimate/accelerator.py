@@ -22,7 +22,7 @@ from ..golden.isa import (
     Weights,
 )
 from ..golden.program import Program
-from ..golden.registers import COUNTERS
+from ..golden.registers import TIMED
 from ..golden.tickets import MachineError
 from .accelerator_kernels import COUNTS, INSTRUCTION, LEAP, MACHINE, SPEC, run
 
@@ -42,7 +42,7 @@ _FIELDS: dict[type[Instruction], tuple[str, ...]] = {
 @dataclass(frozen=True)
 class Prediction:
     """The counters of the accelerator after a run; see
-    :data:`~shiftcore.golden.registers.COUNTERS`."""
+    :data:`~shiftcore.golden.registers.TIMED`."""
 
     cycles: int
     instructions: int
@@ -109,7 +109,7 @@ def counters_at(
     images: int = 1,
     leap: int = LEAP,
 ) -> NDArray[np.int64]:
-    """Counters, (len(marks) + 1, len(COUNTERS)): after so many pixels, and after the run.
+    """Counters, (len(marks) + 1, len(TIMED)): after so many pixels, and after the run.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def counters_at(
     if error is not Error.NONE:
         raise MachineError(error, f"the accelerator halts with {error.name}")
     found = np.concatenate([counts, machine["counters"]])
-    return np.stack([found[name.lower()] for name in COUNTERS], axis=1)
+    return np.stack([found[name.lower()] for name in TIMED], axis=1)
 
 
 def _spec(config: HardwareConfig) -> np.ndarray:
@@ -159,8 +159,8 @@ def _spec(config: HardwareConfig) -> np.ndarray:
         "retire_cycles": engine.retire_cycles,
         "clamp": engine.clamp,
         "block_rows": requantizer.beats_per_block,
-        "tree_levels": requantizer.tree_levels,
-        "requantizer_depth": 2 * requantizer.beats_per_block + requantizer.tree_levels + 4,
+        "max_stages": requantizer.max_stages,
+        "requantizer_depth": requantizer.waiting_rows,
         "accumulator_depth": config.accumulator_depth,
         "field_beats": [spec.field_beats(op) for op in ENGINES],
     }

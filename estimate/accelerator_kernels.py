@@ -17,7 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ..golden.isa import LEVELS, Error, Opcode, Region
-from ..golden.registers import COUNTERS
+from ..golden.registers import TIMED
 
 __all__ = ["COUNTS", "INSTRUCTION", "LEAP", "MACHINE", "SPEC", "run"]
 
@@ -34,7 +34,7 @@ SPEC = _record(
     "queue_depth weight_fifo program_fifo load_fifo store_fifo instruction_beats "
     "burst_beats outstanding page_beats code_rows_beats scale_beats tile_beats biased_tile_beats "
     "cols scale_tiles bias_tiles bias_beats scale_play bias_play revisit pass_cycles "
-    "retire_cycles clamp block_rows tree_levels requantizer_depth accumulator_depth",
+    "retire_cycles clamp block_rows max_stages requantizer_depth accumulator_depth",
     field_beats=4,
 )
 """Constants of the hardware; ``code_rows_beats`` are those of a tile before its scales,
@@ -129,7 +129,7 @@ _DRAINER = _record(
 _STAGES = _record("valid_1 raw_1 last_1 valid_2 raw_2 last_2")
 _REQUANTIZER = _record("row valid_1 end_1 valid_2 end_2 valid_3 end_3 valid")
 
-COUNTS = _record(" ".join(COUNTERS).lower())
+COUNTS = _record(" ".join(TIMED).lower())
 """The counters of the accelerator."""
 
 MACHINE = np.dtype(
@@ -699,7 +699,7 @@ def _run_drain(state, spec, table, sizes, now, latency, store_times, buffer_time
     item = table[drain.item]
     raw, to_memory, to_buffer = item.raw, item.to_memory, item.to_buffer
     # When the maximum of a block leaves the tree.
-    levels = spec.tree_levels + 1
+    levels = spec.max_stages
     tree = np.zeros(levels, np.bool_)
     quiet = 0
     while True:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..golden.array import STYLES
 from ..golden.config import HardwareConfig
+from ..golden.fixed import FixedFormat
 from .fabric import FABRICS
 from .structure import UNITS
 
@@ -66,8 +67,12 @@ def covers(config: HardwareConfig, family: str) -> bool:
     """Whether the accelerator of `config` can be estimated on `family`."""
     costs = _calibration().get(family)
     style = _STYLE_TERMS.get(config.multiplier)
-    fits = config.array.family in (None, family)
-    return costs is not None and fits and (style is None or style in costs["lut"]["array"])
+    if costs is None or config.array.family not in (None, family):
+        return False
+    fixed = isinstance(config.accumulator_format, FixedFormat)
+    return (style is None or style in costs["lut"]["array"]) and (
+        not fixed or "fixed-point units" in costs["lut"]["scale_unit"]
+    )
 
 
 def area(config: HardwareConfig, family: str) -> Area:
@@ -82,7 +87,8 @@ def area(config: HardwareConfig, family: str) -> Area:
         )
     if not covers(config, family):
         raise ValueError(
-            f"resources are not calibrated for multiplier {config.multiplier!r} on {family}"
+            f"resources are not calibrated for multiplier {config.multiplier!r} with "
+            f"{config.accumulator} accumulators on {family}"
         )
     costs = known[family]
     found = {}

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..golden.config import HardwareConfig
+from ..golden.fixed import FixedFormat
 from ..golden.registers import COUNTERS
+from ..golden.requantizer import RequantizerSpec
+from ..golden.scale_unit import FixedProductSpec, ScaleUnitSpec
 from .fabric import Fabric, Memory, Multiplication
 
 __all__ = ["SHARED", "UNITS", "Unit", "units"]
@@ -143,6 +146,8 @@ def _scale_units(config: HardwareConfig) -> Unit:
     """The scale units: product, adder, accumulators."""
     spec, cols = config.scale_unit, config.cols
     product, address = spec.product, spec.address_bits
+    if isinstance(product, FixedProductSpec):
+        return _fixed_scale_units(spec, product, cols)
     magnitude, scale = product.magnitude_bits, product.scale_bits
     levels = (magnitude - 1).bit_length()
     lut: Terms = {
@@ -175,17 +180,42 @@ def _scale_units(config: HardwareConfig) -> Unit:
     return Unit(lut, ff, [(cols, memory)], multiplications, delays)
 
 
+def _fixed_scale_units(spec: ScaleUnitSpec, product: FixedProductSpec, cols: int) -> Unit:
+    """The same with fixed-point accumulators."""
+    bits, address, scale = product.form.bits, spec.address_bits, product.scale_bits
+    shared: Terms = {
+        "fixed-point units": cols,
+        "fixed-point bits": cols * bits,
+        "product bits": cols * product.product_bits,
+        "fixed-point address bits": cols * address,
+    }
+    read = spec.read_stage
+    delays = [(cols * address, read), (cols * address, spec.write_stage - read)]
+    lut = dict(shared)
+    multiplications = []
+    if scale > 1 and product.multiplier == "dsp":
+        wanted = Multiplication(product.sum_bits, scale + 8, product.product_bits, signed=True)
+        multiplications.append((cols, wanted))
+    elif scale > 1:
+        digits = -(-(scale + 1) // 2)
+        lut["scale Booth bits"] = cols * digits * (product.sum_bits + 8)
+    memory = Memory(spec.depth, bits, reads=2)
+    return Unit(lut, shared, [(cols, memory)], multiplications, delays)
+
+
 def _requantizer(config: HardwareConfig) -> Unit:
     """Largest exponent, shift, round; the rows that wait."""
     spec = config.requantizer
     groups, lanes, m, beats = spec.blocks_per_beat, spec.lanes, spec.act_bits, spec.beats_per_block
     used, shift = groups * lanes, spec.act_bits.bit_length()
-    depth = 2 * beats + spec.tree_levels + 4
+    depth = spec.waiting_rows
     assembled = (beats - 1) * lanes * m
     nodes, level = 0, lanes
     for _ in range(spec.tree_levels):
-        level = -(-level // 2)
+        level = -(-level // spec.tree_inputs)
         nodes += level * groups
+    if isinstance(spec.form, FixedFormat):
+        return _fixed_requantizer(spec, nodes)
     lut: Terms = {
         "requantizers": 1,
         "lanes": used,
@@ -203,6 +233,23 @@ def _requantizer(config: HardwareConfig) -> Unit:
         "levels": depth.bit_length(),
     }
     return Unit(lut, ff, [(1, _queue(depth, 32 * used + 2)), (1, _queue(depth, 8 * groups))])
+
+
+def _fixed_requantizer(spec: RequantizerSpec, nodes: int) -> Unit:
+    """The same of fixed-point rows, with so many `nodes` of the tree."""
+    groups, m, bits = spec.blocks_per_beat, spec.act_bits, spec.form.storage_bits
+    used, depth = groups * spec.lanes, spec.waiting_rows
+    place = (bits - 1).bit_length() + 1
+    shared: Terms = {
+        "fixed-point requantizers": 1,
+        "fixed-point lanes": used,
+        "fixed-point code bits": used * m,
+        "fixed-point lane bits": used * bits,
+        "fixed-point node bits": (nodes + 2 * groups) * bits,
+        "assembled bits": (spec.beats_per_block - 1) * spec.lanes * m,
+    }
+    queues = [(1, _queue(depth, bits * used + 2)), (1, _queue(depth, place * groups))]
+    return Unit(dict(shared), shared, queues)
 
 
 def _issue(config: HardwareConfig) -> Unit:
@@ -265,7 +312,7 @@ def _control(config: HardwareConfig) -> Unit:
     spec, engine = config.accelerator, config.engine
     bus, word = spec.bus_bits, spec.word_bits
     beats = max(spec.word_beats, spec.raw_beats)
-    clamped = config.cols * 32 * config.clamp
+    clamped = config.cols * config.accumulator_format.storage_bits * config.clamp
     program_fifo = 2 * max(spec.burst_beats, spec.instruction_beats)
     fifos = [
         (spec.weight_fifo, bus, bus),

@@ -1,13 +1,13 @@
 """What a configuration takes of a target, estimated or synthesized, and what there is of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..estimate.resources import area, calibrated, clocked, covers
 from ..golden.config import HardwareConfig
 from ..toolchain.devices import KINDS, find
 from .space import Space
 
-__all__ = ["Area", "capacity", "check_styles", "count", "estimated"]
+__all__ = ["Area", "capacity", "check_estimates", "count", "estimated"]
 
 CLOCKED = "ecp5-85k-8"
 """the device whose clock is estimated"""
@@ -48,13 +48,16 @@ def capacity(target: str, clock: float | None) -> dict[str, int]:
     return dict(device.capacity)
 
 
-def check_styles(target: str, space: Space) -> None:
-    """Raise ``ValueError`` if there is no estimate for a form of PEs in `space`."""
+def check_estimates(target: str, base: HardwareConfig, space: Space) -> None:
+    """Raise ``ValueError`` if there is no estimate for a form of PEs or of accumulators in `space`,
+    or of `base` where the space says nothing of it."""
     family = find(target).family
-    for style in space.get("multiplier", ()):
-        # The narrowest operands, which every form takes.
-        if not covers(HardwareConfig(1, 1, 2, 2, multiplier=style), family):
-            raise ValueError(f"there is no estimate for multiplier {style!r} on {target}")
+    for key in ("multiplier", "accumulator"):
+        for choice in space.get(key, (getattr(base, key),)):
+            # The narrowest operands, which every form takes.
+            narrow = replace(HardwareConfig(1, 1, 2, 2), **{key: choice})
+            if not covers(narrow, family):
+                raise ValueError(f"there is no estimate for {key} {choice!r} on {target}")
 
 
 def count(config: HardwareConfig, target: str) -> dict[str, int]:

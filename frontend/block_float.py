@@ -26,13 +26,14 @@ def channel_blocks(x: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def mantissas(spec: BlockFloat, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """MAX, SHIFT and MASK of (C, N, H, W) float32 values, each normal or zero.
+    """MAX, SHIFT and MASK of (C, N, H, W) values, each normal in float32 or zero.
 
     Gives the codes before saturation, (blocks, B, N, H, W) float64 integers, and the exponent
     fields, (blocks, N, H, W) int32.
     """
     lanes = channel_blocks(x if spec.signed else x.clamp(min=0), spec.block)
-    fields = (lanes.abs().amax(1).view(torch.int32) >> 23) & 0xFF
+    largest = lanes.abs().amax(1).double()
+    fields = ((largest.view(torch.int64) >> 52) - (1023 - 127)).clamp(min=0).int()
     scaled = lanes * power_of_two(127 + spec.magnitude_bits - 1 - fields)[:, None]
     return scaled.round() if spec.rounding == "nearest" else scaled.trunc(), fields
 

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from .fixed import AccumulatorFormat
 from .floats import FLOAT32, ScaleFormat
 
 __all__ = ["STYLES", "ArraySpec", "Multiplier", "Style", "TileFormat"]
@@ -155,11 +156,13 @@ class TileFormat:
     array : shape and code width
     scale : storage format of the scales
     bus_bits : W, bits of a beat: 32, 64, 128 or 256
+    bias : format of the biases, that of the accumulators
     """
 
     array: ArraySpec
     scale: ScaleFormat
     bus_bits: int
+    bias: AccumulatorFormat = FLOAT32
 
     def __post_init__(self) -> None:
         if self.bus_bits not in (32, 64, 128, 256):
@@ -186,7 +189,7 @@ class TileFormat:
         self,
         codes: NDArray[np.int8],
         scales: NDArray[np.float32],
-        biases: NDArray[np.float32] | None = None,
+        biases: NDArray[np.floating] | None = None,
     ) -> list[int]:
         """The beats of codes (rows, cols), scales (cols,) and, for a starting pass, biases."""
         beats: list[int] = []
@@ -194,12 +197,12 @@ class TileFormat:
             beats += self._section(row.astype(np.int64), self.array.weight_bits)
         beats += self._section(self.scale.encode(scales), self.scale.storage_bits)
         if biases is not None:
-            beats += self._section(FLOAT32.encode(biases), 32)
+            beats += self._section(self.bias.encode(biases), 32)
         return beats
 
     def unpack(
         self, data: NDArray[np.uint8], start: bool
-    ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32] | None]:
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.floating] | None]:
         """Codes (n, rows, cols), scales (n, cols) and biases (n, cols) of n tiles.
 
         The inverse of :meth:`pack`: `data` has the beats of a tile in a row, (n, bytes). Raises
@@ -217,7 +220,7 @@ class TileFormat:
         self.array.check_codes(codes)
         biases_at = scales_at + self.scale_beats
         scales = self._fields(bits[:, scales_at:biases_at], self.scale.storage_bits)
-        biases = FLOAT32.decode(self._fields(bits[:, biases_at:], 32)) if start else None
+        biases = self.bias.decode(self._fields(bits[:, biases_at:], 32)) if start else None
         return codes.astype(np.int8), self.scale.decode(scales), biases
 
     def _fields(self, section: NDArray[np.uint8], bits: int) -> NDArray[np.int64]:

@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .floats import FLOAT32
+
 __all__ = ["BlockFloat", "BlockTensor", "FixedPoint", "Rounding", "code_limits", "unit_exponent"]
 
 Rounding = Literal["nearest", "truncate"]
@@ -152,12 +154,12 @@ class BlockFloat:
     def magnitude_bits(self) -> int:
         return self.bits - self.signed
 
-    def compute(self, x: NDArray[np.float32]) -> BlockTensor:
-        """Quantize (N, C, H, W) float32 values, each normal or zero.
+    def compute(self, x: NDArray[np.floating]) -> BlockTensor:
+        """Quantize (N, C, H, W) values; one below the normal numbers of float32 counts as 0.
 
         Raises ``ValueError`` if a value is not finite.
         """
-        x = np.asarray(x, np.float32)
+        x = np.asarray(x, np.float64)
         if x.ndim != 4:
             raise ValueError(f"x must be (N, C, H, W), not {x.shape}")
         if not np.isfinite(x).all():
@@ -165,10 +167,10 @@ class BlockFloat:
         lanes = _blocks(x, self.block)
         if not self.signed:
             lanes = np.maximum(lanes, 0)
-        fields = (lanes.view(np.uint32) >> 23) & 0xFF
-        shared = fields.max(axis=2, keepdims=True)
-        shift = 127 + self.magnitude_bits - 1 - shared.astype(np.int32)
-        scaled = np.ldexp(np.where(fields == 0, 0, lanes).astype(np.float64), shift)
+        lanes = np.where(np.abs(lanes) < FLOAT32.smallest, 0.0, lanes)
+        largest = np.abs(lanes).max(axis=2, keepdims=True)
+        shared = np.where(largest == 0, 0, np.frexp(largest)[1] + 126)
+        scaled = np.ldexp(lanes, 127 + self.magnitude_bits - 1 - shared)
         whole = np.rint(scaled) if self.rounding == "nearest" else np.trunc(scaled)
         limit = (1 << self.magnitude_bits) - 1
         codes = np.clip(whole, -limit, limit).astype(np.int16)

@@ -8,9 +8,10 @@ from pathlib import Path
 from .accelerator import AcceleratorSpec
 from .array import STYLES, ArraySpec, Multiplier, Style, TileFormat
 from .engine import EngineSpec
-from .floats import FLOAT32, SCALE_FORMATS
+from .fixed import ACCUMULATORS, AccumulatorFormat, accumulator_format
+from .floats import SCALE_FORMATS
 from .requantizer import RequantizerSpec
-from .scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
+from .scale_unit import BlockProductSpec, ScaleUnitSpec, add_spec, product_spec
 
 __all__ = ["KEYS", "ConfigError", "HardwareConfig", "Key"]
 
@@ -28,11 +29,13 @@ class Key:
     allowed : a range of whole numbers, or all choices
     doc : meaning and unit
     least : what the lowest number is, where it follows from another key
+    listed : the choices in short, where they are many
     """
 
     allowed: range | tuple[str | int, ...]
     doc: str
     least: str = ""
+    listed: str = ""
 
     def check(self, name: str, value: object) -> None:
         """Raise ``ConfigError`` if `value` is not allowed."""
@@ -43,7 +46,7 @@ class Key:
                     f"{name} must be a whole number from {low} to {self.allowed[-1]}, not {value!r}"
                 )
         elif not isinstance(value, type(self.allowed[0])) or value not in self.allowed:
-            listed = ", ".join(map(repr, self.allowed))
+            listed = self.listed or ", ".join(map(repr, self.allowed))
             raise ConfigError(f"{name} must be one of {listed}, not {value!r}")
 
 
@@ -57,7 +60,11 @@ KEYS: dict[str, Key] = {
     "weight_bits": Key(range(2, 9), "b: bits of a weight code"),
     "act_bits": Key(range(2, 9), "m: bits of an activation code"),
     "scale": Key(tuple(SCALE_FORMATS), "format of the weights' scales"),
-    "accumulator": Key(("float32",), "format of the accumulators"),
+    "accumulator": Key(
+        ACCUMULATORS,
+        "format of the accumulators; fixed point has so many bits",
+        listed=f"{ACCUMULATORS[0]!r}, {ACCUMULATORS[1]!r} to {ACCUMULATORS[-1]!r}",
+    ),
     "accumulator_depth": Key(
         range(2, 65537), "accumulators of a column; at least `ceil(rows / cols)`, for one block"
     ),
@@ -151,27 +158,31 @@ class HardwareConfig:
         return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values)
 
     @property
+    def accumulator_format(self) -> AccumulatorFormat:
+        return accumulator_format(self.accumulator)
+
+    @property
     def array(self) -> ArraySpec:
         return ArraySpec(self.rows, self.cols, self.weight_bits, self.act_bits, self.multiplier)
 
     @property
     def tile(self) -> TileFormat:
-        return TileFormat(self.array, SCALE_FORMATS[self.scale], self.bus_bits)
+        return TileFormat(
+            self.array, SCALE_FORMATS[self.scale], self.bus_bits, self.accumulator_format
+        )
 
     @property
     def scale_unit(self) -> ScaleUnitSpec:
-        product = ProductSpec(
-            self.array.sum_bits,
-            SCALE_FORMATS[self.scale].significand_bits,
-            self.act_bits,
-            FLOAT32,
-            self.scale_multiplier,
+        form = self.accumulator_format
+        block = BlockProductSpec(
+            self.array.sum_bits, SCALE_FORMATS[self.scale].significand_bits, self.act_bits
         )
-        return ScaleUnitSpec(product, AddSpec(FLOAT32), self.accumulator_depth)
+        product = product_spec(block, form, self.scale_multiplier)
+        return ScaleUnitSpec(product, add_spec(form), self.accumulator_depth)
 
     @property
     def requantizer(self) -> RequantizerSpec:
-        return RequantizerSpec(self.rows, self.cols, self.act_bits)
+        return RequantizerSpec(self.rows, self.cols, self.act_bits, form=self.accumulator_format)
 
     @property
     def engine(self) -> EngineSpec:

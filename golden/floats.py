@@ -36,6 +36,11 @@ class FloatFormat:
             raise ValueError(f"fraction_bits must be 0 to 23, not {self.fraction_bits!r}")
 
     @property
+    def dtype(self) -> type[np.floating]:
+        """numpy's type that carries its numbers."""
+        return np.float32
+
+    @property
     def storage_bits(self) -> int:
         return 1 + self.exponent_bits + self.fraction_bits
 

@@ -144,7 +144,7 @@ _WORDS: dict[Opcode, tuple[str, ...]] = {
     Opcode.DRAIN: (
         _HEADER,
         "accumulator:16 beat_step:16 rows:12 pixels:12 form:2 to_buffer:1 to_memory:1 limited:1",
-        "buffer:20 buffer_row_step:20 select:7 region:2",
+        "buffer:20 buffer_row_step:20 select:7 region:2 exponent:8",
         "offset:32 row_step:24",
         "low:32 high:32",
     ),
@@ -298,9 +298,11 @@ class Drain(_Ticketed):
     Parameters
     ----------
     form : :class:`Form`; raw rows only go to memory
-    limited, low, high : clamp the accumulators, ``min(max(number, low), high)``, with two float32
-        numbers, given as bit patterns; an exponent field of 0 reads as +0, and one of all ones is
-        no number
+    exponent : with fixed-point accumulators the exponent field of the number 1, at most 255 less
+        their width; with float32 0
+    limited, low, high : clamp the accumulators, ``min(max(number, low), high)``, with two numbers
+        of their format, given as 32 bits; of float32 an exponent field of 0 reads as +0, and one
+        of all ones is no number
     to_buffer, buffer, buffer_row_step : where words go in the buffer
     to_memory, region, offset, row_step : where words or raw rows go in memory, in beats
     select : which block, where a row of accumulators holds several
@@ -319,6 +321,7 @@ class Drain(_Ticketed):
     buffer_row_step: int = 0
     select: int = 0
     region: int = 0
+    exponent: int = 0
     offset: int = 0
     row_step: int = 0
     low: int = 0

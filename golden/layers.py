@@ -12,6 +12,9 @@ layer with two terms::
                 p = round(S * scale * 2**e)
                 acc = round(acc + p)                                          # or max(acc, p)
 
+With fixed-point accumulators (``Layer.grid``) bias and products are whole numbers of the grid, and
+the sums saturate: see :mod:`.fixed`.
+
 In a max layer a kernel position that falls on padding does not take part. In a sum, a step whose
 codes are zero for every filter is left out (:meth:`Layer.steps`): its products are +0, and no
 accumulator is ever -0, so that adding them would change no bit. Last, the accumulators are clamped
@@ -23,9 +26,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .bfp import BlockFloat, BlockTensor
+from .fixed import Grid
 from .floats import FLOAT32
 from .vqk import VariableQuantizedKernel
 
@@ -112,10 +116,17 @@ def steps(term: Term, planes: int = 1) -> Iterator[Step]:
 
 
 def block_product(
-    sums: NDArray[np.float64], scales: NDArray[np.float32], unit_exponents: NDArray[np.int32]
-) -> NDArray[np.float32]:
-    """``round(S * scale * 2**e)`` of integer block sums (any common broadcast shape)."""
-    return FLOAT32.round(np.ldexp(sums * np.asarray(scales, np.float64), unit_exponents))
+    sums: NDArray[np.float64],
+    scales: NDArray[np.float32],
+    unit_exponents: NDArray[np.int32],
+    grid: Grid | None = None,
+) -> NDArray[np.floating]:
+    """``round(S * scale * 2**e)`` of integer block sums (any common broadcast shape): to float32,
+    or to whole numbers of a grid."""
+    exact = sums * np.asarray(scales, np.float64)
+    if grid is None:
+        return FLOAT32.round(np.ldexp(exact, unit_exponents))
+    return grid.form.product(np.ldexp(exact, unit_exponents - grid.exponent))
 
 
 def _padded(x: NDArray, padding: tuple[int, int, int, int]) -> NDArray:
@@ -153,6 +164,7 @@ class Layer:
     macs_per_pixel : multiply-accumulates for one output pixel of all channels, Co * Ci / G * Kh *
         Kw of the network's convolutions and linear layers that this one computes: 0 for an
         identity or a pool. By default every weight of its kernels counts
+    grid : of fixed-point accumulators; biases and limits must lie on it. None for float32
     """
 
     name: str
@@ -162,6 +174,7 @@ class Layer:
     output: BlockFloat | None = None
     limits: tuple[float, float] | None = None
     macs_per_pixel: int | None = None
+    grid: Grid | None = None
 
     def __post_init__(self) -> None:
         if not self.terms:
@@ -193,6 +206,21 @@ class Layer:
                     f"limits of layer {self.name!r} must be normal float32 numbers or 0, the lower "
                     f"one first, not {self.limits!r}"
                 )
+        if self.grid is not None:
+            for kind, values in (("biases", self.bias), ("limits", self.limits or ())):
+                if not np.array_equal(self.grid.constants(values), np.array(values, np.float32)):
+                    raise ValueError(
+                        f"{kind} of layer {self.name!r} must be whole numbers of its accumulators' "
+                        f"grid, 2**{self.grid.exponent}, in their range"
+                    )
+
+    def machine_scales(self, scales: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scales as the machine multiplies by them: of fixed point, in units of the grid."""
+        return scales if self.grid is None else np.ldexp(scales, -self.grid.exponent)
+
+    def machine_constants(self, values: NDArray[np.float32]) -> NDArray[np.floating]:
+        """Biases or limits as the machine takes them: of fixed point, whole numbers."""
+        return FLOAT32.round(values) if self.grid is None else self.grid.whole(values)
 
     def output_size(self, sources: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
         """(Ho, Wo) from the (H, W) of the source tensors; all terms must agree."""
@@ -208,6 +236,15 @@ class Layer:
             per_pixel = sum(term.kernel.codes.size for term in self.terms)
         return height * width * per_pixel
 
+    @property
+    def start(self) -> NDArray[np.floating]:
+        """(Co,) where accumulators start: values in float32, or whole numbers of the grid."""
+        return self.machine_constants(self.bias)
+
+    def constants(self, values: ArrayLike) -> NDArray[np.float32]:
+        """The nearest `values` that biases and limits of this layer can have."""
+        return FLOAT32.round(values) if self.grid is None else self.grid.constants(values)
+
     def steps(self, planes: Mapping[str, int]) -> list[tuple[Term, Step]]:
         """Every step, in the order of accumulation, with the term that it belongs to.
 
@@ -219,11 +256,14 @@ class Layer:
             return every
         return [(term, step) for term, step in every if step.codes.any()] or every[:1]
 
-    def accumulate(self, sources: Mapping[str, BlockTensor]) -> NDArray[np.float32]:
-        """The accumulators (N, Co, Ho, Wo) after the last step."""
+    def accumulate(self, sources: Mapping[str, BlockTensor]) -> NDArray[np.floating]:
+        """The accumulators (N, Co, Ho, Wo) after the last step: values in float32, or whole numbers
+        of the grid."""
         size = self.output_size({t.source: sources[t.source].shape[2:] for t in self.terms})
         images = sources[self.terms[0].source].shape[0]
-        acc = np.tile(FLOAT32.round(self.bias)[:, None, None], (images, 1, *size))
+        grid = self.grid
+        add = FLOAT32.add if grid is None else grid.form.add
+        acc = np.tile(self.start[:, None, None], (images, 1, *size))
         self._check(sources)
         padded: dict[Term, tuple[NDArray, NDArray, NDArray]] = {}
         for term, step in self.steps({name: x.planes for name, x in sources.items()}):
@@ -238,13 +278,16 @@ class Layer:
             lanes = _window(codes[:, step.block], term, step.ky, step.kx, size)
             unit = _window(units[:, step.block], term, step.ky, step.kx, size)
             sums = np.einsum("nlhw,ol->nohw", lanes, step.codes.astype(np.float64), optimize=True)
-            product = block_product(sums, step.scales[:, None, None], unit[:, None])
+            product = block_product(sums, step.scales[:, None, None], unit[:, None], grid)
             target = acc[:, step.filters]
             if self.reduce == "add":
-                acc[:, step.filters] = FLOAT32.add(target, product)
+                acc[:, step.filters] = add(target, product)
             else:
                 valid = _window(inside, term, step.ky, step.kx, size)
-                acc[:, step.filters] = np.where(valid, np.maximum(target, product), target)
+                largest = np.maximum(target, product)
+                if grid is not None:
+                    largest = grid.form.saturate(largest)
+                acc[:, step.filters] = np.where(valid, largest, target)
         return acc
 
     def _check(self, sources: Mapping[str, BlockTensor]) -> None:
@@ -261,11 +304,13 @@ class Layer:
                     f"have no maximum of their own: store it first"
                 )
 
-    def finish(self, acc: NDArray[np.float32]) -> BlockTensor | NDArray[np.float32]:
+    def finish(self, acc: NDArray[np.floating]) -> BlockTensor | NDArray[np.float32]:
         """What becomes of the accumulators (N, Co, Ho, Wo): clamped, and stored."""
         if self.limits is not None:
-            acc = np.clip(acc, *np.array(self.limits, np.float32))
-        return acc if self.output is None else self.output.compute(acc)
+            acc = np.clip(acc, *self.machine_constants(np.array(self.limits, np.float32)))
+        if self.output is not None:
+            return self.output.compute(acc if self.grid is None else self.grid.values(acc))
+        return acc.astype(np.float32) if self.grid is None else self.grid.raw(acc)
 
     def compute(self, sources: Mapping[str, BlockTensor]) -> BlockTensor | NDArray[np.float32]:
         """The tensor that the layer writes."""

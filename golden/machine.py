@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from . import machine_kernels as kernels
 from .bfp import unit_exponent
-from .floats import FLOAT32
+from .fixed import FixedFormat
 from .isa import Drain, Error, Form, Load, Pass, Region, Weights
 from .passes import BlockRows
-from .program import Program
+from .program import Program, raw_numbers
 from .tickets import (
     Accesses,
     MachineError,
@@ -54,8 +54,9 @@ __all__ = [
     "validate",
 ]
 
-Written = NDArray[np.float32] | BlockRows
-"""What a DRAIN wrote: raw rows (N, n, C), or codes (N, n, B) and exponents (N, n)."""
+Written = NDArray[np.floating] | BlockRows
+"""What a DRAIN wrote: raw rows (N, n, C) as :func:`raw_numbers` gives them, or codes (N, n, B) and
+exponents (N, n)."""
 
 _STATE_BYTES = 1 << 26
 _BATCH = 16
@@ -69,10 +70,12 @@ class MachineRun:
     Parameters
     ----------
     outputs : (N, bytes) uint8, the OUTPUT region of every image
+    saturated : (N,) int64, pixels that saturated a fixed-point accumulator
     trace : what every DRAIN wrote, in program order; empty if it was not asked for
     """
 
     outputs: NDArray[np.uint8]
+    saturated: NDArray[np.int64]
     trace: tuple[Written, ...] = ()
 
 
@@ -84,7 +87,10 @@ class _State:
         size = config.accelerator.beat_bytes
         self.codes = np.zeros((n, config.buffer_depth, config.rows), np.uint8)
         self.exponents = np.zeros((n, config.buffer_depth), np.uint8)
-        self.accumulators = np.zeros((n, config.accumulator_depth, config.cols), np.float32)
+        self.accumulators = np.zeros(
+            (n, config.accumulator_depth, config.cols), config.accumulator_format.dtype
+        )
+        self.saturated = np.zeros(n, np.int64)
         self.memory = {
             Region.MODEL: model[None],
             Region.INPUT: images,
@@ -103,6 +109,7 @@ class Machine:
     def __init__(self, program: Program):
         self.program = program
         config = program.config
+        self._form = config.accumulator_format
         validate(program.instructions, config, program.sizes)
         self._order = schedule(program.instructions, config)
         self._beat = config.accelerator.beat_bytes
@@ -147,7 +154,7 @@ class Machine:
         config, count = self.program.config, len(numbers)
         self._weights = np.zeros((count, config.rows, config.cols), np.int8)
         self._scales = np.zeros((count, config.cols), np.float32)
-        self._biases = np.zeros((count, config.cols), np.float32)
+        self._biases = np.zeros((count, config.cols), config.accumulator_format.dtype)
         for biased in (False, True):
             chosen = [(offset, k) for (offset, has), k in numbers.items() if has == biased]
             size = tile.beats(biased) * self._beat
@@ -162,13 +169,13 @@ class Machine:
                 if biases is not None:
                     self._biases[where] = biases
 
-    def _limits_of(self, index: int) -> tuple[np.float32, np.float32]:
+    def _limits_of(self, index: int) -> tuple[np.floating, np.floating]:
         item = self.program.instructions[index]
         assert isinstance(item, Drain)
         if not item.limited:
-            return np.float32(-FLOAT32.largest), np.float32(FLOAT32.largest)
+            return self._form.dtype(-np.inf), self._form.dtype(np.inf)
         try:
-            low, high = FLOAT32.decode([item.low, item.high])
+            low, high = self._form.decode([item.low, item.high])
         except ValueError as error:
             where = place(index, self.program.instructions)
             raise MachineError(Error.NONE, f"{where}: low or high: {error}", index) from None
@@ -180,7 +187,7 @@ class Machine:
         config = self.program.config
         return (
             config.buffer_depth * (config.rows + 1)
-            + config.accumulator_depth * config.cols * 4
+            + config.accumulator_depth * config.cols * np.dtype(self._form.dtype).itemsize
             + sum(self.program.sizes[1:]) * self._beat
         )
 
@@ -208,6 +215,7 @@ class Machine:
         batch = min(_BATCH, max(1, _STATE_BYTES // self.image_bytes))
         order = self._order
         outputs: list[NDArray[np.uint8]] = []
+        saturated: list[NDArray[np.int64]] = []
         traces: list[list[Written]] = []
         for first in range(0, max(len(images), 1), batch):
             part = images[first : first + batch].copy()
@@ -218,9 +226,10 @@ class Machine:
             for index in order:
                 self._execute(index, state, written if trace else None)
             outputs.append(state.memory[Region.OUTPUT])
+            saturated.append(state.saturated)
             traces.append([written[index] for index in sorted(written)])
         joined = (_joined(each) for each in zip(*traces, strict=True))
-        return MachineRun(np.concatenate(outputs), tuple(joined))
+        return MachineRun(np.concatenate(outputs), np.concatenate(saturated), tuple(joined))
 
     def _execute(self, index: int, state: _State, written: dict[int, Written] | None) -> None:
         item = self.program.instructions[index]
@@ -278,6 +287,10 @@ class Machine:
             1 << (self.program.config.act_bits - 1) if item.signed else 0,
             bool(item.maximum),
             self._units[bool(item.signed)],
+            (float(self._form.low), float(self._form.high))
+            if isinstance(self._form, FixedFormat)
+            else None,
+            state.saturated,
         )
 
     def _drain(self, index: int, item: Drain, state: _State) -> Written:
@@ -291,9 +304,10 @@ class Machine:
             rows = np.minimum(np.maximum(state.accumulators[:, addresses[:, 0]], low), high)
             size = known.raw_beats * self._beat
             beats = np.zeros((n, count, size), np.uint8)
-            beats[:, :, : 4 * config.cols] = rows.astype("<f4").view(np.uint8)
+            bits = self._form.encode(rows).astype("<u4")
+            beats[:, :, : 4 * config.cols] = bits.view(np.uint8)
             state.memory[Region(item.region)][:, offsets[:, None] + np.arange(size)] = beats
-            return rows
+            return raw_numbers(config, item, bits)
         signed = item.form == Form.SIGNED
         codes = np.empty((n, count, config.rows), np.uint8)
         exponents = np.empty((n, count), np.uint8)
@@ -306,6 +320,7 @@ class Machine:
             signed,
             config.act_bits,
             config.requantizer.rounding == "truncate",
+            item.exponent if isinstance(self._form, FixedFormat) else 127,
             codes,
             exponents,
         )

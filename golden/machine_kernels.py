@@ -39,6 +39,17 @@ def _sum(a, b):
     return min(max(result, -_LARGEST), _LARGEST)
 
 
+@njit(cache=True, inline="always", error_model="numpy")
+def _fixed_product(total, scale, unit, bounds):
+    """The nearest whole number, halves up, or an infinity: ``FixedFormat.product``."""
+    exact = np.float64(total) * np.float64(scale) * unit
+    if exact >= bounds[1] + 1:
+        return np.inf
+    if exact < bounds[0]:
+        return -np.inf
+    return np.floor(exact + 0.5)
+
+
 @njit(cache=True, error_model="numpy")
 def products(
     totals: NDArray[np.float32], scales: NDArray[np.float64], units: NDArray[np.float64]
@@ -63,17 +74,19 @@ def sums(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
 def accumulate(
     codes: NDArray[np.uint8],
     exponents: NDArray[np.uint8],
-    accumulators: NDArray[np.float32],
+    accumulators: NDArray[np.floating],
     addresses: NDArray[np.int32],
     targets: NDArray[np.int32],
     tiles: NDArray[np.int32],
     weights: NDArray[np.int8],
     scales: NDArray[np.float32],
-    biases: NDArray[np.float32],
+    biases: NDArray[np.floating],
     starting: int,
     sign: int,
     maximum: bool,
     units: NDArray[np.float64],
+    bounds: tuple[float, float] | None,
+    saturated: NDArray[np.int64],
 ) -> None:
     """A PASS of all images.
 
@@ -88,6 +101,8 @@ def accumulate(
     starting : how many pixels start from the bias, the first ones
     sign : value of a code's sign bit, 0 if they have none
     units : (256,) float64, what code 1 stands for under each exponent field
+    bounds : smallest and largest fixed-point number; None of float32 accumulators
+    saturated : (N,) counts pixels that saturated an accumulator
     """
     images, rows, cols = codes.shape[0], weights.shape[1], weights.shape[2]
     pixels = len(addresses) // len(tiles)
@@ -121,39 +136,48 @@ def accumulate(
                         for c in range(cols):
                             total[c] += lane * matrix[r, c]
                 unit = units[exponents[n, address]]
-                if maximum:
-                    for c in range(cols):
-                        row[c] = max(row[c], _product(total[c], scale[c], unit))
+                if bounds is None:
+                    if maximum:
+                        for c in range(cols):
+                            row[c] = max(row[c], _product(total[c], scale[c], unit))
+                    else:
+                        for c in range(cols):
+                            row[c] = _sum(row[c], _product(total[c], scale[c], unit))
                 else:
+                    beyond = False
                     for c in range(cols):
-                        row[c] = _sum(row[c], _product(total[c], scale[c], unit))
+                        product = _fixed_product(total[c], scale[c], unit, bounds)
+                        exact = max(row[c], product) if maximum else row[c] + product
+                        row[c] = min(max(exact, bounds[0]), bounds[1])
+                        beyond |= row[c] != exact
+                    saturated[n] += beyond
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def requantize(
-    accumulators: NDArray[np.float32],
+    accumulators: NDArray[np.floating],
     addresses: NDArray[np.int32],
     select: int,
-    low: np.float32,
-    high: np.float32,
+    low: np.floating,
+    high: np.floating,
     signed: bool,
     bits: int,
     truncate: bool,
+    unit: int,
     codes: NDArray[np.uint8],
     exponents: NDArray[np.uint8],
 ) -> bool:
     """Blocks (N, n, R) of accumulators at (n, beats) `addresses`; codes as they are stored.
 
-    Accumulators are clamped between `low` and `high`. False if a lane past the last one of a block
-    that takes several rows is not zero.
+    Accumulators are clamped between `low` and `high`; `unit` is the exponent field of 1. False if a
+    lane past the last one of a block that takes several rows is not zero.
     """
     images, block, cols = accumulators.shape[0], codes.shape[2], accumulators.shape[2]
     beats = addresses.shape[1]
     magnitude = bits - 1 if signed else bits
     limit = np.float64((1 << magnitude) - 1)
     mask = (1 << bits) - 1
-    lanes = np.zeros(max(beats * cols, block), np.float32)
-    fields = lanes.view(np.uint32)
+    lanes = np.zeros(max(beats * cols, block), np.float64)
     first = select * block if beats == 1 else 0
     clean = True
     for n in range(images):
@@ -165,14 +189,16 @@ def requantize(
             if beats > 1:
                 for lane in range(block, beats * cols):
                     clean &= lanes[lane] == 0
-            shared = np.uint32(0)
+            largest = 0.0
             for r in range(first, first + block):
                 if not signed:
-                    lanes[r] = max(lanes[r], np.float32(0))
-                shared = max(shared, (fields[r] >> np.uint32(23)) & np.uint32(0xFF))
-            power = math.ldexp(1.0, 127 + magnitude - 1 - int(shared))
+                    lanes[r] = max(lanes[r], 0.0)
+                largest = max(largest, abs(lanes[r]))
+            exponent = math.frexp(largest)[1]
+            shared = exponent - 1 + unit if largest > 0 else 0
+            power = math.ldexp(1.0, magnitude - exponent)
             for r in range(block):
-                scaled = np.float64(lanes[first + r]) * power
+                scaled = lanes[first + r] * power
                 whole = np.trunc(scaled) if truncate else np.rint(scaled)
                 whole = min(max(whole, -limit), limit)
                 codes[n, i, r] = np.int32(whole) & mask

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .bfp import BlockFloat, BlockTensor, FixedPoint
+from .fixed import AccumulatorFormat, FixedFormat, Grid, accumulator_format
 from .floats import SCALE_FORMATS
 from .fold import Fold
 from .layers import Layer, Term
@@ -18,7 +19,7 @@ from .vqk import VariableQuantizedKernel, pack, unpack
 
 __all__ = ["FORMAT_VERSION", "INPUT", "QuantizedNetwork", "Tensor"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 INPUT = "input"
 
 Tensor = BlockTensor | NDArray[np.float32]
@@ -47,6 +48,10 @@ class QuantizedNetwork:
         sizes = {INPUT: (size[0], size[1])}
         channels = {INPUT: depth}
         names = {INPUT}
+        forms = {"float32" if each.grid is None else each.grid.name for each in self.layers}
+        if len(forms) > 1:
+            found = " and ".join(sorted(forms))
+            raise ValueError(f"all layers must have accumulators of one format, not {found}")
         for layer in self.layers:
             if layer.name in names:
                 raise ValueError(f"layer name {layer.name!r} is used twice")
@@ -88,6 +93,12 @@ class QuantizedNetwork:
     @property
     def act_bits(self) -> int:
         return self.input.act_bits
+
+    @property
+    def accumulator(self) -> str:
+        """Name of the format of the accumulators."""
+        grid = self.layers[0].grid
+        return "float32" if grid is None else grid.name
 
     @property
     def weight_bits(self) -> int:
@@ -168,6 +179,7 @@ class QuantizedNetwork:
                     "output": output,
                     "limits": layer.limits,
                     "macs_per_pixel": layer.macs_per_pixel,
+                    "exponent": None if layer.grid is None else layer.grid.exponent,
                     "terms": terms,
                 }
             )
@@ -176,6 +188,7 @@ class QuantizedNetwork:
             "input": asdict(self.input),
             "input_shape": self.input_shape,
             "fold": None if self.fold is None else asdict(self.fold),
+            "accumulator": self.accumulator,
             "layers": layers,
         }
         temporary = Path(path).with_name(Path(path).name + ".part")
@@ -202,7 +215,8 @@ class QuantizedNetwork:
             version = description["format"]
             if version != FORMAT_VERSION:
                 raise ValueError(f"has format {version}, this version reads {FORMAT_VERSION}")
-            layers = tuple(_load_layer(entry, arrays) for entry in description["layers"])
+            form = accumulator_format(description["accumulator"])
+            layers = tuple(_load_layer(entry, arrays, form) for entry in description["layers"])
             shape = tuple(description["input_shape"])
             return cls(
                 FixedPoint(**description["input"]), shape, layers, _load_fold(description["fold"])
@@ -217,7 +231,7 @@ def _load_fold(entry: Mapping | None) -> Fold | None:
     return None if entry is None else Fold(**{key: tuple(value) for key, value in entry.items()})
 
 
-def _load_layer(entry: Mapping, arrays: Mapping[str, NDArray]) -> Layer:
+def _load_layer(entry: Mapping, arrays: Mapping[str, NDArray], form: AccumulatorFormat) -> Layer:
     terms = []
     for index, term in enumerate(entry["terms"]):
         key = f"{entry['name']}.{index}"
@@ -240,6 +254,7 @@ def _load_layer(entry: Mapping, arrays: Mapping[str, NDArray]) -> Layer:
             )
         )
     output = None if entry["output"] is None else BlockFloat(**entry["output"])
+    exponent = entry["exponent"]
     return Layer(
         entry["name"],
         tuple(terms),
@@ -248,4 +263,5 @@ def _load_layer(entry: Mapping, arrays: Mapping[str, NDArray]) -> Layer:
         output,
         None if entry["limits"] is None else tuple(entry["limits"]),
         entry["macs_per_pixel"],
+        Grid(form, exponent) if isinstance(form, FixedFormat) else None,
     )

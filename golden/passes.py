@@ -27,7 +27,7 @@ class Pass:
     ----------
     codes : (rows, cols) int8, the tile
     scales : (cols,) float32, values of the scale format
-    biases : (cols,) float32 where the accumulators start anew, None where they continue
+    biases : (cols,) numbers where the accumulators start anew, None where they continue
     lanes : (P, rows) int16, activation codes
     exponents : (P,) uint8, exponent fields
     addresses : (P,) int, accumulator of each pixel
@@ -40,7 +40,7 @@ class Pass:
 
     codes: NDArray[np.int8]
     scales: NDArray[np.float32]
-    biases: NDArray[np.float32] | None
+    biases: NDArray[np.floating] | None
     lanes: NDArray[np.int16]
     exponents: NDArray[np.uint8]
     addresses: NDArray[np.int64]
@@ -92,18 +92,21 @@ class Engine:
 
     def __init__(self, spec: EngineSpec):
         self.spec = spec
-        self.accumulators = np.zeros((spec.scale_unit.depth, spec.array.cols), np.float32)
+        unit = spec.scale_unit
+        self.accumulators = np.zeros((unit.depth, spec.array.cols), unit.form.dtype)
 
-    def run(self, work: Iterable[Pass | Drain]) -> list[NDArray[np.float32] | BlockRows]:
-        """Execute `work`; one result per drain, (n, cols) float32 or :class:`BlockRows`."""
-        results: list[NDArray[np.float32] | BlockRows] = []
+    def run(self, work: Iterable[Pass | Drain]) -> list[NDArray[np.floating] | BlockRows]:
+        """Execute `work`; one result per drain: (n, cols) numbers as memory holds them, or
+        :class:`BlockRows`, whose exponent fields take the fixed-point number 1 for 1.0."""
+        results: list[NDArray[np.floating] | BlockRows] = []
         for item in work:
             if isinstance(item, Pass):
                 self._accumulate(item)
                 continue
             rows = self.accumulators[self._checked(item.addresses)]
             if item.form == "raw":
-                results.append(rows)
+                form = self.spec.scale_unit.form
+                results.append(form.decode(form.encode(rows)))
             else:
                 signed = item.form == "signed"
                 results.append(BlockRows(*self.spec.requantizer.compute(rows, signed)))

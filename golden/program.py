@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from .bfp import BlockTensor
 from .config import HardwareConfig
+from .fixed import FixedFormat, Grid
 from .floats import FLOAT32
 from .isa import Drain, Form, Instruction, Pass, Region, decode, encode
 
-__all__ = ["Place", "Program", "pack_words", "scores_of", "unpack_words"]
+__all__ = ["Place", "Program", "pack_words", "raw_numbers", "scores_of", "unpack_words"]
 
 FORMAT_VERSION = 1
 
@@ -53,6 +54,17 @@ def unpack_words(
         sign = 1 << (bits - 1)
         codes = (codes ^ sign) - sign
     return codes.astype(np.int16), exponents.astype(np.uint8)
+
+
+def raw_numbers(
+    config: HardwareConfig, drain: Drain, bits: NDArray[np.uint32]
+) -> NDArray[np.floating]:
+    """The raw results that `drain` wrote, from their 32 bits: float32, or of fixed-point
+    accumulators what they stand for, exactly, in float64."""
+    form = config.accumulator_format
+    if isinstance(form, FixedFormat):
+        return Grid(form, drain.exponent - 127).values(form.decode(bits))
+    return bits.view(np.float32)
 
 
 @dataclass(frozen=True)
@@ -166,7 +178,8 @@ class Program:
                 if form is Form.RAW:
                     values = np.ascontiguousarray(part).view("<u4")[:, : self.config.cols]
                     count = min(self.config.cols, channels - place.channel)
-                    numbers = FLOAT32.decode(values.astype(np.int64)).reshape(n, drain.pixels, -1)
+                    numbers = raw_numbers(self.config, drain, values)
+                    numbers = FLOAT32.round(numbers).reshape(n, drain.pixels, -1)
                     raw[:, place.channel : place.channel + count, y, xs] = numbers[
                         :, :, :count
                     ].transpose(0, 2, 1)

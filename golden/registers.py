@@ -13,6 +13,7 @@ __all__ = [
     "ID",
     "MAP_BITS",
     "REGISTERS",
+    "TIMED",
     "Field",
     "Register",
     "c_header",
@@ -88,8 +89,12 @@ COUNTERS: dict[str, str] = {
     "LOAD_BUSY": "cycles in which the LOAD unit worked",
     "READ_BEATS": "beats read from memory",
     "WRITE_BEATS": "beats written to memory",
+    "SATURATED": "pixels that saturated a fixed-point accumulator",
 }
 """The 64-bit counters, in their order; START clears them."""
+
+TIMED = tuple(name for name in COUNTERS if name != "SATURATED")
+"""The counters that no number of an image changes."""
 
 
 def _flags(*flags: tuple[str, str]) -> tuple[Field, ...]:

@@ -1,4 +1,4 @@
-"""Specs of the floating-point part at the foot of a column: product, sum, accumulator memory."""
+"""Specs of what is at the foot of a column: product, sum, accumulator memory."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,24 @@ from numpy.typing import ArrayLike, NDArray
 
 from .array import Multiplier
 from .bfp import unit_exponent
+from .fixed import AccumulatorFormat, FixedFormat
 from .floats import FLOAT32, FloatFormat
 
-__all__ = ["AddSpec", "ProductSpec", "ScaleUnitSpec"]
+__all__ = [
+    "AddSpec",
+    "BlockProductSpec",
+    "FixedAddSpec",
+    "FixedProductSpec",
+    "ProductSpec",
+    "ScaleUnitSpec",
+    "add_spec",
+    "product_spec",
+]
 
 
 @dataclass(frozen=True)
-class ProductSpec:
-    """``round(S * scale * 2**e)`` of an integer block sum S.
+class BlockProductSpec:
+    """``S * scale * 2**e`` of an integer block sum S, whatever it is rounded to.
 
     The scale arrives as sign, 8-bit exponent field (biased by 127; 0 reads as zero) and fraction;
     e is that of code 1 in the activation block, from its exponent field and signedness.
@@ -24,23 +34,62 @@ class ProductSpec:
     sum_bits : width of S, signed
     scale_bits : significand bits of the scale with the hidden one, 1 to 24
     act_bits : m
-    form : format of the result
-    multiplier : "lut" never becomes a DSP block
     """
 
     sum_bits: int
     scale_bits: int
     act_bits: int
-    form: FloatFormat = FLOAT32
-    multiplier: Multiplier = "dsp"
 
-    def __post_init__(self) -> None:
+    def check(self, multiplier: str) -> None:
+        """Raise ``ValueError`` for what does not exist."""
         if self.sum_bits not in range(2, 33):
             raise ValueError(f"sum_bits must be 2 to 32, not {self.sum_bits!r}")
         if self.scale_bits not in range(1, 25):
             raise ValueError(f"scale_bits must be 1 to 24, not {self.scale_bits!r}")
-        if self.multiplier not in ("lut", "dsp"):
-            raise ValueError(f"multiplier must be 'lut' or 'dsp', not {self.multiplier!r}")
+        if multiplier not in ("lut", "dsp"):
+            raise ValueError(f"multiplier must be 'lut' or 'dsp', not {multiplier!r}")
+
+    def exact(
+        self, sums: ArrayLike, scales: ArrayLike, exponents: ArrayLike, signed: ArrayLike
+    ) -> NDArray[np.float64]:
+        """Products of block sums, scale values, activation exponent fields and signedness.
+
+        Raises ``ValueError`` if a sum does not fit ``sum_bits`` or a field 8 bits.
+        """
+        whole = np.asarray(sums, np.int64)
+        limit = 1 << (self.sum_bits - 1)
+        if (np.abs(whole) >= limit).any():
+            raise ValueError(f"block sums must fit {self.sum_bits} bits")
+        fields = np.asarray(exponents, np.int64)
+        if ((fields < 0) | (fields > 255)).any():
+            raise ValueError("exponent fields must fit 8 bits")
+        units = (
+            np.where(
+                np.asarray(signed, bool),
+                unit_exponent(self.act_bits, True),
+                unit_exponent(self.act_bits, False),
+            )
+            + fields
+        )
+        return np.ldexp(whole * np.asarray(scales, np.float64), units)
+
+
+@dataclass(frozen=True)
+class ProductSpec(BlockProductSpec):
+    """A block product rounded to a float.
+
+    Parameters
+    ----------
+    sum_bits, scale_bits, act_bits : as of every block product
+    form : format of the result
+    multiplier : "lut" never becomes a DSP block
+    """
+
+    form: FloatFormat = FLOAT32
+    multiplier: Multiplier = "dsp"
+
+    def __post_init__(self) -> None:
+        self.check(self.multiplier)
 
     @property
     def magnitude_bits(self) -> int:
@@ -68,26 +117,49 @@ class ProductSpec:
     def compute(
         self, sums: ArrayLike, scales: ArrayLike, exponents: ArrayLike, signed: ArrayLike
     ) -> NDArray[np.float32]:
-        """Products of block sums, scale values, activation exponent fields and signedness.
+        """The rounded product of what :meth:`exact` takes."""
+        return self.form.round(self.exact(sums, scales, exponents, signed))
 
-        Raises ``ValueError`` if a sum does not fit ``sum_bits`` or a field 8 bits.
-        """
-        exact = np.asarray(sums, np.int64)
-        limit = 1 << (self.sum_bits - 1)
-        if (np.abs(exact) >= limit).any():
-            raise ValueError(f"block sums must fit {self.sum_bits} bits")
-        fields = np.asarray(exponents, np.int64)
-        if ((fields < 0) | (fields > 255)).any():
-            raise ValueError("exponent fields must fit 8 bits")
-        units = (
-            np.where(
-                np.asarray(signed, bool),
-                unit_exponent(self.act_bits, True),
-                unit_exponent(self.act_bits, False),
-            )
-            + fields
-        )
-        return self.form.round(np.ldexp(exact * np.asarray(scales, np.float64), units))
+
+@dataclass(frozen=True)
+class FixedProductSpec(BlockProductSpec):
+    """A block product rounded to whole numbers, halves up.
+
+    The operand without a scale's width is shifted by the lowest bits of the exponent before the
+    multiplication, the product by whole bytes after it.
+
+    Parameters
+    ----------
+    sum_bits, scale_bits, act_bits, multiplier : as of :class:`ProductSpec`
+    form : of the accumulator
+    """
+
+    form: FixedFormat
+    multiplier: Multiplier = "dsp"
+
+    def __post_init__(self) -> None:
+        self.check(self.multiplier)
+
+    @property
+    def product_bits(self) -> int:
+        """Width of the signed product, shifted by 7 at most."""
+        return self.sum_bits + self.scale_bits + 7
+
+    @property
+    def offset(self) -> int:
+        """Power of two of the product where both exponent fields are 0 in an unsigned block."""
+        return unit_exponent(self.act_bits, False) - 127 - (self.scale_bits - 1)
+
+    @property
+    def latency(self) -> int:
+        """Exponents, fine shift, multiplication, coarse shift, rounding."""
+        return 5
+
+    def compute(
+        self, sums: ArrayLike, scales: ArrayLike, exponents: ArrayLike, signed: ArrayLike
+    ) -> NDArray[np.float64]:
+        """The product of what :meth:`exact` takes, as :meth:`FixedFormat.product` gives it."""
+        return self.form.product(self.exact(sums, scales, exponents, signed))
 
 
 @dataclass(frozen=True)
@@ -121,6 +193,50 @@ class AddSpec:
 
 
 @dataclass(frozen=True)
+class FixedAddSpec:
+    """``a + b`` or ``max(a, b)`` of an accumulator and a product, saturated."""
+
+    form: FixedFormat
+
+    @property
+    def latency(self) -> int:
+        """Compare, choose, add, saturate."""
+        return 4
+
+    def compute(
+        self, a: ArrayLike, b: ArrayLike, maximum: ArrayLike = False, keep: ArrayLike = False
+    ) -> NDArray[np.float64]:
+        """Sums of `a` and `b`; where `maximum` is set their maxima, or `a` if `keep` is set too."""
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        largest = np.where(keep, a, np.maximum(a, b))
+        return self.form.saturate(np.where(maximum, largest, a + b))
+
+    def saturated(
+        self, a: ArrayLike, b: ArrayLike, maximum: ArrayLike = False, keep: ArrayLike = False
+    ) -> NDArray[np.bool_]:
+        """Whether :meth:`compute` would give another number without limits of the range."""
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        largest = np.where(keep, a, np.maximum(a, b))
+        exact = np.where(maximum, largest, a + b)
+        return exact != self.form.saturate(exact)
+
+
+def product_spec(
+    block: BlockProductSpec, form: AccumulatorFormat, multiplier: Multiplier
+) -> ProductSpec | FixedProductSpec:
+    """The block product in the format of the accumulators."""
+    widths = block.sum_bits, block.scale_bits, block.act_bits
+    if isinstance(form, FixedFormat):
+        return FixedProductSpec(*widths, form, multiplier)
+    return ProductSpec(*widths, form, multiplier)
+
+
+def add_spec(form: AccumulatorFormat) -> AddSpec | FixedAddSpec:
+    """The sum in the format of the accumulators."""
+    return FixedAddSpec(form) if isinstance(form, FixedFormat) else AddSpec(form)
+
+
+@dataclass(frozen=True)
 class ScaleUnitSpec:
     """One column's scale unit: product, adder and a memory of ``depth`` accumulators.
 
@@ -130,8 +246,8 @@ class ScaleUnitSpec:
     depth : accumulators of the column, 2 or more
     """
 
-    product: ProductSpec
-    add: AddSpec
+    product: ProductSpec | FixedProductSpec
+    add: AddSpec | FixedAddSpec
     depth: int = 512
 
     def __post_init__(self) -> None:
@@ -141,7 +257,7 @@ class ScaleUnitSpec:
             raise ValueError("product and adder must have one format")
 
     @property
-    def form(self) -> FloatFormat:
+    def form(self) -> AccumulatorFormat:
         return self.add.form
 
     @property

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import HardwareConfig
+from .fixed import FixedFormat
 from .isa import (
     LEVELS,
     WORDS,
@@ -83,6 +84,12 @@ def _bad_fields(item: Instruction, config: HardwareConfig) -> Iterator[str]:
         elif item.select >= sizes_of(config).blocks_per_beat:
             allowed = sizes_of(config).blocks_per_beat - 1
             yield f"select must be 0 to {allowed}, not {item.select}"
+        form = config.accumulator_format
+        if isinstance(form, FixedFormat):
+            if not 1 <= item.exponent <= form.highest_field:
+                yield f"exponent must be 1 to {form.highest_field}, not {item.exponent}"
+        elif item.exponent:
+            yield f"exponent must be 0 with float32 accumulators, not {item.exponent}"
         if item.limited and not config.clamp:
             yield "limited must be 0 where the configuration says clamp = false, not 1"
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ..golden.accelerator import PAGE_BYTES
 from ..golden.isa import ISA_VERSION, Error, Region
 from ..golden.program import Program
-from ..golden.registers import COUNTERS, ID, configuration_hash, register
+from ..golden.registers import ID, TIMED, configuration_hash, register
 
 __all__ = ["Accelerator", "AcceleratorError", "Transport"]
 
@@ -163,8 +163,13 @@ class Accelerator:
         self.write("CONTROL", register("CONTROL").field("SOFT_RESET").mask)
 
     def counters(self) -> dict[str, int]:
-        """The 64-bit counters of the last run, by lower-case name."""
-        return {
-            name.lower(): self.read(f"{name}_LO") | self.read(f"{name}_HI") << 32
-            for name in COUNTERS
-        }
+        """The 64-bit counters of the last run that no number of an image changes, by lower-case
+        name."""
+        return {name.lower(): self._counter(name) for name in TIMED}
+
+    def saturated(self) -> int:
+        """Pixels of the last run that saturated a fixed-point accumulator."""
+        return self._counter("SATURATED")
+
+    def _counter(self, name: str) -> int:
+        return self.read(f"{name}_LO") | self.read(f"{name}_HI") << 32

@@ -74,8 +74,12 @@ def standalone(program: Program, uart: UartSpec, silence: int) -> StandaloneSpec
     uart, silence : of the line, see :class:`~shiftcore.golden.link.LinkSpec`
 
     Raises ``ValueError`` if the network's result is not one float32 score for each of at most 256
-    classes.
+    classes, or the accelerator's accumulators are not float32.
     """
+    if program.config.accumulator != "float32":
+        raise ValueError(
+            f"a standalone image needs accumulator = 'float32', not {program.config.accumulator!r}"
+        )
     channels, height, width = program.shapes[program.output]
     stored = [
         item.form != Form.RAW

@@ -14,6 +14,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
 from ..golden.config import HardwareConfig
+from ..golden.fixed import FixedFormat
 from ..golden.isa import Error
 from ..golden.registers import configuration_hash
 from .axi import control_ports, forward, read_ports, region_layout, write_ports
@@ -169,6 +170,11 @@ class Accelerator(wiring.Component):
             events.read_beats.eq(read.o_beat),
             events.write_beats.eq(write.o_beat),
         ]
+        if isinstance(spec.engine.scale_unit.form, FixedFormat):
+            m.d.comb += [
+                engine.i_field.eq(drain.o_field),
+                events.saturated.eq(engine.o_saturated),
+            ]
         return m
 
     def _error(self, m, registers, sequencer, passes, drain, buffer, engine, read, write):

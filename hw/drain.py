@@ -5,16 +5,26 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..golden.accelerator import AcceleratorSpec
+from ..golden.fixed import FixedFormat
 from ..golden.floats import FLOAT32
 from ..golden.isa import LAYOUTS, Form, Opcode
 from .axi import run_layout, times
 from .buffer import write_layout
 from .engine import drain_layout, limits_layout
-from .floats import float_layout, ordered
+from .floats import ordered
 from .instruction import instruction_layout
 from .requantizer import block_layout
 
 __all__ = ["DrainEngine", "trace_layout"]
+
+
+def _limit(bits, form):
+    """A limit of an instruction as the engine takes it."""
+    if isinstance(form, FixedFormat):
+        kept = bits[: form.kept_bits]
+        return Cat(kept, kept[-1].replicate(32 - len(kept)))
+    return Mux(bits[FLOAT32.fraction_bits : -1].any(), bits, 0)
+
 
 _BITS = {field.name: field.bits for field in LAYOUTS[Opcode.DRAIN]}
 
@@ -40,6 +50,7 @@ class DrainEngine(wiring.Component):
     -------
     i : instructions that may begin
     o_drain, o_limits, i_raw, i_block : the engine's drain
+    o_field : the exponent field of the number 1, with fixed-point accumulators
     o_write : words for the activation buffer
     o_run : places in memory, one for each row of the output
     o_data : beats for them
@@ -53,12 +64,14 @@ class DrainEngine(wiring.Component):
     def __init__(self, spec: AcceleratorSpec):
         self.spec = spec
         engine = spec.engine
-        row = data.ArrayLayout(float_layout(FLOAT32), engine.array.cols)
+        row = data.ArrayLayout(32, engine.array.cols)
         blocks = data.ArrayLayout(
             block_layout(engine.requantizer), engine.requantizer.blocks_per_beat
         )
+        fixed = isinstance(engine.scale_unit.form, FixedFormat)
         super().__init__(
-            {
+            ({"o_field": Out(8)} if fixed else {})
+            | {
                 "i": In(stream.Signature(instruction_layout(Opcode.DRAIN))),
                 "o_drain": Out(stream.Signature(drain_layout(engine))),
                 "o_limits": Out(limits_layout()),
@@ -78,7 +91,7 @@ class DrainEngine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        current = Signal(self.i.payload.shape(), reset_less=True)
+        current, given = Signal(self.i.payload.shape(), reset_less=True), self.i.payload
         active = Signal()
         accept = Signal()
         m.d.comb += [
@@ -89,16 +102,16 @@ class DrainEngine(wiring.Component):
             self.o_limits.low.eq(current.low),
             self.o_limits.high.eq(current.high),
         ]
+        if isinstance(self.spec.engine.scale_unit.form, FixedFormat):
+            m.d.comb += self.o_field.eq(current.exponent)
         with m.If(accept):
             m.d.sync += [active.eq(1), current.eq(self.i.payload)]
             if self.spec.engine.clamp:
                 # The engine takes no zero but +0, and no lower limit above the upper one.
-                low, high = (
-                    Mux(limit[FLOAT32.fraction_bits : -1].any(), limit, 0)
-                    for limit in (self.i.payload.low, self.i.payload.high)
-                )
-                m.d.sync += current.low.eq(Mux(ordered(low) > ordered(high), high, low))
-                m.d.sync += current.high.eq(high)
+                form = self.spec.engine.scale_unit.form
+                low, high = (_limit(limit, form) for limit in (given.low, given.high))
+                crossed = ordered(low, form) > ordered(high, form)
+                m.d.sync += [current.low.eq(Mux(crossed, high, low)), current.high.eq(high)]
         self._read(m, accept, current)
         written = self._write(m, accept, current)
         stored = self._announce(m, accept, current, active)
@@ -149,7 +162,7 @@ class DrainEngine(wiring.Component):
         word = Signal(self.o_write.payload.word.shape())
         block = self.i_block.payload[current.select]
         m.d.comb += [word.codes.eq(block.codes), word.exponent.eq(block.exponent)]
-        row = Cat(*(number.as_value() for number in self.i_raw.payload))
+        row = self.i_raw.payload.as_value()
         item = Signal(spec.bus_bits * max(spec.word_beats, spec.raw_beats))
         m.d.comb += item.eq(Mux(raw, row, word.as_value()))
 

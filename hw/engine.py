@@ -2,20 +2,20 @@
 
 from functools import partial
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..golden.engine import EngineSpec
-from ..golden.floats import FLOAT32
+from ..golden.fixed import FixedFormat
 from .array import SystolicArray
 from .delay import delayed
-from .floats import float_layout, ordered
+from .floats import ordered
 from .issue import PixelIssue, pixel_layout
 from .library import place
 from .loader import TileLoader
 from .requantizer import Requantizer, block_layout
-from .scale_unit import ScaleUnit
+from .scale_unit import ScaleUnit, constant
 
 __all__ = ["Engine", "drain_layout", "engine_signature"]
 
@@ -37,10 +37,12 @@ def drain_layout(spec: EngineSpec) -> data.StructLayout:
 def engine_signature(spec: EngineSpec) -> wiring.Signature:
     """The members of :class:`Engine`."""
     tile = data.StructLayout({"data": spec.tile.bus_bits, "last": 1})
-    row = data.ArrayLayout(float_layout(FLOAT32), spec.array.cols)
+    row = data.ArrayLayout(32, spec.array.cols)
     blocks = data.ArrayLayout(block_layout(spec.requantizer), spec.requantizer.blocks_per_beat)
+    fixed = {"i_field": In(8), "o_saturated": Out(1)}
     return wiring.Signature(
-        {
+        (fixed if isinstance(spec.scale_unit.form, FixedFormat) else {})
+        | {
             "i_tile": In(stream.Signature(tile)),
             "i_pixel": In(stream.Signature(pixel_layout(spec))),
             "i_drain": In(stream.Signature(drain_layout(spec))),
@@ -59,18 +61,25 @@ def engine_signature(spec: EngineSpec) -> wiring.Signature:
 
 
 def limits_layout() -> data.StructLayout:
-    """Two float32 bounds between which accumulators are clamped where ``enable`` is set; ``low`` is
-    not above ``high``, and zero is +0."""
-    number = float_layout(FLOAT32)
-    return data.StructLayout({"enable": 1, "low": number, "high": number})
+    """Two bounds, as memory holds accumulators, between which these are clamped where ``enable`` is
+    set; ``low`` is not above ``high``, and zero is +0."""
+    return data.StructLayout({"enable": 1, "low": 32, "high": 32})
 
 
-def _clamped(number, limits):
+def _clamped(number, limits, form):
     """``min(max(number, low), high)`` where limits are enabled; ``low`` is not above ``high``."""
-    bits, low, high = (each.as_value() for each in (number, limits.low, limits.high))
-    inside = Mux(ordered(bits) < ordered(low), low, bits)
-    bounded = Mux(ordered(bits) > ordered(high), high, inside)
+    bits, low, high = Value.cast(number), constant(limits.low, form), constant(limits.high, form)
+    inside = Mux(ordered(bits, form) < ordered(low, form), low, bits)
+    bounded = Mux(ordered(bits, form) > ordered(high, form), high, inside)
     return Mux(limits.enable, bounded, bits)
+
+
+def _in_memory(number, form):
+    """The 32 bits of an accumulator in memory."""
+    if isinstance(form, FixedFormat):
+        kept = number[form.dropped_bits :]
+        return Cat(kept, kept[-1].replicate(32 - len(kept)))
+    return number
 
 
 class Engine(wiring.Component):
@@ -92,9 +101,12 @@ class Engine(wiring.Component):
     i_tile : beats of tiles, see :class:`~shiftcore.hw.loader.TileLoader`
     i_pixel : pixels, see :func:`~shiftcore.hw.issue.pixel_layout`
     i_drain : reads of the accumulators, see :func:`drain_layout`
-    o_raw : rows of ``cols`` float32 numbers
+    o_raw : rows of ``cols`` accumulators, 32 bits each
     o_block : ``blocks_per_beat`` blocks, see :func:`~shiftcore.hw.requantizer.block_layout`
     i_limits : bounds of what is drained; only where the hardware has ``clamp``
+    i_field : exponent field of the number 1, with fixed-point accumulators; stands still while
+        blocks are drained
+    o_saturated : a pixel saturated one of them; some cycles after it is in the accumulators
     o_busy : pixels are on their way to the accumulators
     o_issued : a pixel is issued
     o_retired : a pixel with ``final`` is in the accumulators
@@ -110,7 +122,8 @@ class Engine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        spec = self.spec
+        spec, form = self.spec, self.spec.scale_unit.form
+        fixed, size = isinstance(form, FixedFormat), form.storage_bits
         m.submodules.loader = loader = TileLoader(spec)
         m.submodules.issue = issue = PixelIssue(spec)
         m.submodules.array = array = SystolicArray(spec.array)
@@ -142,7 +155,7 @@ class Engine(wiring.Component):
 
         fetch, fetched = Signal(), Signal()
         drain = Signal(drain_layout(spec), reset_less=True)
-        columns = []
+        columns, saturated = [], Const(0, 1)
         for c in range(spec.array.cols):
             unit = place(
                 m, platform, f"scale_unit_{c}", "scale_unit", partial(ScaleUnit, spec.scale_unit)
@@ -157,12 +170,17 @@ class Engine(wiring.Component):
             ]
             wave = unit.o_wave
             columns.append(unit.o_drain)
+            if fixed:
+                m.d.comb += unit.i_saturated.eq(saturated)
+                saturated = unit.o_saturated
 
         m.submodules.requantizer = requantizer = Requantizer(spec.requantizer)
+        if fixed:
+            m.d.comb += [self.o_saturated.eq(saturated), requantizer.i_field.eq(self.i_field)]
         free = Signal()
         valid, row, values = fetched, drain, Cat(*columns)
         if spec.clamp:
-            clamped = Cat(*(_clamped(column, self.i_limits) for column in columns))
+            clamped = Cat(*(_clamped(column, self.i_limits, form) for column in columns))
             stage = Signal(name="valid_2"), Signal.like(drain, name="drain_2"), Signal.like(clamped)
             with m.If(free):
                 m.d.sync += [s.eq(v) for s, v in zip(stage, (valid, row, clamped), strict=True)]
@@ -172,7 +190,9 @@ class Engine(wiring.Component):
             self.i_drain.ready.eq(free & ~(self.i_drain.payload.wait & issue.o_busy)),
             fetch.eq(self.i_drain.valid & self.i_drain.ready),
             self.o_raw.valid.eq(valid & row.raw),
-            Cat(*self.o_raw.payload).eq(values),
+            self.o_raw.payload.as_value().eq(
+                Cat(*(_in_memory(values[c * size :][:size], form) for c in range(len(columns))))
+            ),
             requantizer.i.valid.eq(valid & ~row.raw),
             Cat(*requantizer.i.payload.values).eq(values),
             requantizer.i.payload.last.eq(row.last),

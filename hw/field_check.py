@@ -7,6 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..golden.accelerator import AcceleratorSpec
+from ..golden.fixed import FixedFormat
 from ..golden.isa import LAYOUTS, LEVELS, WORDS, Form, Opcode, Region
 from .instruction import instruction_layout
 
@@ -100,6 +101,12 @@ class FieldCheck(wiring.Component):
             yield "form", instruction.form == 3
             yield "to_buffer", raw & instruction.to_buffer
             yield "to_memory", ~instruction.to_buffer & ~instruction.to_memory
+            form, field = self.spec.engine.scale_unit.form, instruction.exponent
+            none = ~field.any()
+            if isinstance(form, FixedFormat):
+                yield "exponent", none | (field > form.highest_field)
+            else:
+                yield "exponent", ~none
             if not self.spec.engine.clamp:
                 yield "limited", instruction.limited
             select, region = instruction.select, instruction.region

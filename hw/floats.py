@@ -2,12 +2,25 @@
 
 from collections.abc import Iterable
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, ShapeLike, Signal, Value, signed
 from amaranth.lib import data
 
+from ..golden.fixed import AccumulatorFormat, FixedFormat
 from ..golden.floats import FloatFormat
 
-__all__ = ["float_layout", "left_justify", "ordered", "scale_layout", "shift_distances"]
+__all__ = [
+    "accumulator_shape",
+    "float_layout",
+    "left_justify",
+    "ordered",
+    "scale_layout",
+    "shift_distances",
+]
+
+
+def accumulator_shape(form: AccumulatorFormat) -> ShapeLike:
+    """A float or a whole number."""
+    return signed(form.bits) if isinstance(form, FixedFormat) else float_layout(form)
 
 
 def float_layout(form: FloatFormat) -> data.StructLayout:
@@ -17,8 +30,10 @@ def float_layout(form: FloatFormat) -> data.StructLayout:
     )
 
 
-def ordered(bits: Value) -> Value:
-    """A float's bits as an unsigned integer; these are in the order of the numbers."""
+def ordered(bits: Value, form: AccumulatorFormat) -> Value:
+    """A number's bits as an integer; these are in the order of the numbers."""
+    if isinstance(form, FixedFormat):
+        return bits.as_signed()
     return Cat(bits[:-1] ^ bits[-1].replicate(len(bits) - 1), ~bits[-1])
 
 

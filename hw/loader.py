@@ -6,8 +6,8 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..golden.engine import EngineSpec
-from ..golden.floats import FLOAT32, ScaleFormat
-from .floats import float_layout, scale_layout
+from ..golden.floats import ScaleFormat
+from .floats import scale_layout
 
 __all__ = ["ConstantPlayer", "TileLoader", "normalized_scale"]
 
@@ -153,7 +153,7 @@ class TileLoader(wiring.Component):
                 "i_play_scale": In(1),
                 "i_play_bias": In(1),
                 "o_scale": Out(scale_layout(spec.tile.scale.significand_bits)),
-                "o_bias": Out(float_layout(FLOAT32)),
+                "o_bias": Out(32),
             }
         )
 

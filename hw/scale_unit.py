@@ -1,17 +1,35 @@
 """The scale unit at the foot of a column: scale, accumulate, remember."""
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..golden.scale_unit import ScaleUnitSpec
+from ..golden.fixed import AccumulatorFormat, FixedFormat
+from ..golden.scale_unit import AddSpec, FixedAddSpec, FixedProductSpec, ProductSpec, ScaleUnitSpec
 from .adder import FloatAdder
 from .delay import delayed
-from .floats import float_layout, scale_layout
+from .fixed_adder import FixedAdder
+from .fixed_product import FixedProduct
+from .floats import accumulator_shape, scale_layout
 from .product import FloatProduct
 
-__all__ = ["ScaleUnit", "wave_layout"]
+__all__ = ["ScaleUnit", "constant", "wave_layout"]
+
+
+def constant(bits: Value, form: AccumulatorFormat) -> Value:
+    """The 32 bits of a bias or a limit as a number of the accumulators' format."""
+    if isinstance(form, FixedFormat):
+        return Cat(Const(0, form.dropped_bits), bits[: form.kept_bits]).as_signed()
+    return bits
+
+
+def _product(spec: ProductSpec | FixedProductSpec) -> FloatProduct | FixedProduct:
+    return FixedProduct(spec) if isinstance(spec, FixedProductSpec) else FloatProduct(spec)
+
+
+def _adder(spec: AddSpec | FixedAddSpec) -> FloatAdder | FixedAdder:
+    return FixedAdder(spec) if isinstance(spec, FixedAddSpec) else FloatAdder(spec)
 
 
 def wave_layout(spec: ScaleUnitSpec) -> data.StructLayout:
@@ -38,6 +56,8 @@ def wave_layout(spec: ScaleUnitSpec) -> data.StructLayout:
 class ScaleUnit(wiring.Component):
     """``acc[address] = round(start + round(S * scale * 2**e))`` or the maximum, one column.
 
+    Rounding is that of the accumulators' format, floating or fixed point.
+
     ``start`` is the accumulator or, if the pixel says so, the column's bias. Scale and bias are
     stationary: the scale is taken from ``i_scale`` in the cycle in which a pixel with ``first`` is
     at ``i_wave``, the bias from ``i_bias`` ``spec.read_stage + 1`` cycles later.
@@ -52,29 +72,31 @@ class ScaleUnit(wiring.Component):
     i_wave, o_wave : see :func:`wave_layout`, moving right, one cycle a column
     i_sum : block sum, one cycle after its wave
     i_scale, i_bias : buses over which all columns take their constants
+    i_saturated, o_saturated : of fixed point, whether a pixel saturated an accumulator of a column
+        to the left, of this one or one to the left; ``spec.write_stage + 1`` cycles after the sums
     i_drain_address, i_drain_enable, o_drain : the second read port
     """
 
     def __init__(self, spec: ScaleUnitSpec):
         self.spec = spec
-        form = float_layout(spec.form)
-        super().__init__(
-            {
-                "i_wave": In(wave_layout(spec)),
-                "o_wave": Out(wave_layout(spec)),
-                "i_sum": In(signed(spec.product.sum_bits)),
-                "i_scale": In(scale_layout(spec.product.scale_bits)),
-                "i_bias": In(form),
-                "i_drain_address": In(spec.address_bits),
-                "i_drain_enable": In(1),
-                "o_drain": Out(form),
-            }
-        )
+        members = {
+            "i_wave": In(wave_layout(spec)),
+            "o_wave": Out(wave_layout(spec)),
+            "i_sum": In(signed(spec.product.sum_bits)),
+            "i_scale": In(scale_layout(spec.product.scale_bits)),
+            "i_bias": In(32),
+            "i_drain_address": In(spec.address_bits),
+            "i_drain_enable": In(1),
+            "o_drain": Out(accumulator_shape(spec.form)),
+        }
+        if isinstance(spec.form, FixedFormat):
+            members |= {"i_saturated": In(1), "o_saturated": Out(1)}
+        super().__init__(members)
 
     def elaborate(self, platform):
         m = Module()
         spec = self.spec
-        form = float_layout(spec.form)
+        form = accumulator_shape(spec.form)
         read = spec.read_stage
 
         wave = Signal(wave_layout(spec))
@@ -84,7 +106,7 @@ class ScaleUnit(wiring.Component):
         scale = Signal(self.i_scale.shape(), reset_less=True)
         with m.If(self.i_wave.valid & self.i_wave.first):
             m.d.sync += scale.eq(self.i_scale)
-        m.submodules.product = product = FloatProduct(spec.product)
+        m.submodules.product = product = _product(spec.product)
         m.d.comb += [
             product.i_sum.eq(self.i_sum),
             product.i_scale.eq(scale),
@@ -104,19 +126,19 @@ class ScaleUnit(wiring.Component):
         # What a read returns in the cycle of a write to the same address is never used: pixels are
         # issued `spec.revisit` cycles apart and a drain waits for them.
         m.submodules.memory = memory = Memory(
-            shape=form.size, depth=spec.depth, init=[], attrs={"no_rw_check": True}
+            shape=spec.form.storage_bits, depth=spec.depth, init=[], attrs={"no_rw_check": True}
         )
         fetch = memory.read_port()
         m.d.comb += [fetch.addr.eq(address), fetch.en.eq(1)]
         bias = Signal(form, reset_less=True)
         with m.If(valid & first & start):
-            m.d.sync += bias.eq(self.i_bias)
+            m.d.sync += bias.eq(constant(self.i_bias, spec.form))
         operand = Signal(form, reset_less=True)
         m.d.sync += operand.eq(
-            Mux(delayed(m, start, 1, "start_fetched"), bias.as_value(), fetch.data)
+            Mux(delayed(m, start, 1, "start_fetched"), Value.cast(bias), fetch.data)
         )
 
-        m.submodules.adder = adder = FloatAdder(spec.add)
+        m.submodules.adder = adder = _adder(spec.add)
         m.d.comb += [
             adder.i_a.eq(operand),
             adder.i_b.eq(product.o),
@@ -125,11 +147,15 @@ class ScaleUnit(wiring.Component):
         ]
         store = memory.write_port()
         remaining = spec.write_stage - read
+        valid_stored = delayed(m, valid, remaining, "valid_stored", reset=True)
         m.d.comb += [
             store.addr.eq(delayed(m, address, remaining, "address_stored")),
             store.data.eq(adder.o),
-            store.en.eq(delayed(m, valid, remaining, "valid_stored", reset=True)),
+            store.en.eq(valid_stored),
         ]
+        if isinstance(adder, FixedAdder):
+            saturated = valid_stored & adder.o_saturated
+            m.d.sync += self.o_saturated.eq(self.i_saturated | saturated)
 
         drain = memory.read_port()
         m.d.comb += [

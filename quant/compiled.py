@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from ..golden.bfp import BlockFloat
-from ..golden.floats import FLOAT32
+from ..golden.fixed import Grid
 from ..golden.layers import Layer, Term
 from ..golden.vqk import VariableQuantizedKernel
 from .hardware_kernels import FILTERS, VECTOR, accumulate, requantize
 
-__all__ = ["CompiledLayer", "Source", "Workers", "encode_blocks", "workers"]
+__all__ = ["Accumulated", "CompiledLayer", "Source", "Workers", "encode_blocks", "workers"]
 
 SCRATCH = 1 << 17
 """numbers of a source tensor that a part of the work arranges at most, unless one row has more"""
@@ -76,6 +76,17 @@ def _outermost(x: NDArray, images: int) -> torch.Tensor:
     return torch.from_numpy(x).unflatten(-1, (-1, images)).movedim(-1, -3)
 
 
+class Accumulated(NamedTuple):
+    """The accumulators of a layer and what was seen on the way."""
+
+    numbers: torch.Tensor
+    """(Co, N, Ho, Wo) float32, or whole numbers of the layer's grid in float64"""
+    saturated: int
+    """steps whose result left the range of fixed-point accumulators"""
+    peak: float
+    """largest magnitude after any step of float32 accumulators, if it was asked for; else 0"""
+
+
 class _Steps(NamedTuple):
     """What FILTERS filters do with one kernel position of one block, step by step."""
 
@@ -122,7 +133,7 @@ def _block_steps(kernel: VariableQuantizedKernel, block: int, maximum: bool) -> 
 class _CompiledTerm:
     """The weights of a term, in the order in which the kernel reads them."""
 
-    def __init__(self, term: Term, planes: int, maximum: bool) -> None:
+    def __init__(self, term: Term, planes: int, maximum: bool, grid: Grid | None) -> None:
         self.term = term
         kernel = term.kernel
         blocks = -(-kernel.in_channels // kernel.block)
@@ -142,7 +153,8 @@ class _CompiledTerm:
         )
         self.steps = np.concatenate(steps)[order]
         self.weights = weights.ravel()
-        self.scales = np.tile(scales, (planes, 1))[order].ravel()
+        scales = np.tile(scales, (planes, 1))[order].ravel()
+        self.scales = scales if grid is None else grid.whole(scales)
         self.absent = np.tile(absent, (planes, 1))[order].ravel()
 
 
@@ -158,23 +170,30 @@ class CompiledLayer:
     def __init__(self, layer: Layer, planes: Sequence[int]) -> None:
         self.layer = layer
         self.terms = [
-            _CompiledTerm(term, count, layer.reduce == "max")
+            _CompiledTerm(term, count, layer.reduce == "max", layer.grid)
             for term, count in zip(layer.terms, planes, strict=True)
         ]
-        self.biases = np.zeros(-(-layer.bias.size // FILTERS) * FILTERS, np.float32)
-        self.biases[: layer.bias.size] = FLOAT32.round(layer.bias)
+        start, grid = layer.start, layer.grid
+        self.ends = () if grid is None else (float(grid.form.low), float(grid.form.high))
+        self.biases = np.zeros(-(-start.size // FILTERS) * FILTERS, start.dtype)
+        self.biases[: start.size] = start
 
     def accumulate(
-        self, sources: Sequence[Source], size: tuple[int, int], workers: Workers
-    ) -> torch.Tensor:
-        """The accumulators (Co, N, Ho, Wo) float32 of the sources of the terms.
+        self,
+        sources: Sequence[Source],
+        size: tuple[int, int],
+        workers: Workers,
+        watch: bool = False,
+    ) -> Accumulated:
+        """The accumulators of the sources of the terms.
 
-        Right where float32 arithmetic neither flushes nor saturates.
+        Right where float32 arithmetic neither flushes nor saturates. With `watch` the peak of
+        float32 accumulators is found.
         """
         images = sources[0].codes.shape[2]
         numbers = size[1] * images
         accumulators = np.empty(
-            (len(self.biases), size[0], -(-numbers // VECTOR) * VECTOR), np.float32
+            (len(self.biases), size[0], -(-numbers // VECTOR) * VECTOR), self.biases.dtype
         )
         inputs = []
         for codes, fields, exponents in sources:
@@ -182,27 +201,34 @@ class CompiledLayer:
                 units = np.ldexp(np.float32(1), np.array(exponents)[:, None] + np.arange(256))
             inputs.append((_innermost(codes), _innermost(fields), units))
 
-        def work(rows: Span, groups: Span) -> None:
-            biases = self.biases
+        def work(rows: Span, groups: Span) -> list[float]:
+            biases, found = self.biases, []
             for packed, (codes, fields, units) in zip(self.terms, inputs, strict=True):
                 term = packed.term
-                accumulate(
+                each = accumulate(
                     codes, fields, units, images,
                     term.padding, term.stride, term.dilation, term.kernel_size,
                     packed.starts, packed.steps, packed.weights, packed.scales, packed.absent,
                     self.layer.reduce == "max", biases, accumulators, rows, groups,
+                    numbers, self.ends, watch,
                 )  # fmt: skip
+                found.append(each)
                 biases = biases[:0]
+            return found
 
         parts = max(source.codes.numel() for source in sources) // SCRATCH
-        workers(work, (size[0], len(self.biases) // FILTERS), parts)
-        return _outermost(accumulators[: self.layer.bias.size, :, :numbers], images)
+        found = workers(work, (size[0], len(self.biases) // FILTERS), parts)
+        result = _outermost(accumulators[: self.layer.bias.size, :, :numbers], images)
+        if not self.ends:
+            return Accumulated(result, 0, max(map(max, found)))
+        return Accumulated(result, int(sum(map(sum, found))), 0.0)
 
 
 def encode_blocks(
     spec: BlockFloat, acc: torch.Tensor, workers: Workers
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """``spec.compute`` of (C, N, H, W) float32: codes, fields, and how many were clipped."""
+    """``spec.compute`` of (C, N, H, W), each normal in float32 or zero: codes, fields, and how many
+    were clipped."""
     channels, images, height, width = acc.shape
     blocks = -(-channels // spec.block)
     accumulators = _innermost(acc)

@@ -16,10 +16,12 @@ from torch.export import ExportedProgram
 from ..frontend.archive import read
 from ..frontend.graph import Coded, Graph, Input, Requantize
 from ..golden.bfp import BlockFloat, FixedPoint, Rounding
+from ..golden.fixed import FixedFormat, accumulator_format
 from ..golden.floats import FLOAT32, ScaleFormat
 from ..golden.layers import Layer, Term
 from ..golden.network import INPUT, QuantizedNetwork
 from ..golden.vqk import Recipe, VariableQuantizedKernel
+from .accumulators import check_scale, fix_accumulators
 from .calibrate import check_images, input_exponent, signed_tensors
 from .config import Choices, LayerConfig
 from .float_layer import UNLIMITED, FloatLayer, FloatTerm
@@ -49,6 +51,9 @@ class QuantConfig(LayerConfig):
     recipe : how "l2" and "kl" choose codes, "R", "P" or "O"
     rounding : of activations, "nearest" or "truncate"
     input_bits : width of the fixed-point network input, 2 to 16
+    accumulator : format of all layers' accumulators, one of ``ACCUMULATORS``
+    margin_bits : 0 to 8, room of fixed-point accumulators above the largest partial sum on the
+        calibration images; see :func:`.accumulators.fix_accumulators`
     overrides : by layer name, other values for some of weight_bits, scale, method, recipe and
         rounding
     """
@@ -64,7 +69,14 @@ class QuantConfig(LayerConfig):
     recipe: Recipe = "R"
     rounding: Rounding = "nearest"
     input_bits: int = 8
+    accumulator: str = "float32"
+    margin_bits: int = 3
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+
+    def _check_fields(self) -> None:
+        super()._check_fields()
+        if self.accumulator != "float32":
+            check_scale(self.scale)
 
 
 def as_graph(model: Model, images: NDArray[np.float32]) -> Graph:
@@ -201,8 +213,9 @@ def quantize(
     ----------
     model : graph, exported program or its ``.pt2`` archive, or module in evaluation mode
     calibration : (N, C, H, W) float32, images like those that the network will see, without
-        labels. They fix the grid of the network input and which tensors carry a sign, and where
-        ``config.method`` is "compensated" the codes; some hundred images serve for that
+        labels. They fix the grids of the network input and of fixed-point accumulators, which
+        tensors carry a sign, and where ``config.method`` is "compensated" the codes; some hundred
+        images serve for that
     config : default ``QuantConfig()``
 
     Raises
@@ -237,7 +250,11 @@ def quantize(
         ),
         fold,
     )
-    return compensate(network, layers, images, _compensated(layers, config, fold is not None))
+    network = compensate(network, layers, images, _compensated(layers, config, fold is not None))
+    form = accumulator_format(config.accumulator)
+    if isinstance(form, FixedFormat):
+        network = fix_accumulators(network, images, form, config.margin_bits)
+    return network
 
 
 def _compensated(layers: Sequence[FloatLayer], config: QuantConfig, folded: bool) -> set[str]:

@@ -5,6 +5,7 @@ because every product lies on one grid and the sums stay below 2**24 units of it
 the scale is then rounded once by one float32 multiplication, and sums are float32 additions in the
 documented order. Where that does not hold (wide sums, results that could leave float32's normal
 range) the same operations run in float64, followed by the rounding rule of :mod:`..golden.floats`.
+Fixed-point accumulators are whole numbers in float64.
 
 On the CPU what float32 holds runs in the loops of :mod:`.compiled`, several times as fast.
 """
@@ -24,13 +25,14 @@ from torch.nn import functional
 
 from ..frontend.block_float import channel_blocks, mantissas, power_of_two
 from ..golden.bfp import BlockFloat, BlockTensor, FixedPoint, unit_exponent
+from ..golden.fixed import FixedFormat, Grid
 from ..golden.floats import FLOAT32
 from ..golden.fold import Fold
 from ..golden.layers import Layer, Term
 from ..golden.network import INPUT, QuantizedNetwork, Tensor
 from ..golden.vqk import VariableQuantizedKernel
 from .calibrate import check_images
-from .compiled import CompiledLayer, Source, Workers, encode_blocks, workers
+from .compiled import Accumulated, CompiledLayer, Source, Workers, encode_blocks, workers
 
 __all__ = [
     "Evaluation",
@@ -73,6 +75,13 @@ def _round(exact: torch.Tensor) -> torch.Tensor:
     midpoint = FLOAT32.smallest * (1 - 2.0**-25)
     kept = torch.where(exact.abs() < midpoint, 0.0, exact)
     return kept.clamp(-FLOAT32.largest, FLOAT32.largest).float()
+
+
+def _whole(form: FixedFormat, exact: torch.Tensor) -> torch.Tensor:
+    """``form.product``."""
+    nearest = (exact + 0.5).floor_()
+    nearest.masked_fill_(exact >= form.high + 1, math.inf)
+    return nearest.masked_fill_(exact < form.low, -math.inf)
 
 
 def _magnitudes(values: NDArray[np.float32], default: tuple[float, float]) -> tuple[float, float]:
@@ -205,7 +214,8 @@ def fixed_point(spec: FixedPoint, images: torch.Tensor, fold: Fold | None = None
 
 
 def _block_float(spec: BlockFloat, acc: torch.Tensor, workers: Workers | None = None) -> Stored:
-    """``spec.compute`` of (C, N, H, W) float32, by the compiled loops if there are `workers`."""
+    """``spec.compute`` of (C, N, H, W), each normal in float32 or zero, by the compiled loops if
+    there are `workers`."""
     if workers is not None:
         codes, fields, clipped = encode_blocks(spec, acc, workers)
         signed = (spec.signed,) * len(codes)
@@ -242,10 +252,11 @@ def _block_kernel(kernel: VariableQuantizedKernel, block: int, device: Device) -
 
 
 class _HardwareTerm:
-    """One term of a layer, with its weights on the device."""
+    """One term of a layer with accumulators on `grid`, with its weights on the device."""
 
-    def __init__(self, term: Term, device: Device) -> None:
+    def __init__(self, term: Term, grid: Grid | None, device: Device) -> None:
         self.term = term
+        self.grid = grid
         self.device = device
         kernel = term.kernel
         blocks = [kernel.block_weights(n) for n in range(-(-kernel.in_channels // kernel.block))]
@@ -300,7 +311,9 @@ class _HardwareTerm:
                     product = (codes * scales) @ pixels
                 else:
                     product = (codes.to(dtype) @ pixels).mul_(scales)
-                if dtype is torch.float64:
+                if self.grid is not None:
+                    product = _whole(self.grid.form, product.mul_(2.0**-self.grid.exponent))
+                elif dtype is torch.float64:
                     product = _round(product)
                 yield (
                     filters,
@@ -313,9 +326,13 @@ class Result(NamedTuple):
     """One tensor of the network, on the device."""
 
     raw: torch.Tensor
-    """(C, N, H, W) float32: the clamped accumulators, or the images themselves"""
+    """(C, N, H, W) float32: the clamped accumulators as they leave the machine, or the images"""
     stored: Stored | None
-    """`raw` as it is stored; None of the network's result"""
+    """the clamped accumulators as they are stored; None of the network's result"""
+    saturated: int = 0
+    """steps whose result left the range of fixed-point accumulators"""
+    peak: float = 0.0
+    """of float32 accumulators, if it was asked for: see :meth:`HardwareLayer.result`"""
 
 
 class HardwareLayer:
@@ -331,12 +348,12 @@ class HardwareLayer:
         self, layer: Layer, input_planes: int, device: Device = "cpu", *, compiled: bool = True
     ) -> None:
         self.layer = layer
-        self.terms = [_HardwareTerm(term, device) for term in layer.terms]
+        self.terms = [_HardwareTerm(term, layer.grid, device) for term in layer.terms]
         self.compiled = None
         if compiled:
             planes = [input_planes if term.source == INPUT else 1 for term in layer.terms]
             self.compiled = CompiledLayer(layer, planes)
-        self.bias = torch.tensor(FLOAT32.round(layer.bias), device=device)
+        self.start = torch.tensor(layer.start, device=device)
         self.bias_bounds = (math.inf, 0.0)
         if layer.reduce == "add":  # a maximum never adds to it
             self.bias_bounds = _magnitudes(layer.bias, default=self.bias_bounds)
@@ -354,37 +371,67 @@ class HardwareLayer:
         last_place = min(low for low, _ in bounds) * 2.0**-FLOAT32.fraction_bits
         return last_place >= FLOAT32.smallest and sum(high for _, high in bounds) < LARGE
 
-    def accumulate(self, tensors: Mapping[str, Stored], workers: Workers | None) -> torch.Tensor:
-        """The accumulators (Co, N, Ho, Wo) float32."""
+    def accumulate(
+        self, tensors: Mapping[str, Stored], workers: Workers | None, watch: bool = False
+    ) -> Accumulated:
+        """The accumulators of stored tensors, with their peak if `watch` is set."""
         sources = [tensors[term.source] for term in self.layer.terms]
         size = self.layer.output_size({name: stored.size for name, stored in tensors.items()})
         plain, add = self._plain(sources), self.layer.reduce == "add"
         if plain and self.compiled is not None and workers is not None:
             inputs = [Source(x.codes, x.fields, x.unit_exponents) for x in sources]
-            return self.compiled.accumulate(inputs, size, workers)
-        dtype = torch.float32 if plain else torch.float64
+            return self.compiled.accumulate(inputs, size, workers, watch)
+        form = None if self.layer.grid is None else self.layer.grid.form
+        dtype = torch.float32 if plain and form is None else torch.float64
         images = sources[0].codes.shape[2]
-        acc = self.bias[:, None, None, None].repeat(1, images, *size)
+        acc = self.start[:, None, None, None].repeat(1, images, *size)
+        saturated, peak = acc.new_zeros((), dtype=torch.int64), 0.0
         for term, source in zip(self.terms, sources, strict=True):
             for filters, product, inside in term.products(source, size, dtype, add):
                 target = acc[filters]
                 if not add:
                     # Adding 0 makes a -0, of no code times a negative scale, the +0 of the rules.
-                    target.copy_(torch.where(inside, target.maximum(product + 0), target))
+                    result = torch.where(inside, target.maximum(product + 0), target)
+                elif form is not None:
+                    result = target + product
                 elif plain:
-                    target += product
+                    result = target.add_(product)
                 else:
-                    target.copy_(_round(target.double() + product))
-        return acc
+                    result = _round(target.double() + product)
+                if form is None:
+                    target.copy_(result)
+                else:
+                    target.copy_(result.clamp(form.low, form.high))
+                    saturated += (target != result).sum()
+                if watch:
+                    peak = max(peak, float(target.abs().max()))
+        return Accumulated(acc, int(saturated), peak)
 
-    def result(self, tensors: Mapping[str, Stored], workers: Workers | None) -> Result:
-        """What the layer makes of stored tensors; to be called in :func:`exact_arithmetic`."""
-        raw, stored = self.accumulate(tensors, workers), None
-        if self.layer.limits is not None:
-            raw = raw.clamp(*self.layer.limits)
-        if self.layer.output is not None:
-            stored = _block_float(self.layer.output, raw, workers)
-        return Result(raw, stored)
+    def result(
+        self, tensors: Mapping[str, Stored], workers: Workers | None, watch: bool = False
+    ) -> Result:
+        """What the layer makes of stored tensors; to be called in :func:`exact_arithmetic`.
+
+        With `watch`, the peak of float32 accumulators is the largest magnitude of the biases and of
+        the accumulators after every step. That of a max layer is the largest at the end, where they
+        are not the lowest number that they started from: maxima only rise, so that of a range that
+        holds these no smaller product is missed.
+        """
+        acc, saturated, peak = self.accumulate(tensors, workers, watch)
+        if watch and self.layer.reduce == "max":
+            peak = float(acc.where(acc > -FLOAT32.largest, 0).abs().max())
+        elif watch:
+            peak = max(peak, float(self.start.abs().max()))
+        layer, grid = self.layer, self.layer.grid
+        if layer.limits is not None:
+            acc = acc.clamp(*(layer.limits if grid is None else grid.whole(layer.limits).tolist()))
+        raw = acc
+        if grid is not None:
+            kept = (acc * 2.0**-grid.form.dropped_bits).floor_()
+            raw = (kept * 2.0 ** (grid.form.dropped_bits + grid.exponent)).float()
+            acc = acc.mul_(2.0**grid.exponent)
+        stored = None if layer.output is None else _block_float(layer.output, acc, workers)
+        return Result(raw, stored, saturated, peak)
 
 
 class HardwareNetwork:
@@ -413,14 +460,14 @@ class HardwareNetwork:
         ]
 
     @exact_arithmetic()
-    def results(self, x: torch.Tensor) -> dict[str, Result]:
-        """Every tensor of the network, the input included, by name."""
+    def results(self, x: torch.Tensor, *, watch: bool = False) -> dict[str, Result]:
+        """Every tensor of the network, the input included, by name; with `watch` their peaks."""
         x = x.to(self.device)
         tensors = {INPUT: fixed_point(self.network.input, x, self.network.fold)}
         results = {INPUT: Result(x.transpose(0, 1), tensors[INPUT])}
         with self._workers() as workers:
             for hardware in self._layers:
-                name, result = hardware.layer.name, hardware.result(tensors, workers)
+                name, result = hardware.layer.name, hardware.result(tensors, workers, watch)
                 results[name] = result
                 if result.stored is not None:
                     tensors[name] = result.stored
@@ -444,11 +491,13 @@ class HardwareNetwork:
 
 
 class Evaluation(NamedTuple):
-    """Top-1 accuracy in percent and how fast it was measured."""
+    """Top-1 accuracy in percent, how fast it was measured, and steps whose result left the range of
+    fixed-point accumulators."""
 
     images: int
     top1: float
     images_per_s: float
+    saturated_sums: int = 0
 
 
 def evaluate(
@@ -478,9 +527,11 @@ def evaluate(
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels must be ({len(images)},), not {labels.shape}")
     start = time.perf_counter()
-    right = 0
+    right = saturated = 0
     for first in range(0, len(images), batch):
-        scores = network(torch.from_numpy(images[first : first + batch])).flatten(1)
+        results = network.results(torch.from_numpy(images[first : first + batch]))
+        scores = results[network.network.layers[-1].name].raw.transpose(0, 1).flatten(1)
         right += int((scores.argmax(1).cpu().numpy() == labels[first : first + batch]).sum())
+        saturated += sum(result.saturated for result in results.values())
     seconds = time.perf_counter() - start
-    return Evaluation(len(images), 100 * right / len(images), len(images) / seconds)
+    return Evaluation(len(images), 100 * right / len(images), len(images) / seconds, saturated)

@@ -1,9 +1,10 @@
-"""Compiled loops of the hardware mode: a layer in float32, images innermost.
+"""Compiled loops of the hardware mode: a layer, images innermost.
 
 The kernel computes :data:`FILTERS` filters times :data:`VECTOR` neighbouring numbers of a row at
 once, in registers: the sum of a block is an outer product per lane, exact in whatever way the
 processor multiplies and adds. Its product with the scale and the sum with the accumulator are
-rounded once each, as the operations of :mod:`..golden.layers` are.
+rounded once each, as the operations of :mod:`..golden.layers` are. Fixed-point accumulators are
+whole numbers in float64, in memory.
 """
 
 from typing import Any
@@ -200,6 +201,37 @@ def _arrange(codes, fields, units, padding, first, stride, images, values):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _update_whole(
+    totals, place, filter_step, sums, scales, first, maximum, absent, border, column, ends, counts
+):
+    """Add ``scales[first :] * sums`` to a tile of whole numbers, or take the larger.
+
+    `counts`, one for each number of a row, grow where a result would leave the range.
+    """
+    low, high = ends
+    for j in range(FILTERS):
+        scale, missing = scales[first + j], absent[first + j]
+        target = totals[place + j * filter_step :]
+        source = sums[j * VECTOR :]
+        for k in range(VECTOR):
+            exact = np.float64(source[k]) * scale
+            product = np.floor(exact + 0.5)
+            if exact >= high + 1:
+                product = np.inf
+            if exact < low:
+                product = -np.inf
+            if maximum:
+                before = target[k]
+                taken = product > before and missing + border[column + k] == 0
+                total = product if taken else before
+            else:
+                total = target[k] + product
+            kept = min(max(total, low), high)
+            counts[k] += kept != total
+            target[k] = kept
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def accumulate(
     codes: NDArray[np.float32],
     fields: NDArray[np.int32],
@@ -212,15 +244,21 @@ def accumulate(
     starts: NDArray[np.int64],
     steps: NDArray[np.int64],
     weights: NDArray[np.float32],
-    scales: NDArray[np.float32],
+    scales: NDArray[np.floating],
     absent: NDArray[np.float32],
     maximum: bool,
-    biases: NDArray[np.float32],
-    accumulators: NDArray[np.float32],
+    biases: NDArray[np.floating],
+    accumulators: NDArray[np.floating],
     rows: tuple[int, int],
     groups: tuple[int, int],
-) -> None:
+    used: int,
+    ends: tuple[float, ...],
+    watch: bool,
+) -> float:
     """One term of a layer, for some rows of some filters.
+
+    Gives the largest magnitude that a float32 accumulator had after any step if `watch` is set, and
+    of fixed-point accumulators the number of steps whose result left the range.
 
     Parameters
     ----------
@@ -232,12 +270,16 @@ def accumulate(
     starts : (groups + 1,) where the steps of each group of FILTERS filters begin
     steps : (steps, 6) block, ky, kx, first lane, number of lanes, index of the first weight
     weights : the codes of the lanes of every step, FILTERS a lane
-    scales : (steps * FILTERS,)
+    scales : (steps * FILTERS,); float64 and in units of the grid for fixed-point accumulators
     absent : (steps * FILTERS,) 0, or -infinity where the filter does not meet the block
     maximum : whether the layer takes the maximum of the products
     biases : (groups * FILTERS,) where accumulators start; empty if they go on
-    accumulators : (groups * FILTERS, Ho, numbers), Wo * N numbers up to a multiple of VECTOR
+    accumulators : (groups * FILTERS, Ho, numbers), Wo * N numbers up to a multiple of VECTOR, in
+        float32, or float64 if they are fixed-point
     rows, groups : (first, last + 1) of those that are computed
+    used : Wo * N
+    ends : smallest and largest fixed-point number; () for float32
+    watch : whether the largest magnitude is wanted
     """
     blocks, lanes, height, numbers = codes.shape
     _, out_height, out_numbers = accumulators.shape
@@ -264,11 +306,17 @@ def accumulate(
     row_step = stride[1] * turns
     lane_step = depth * row_step
     filter_step = out_height * out_numbers
+    scratch = np.empty(FILTERS * VECTOR, np.float32)
+    seen, found = np.zeros(VECTOR), 0.0
+    # The length of `ends` belongs to its type: the compiler drops what is for the other format.
     for group in range(groups[0], groups[1]):
         for y in range(rows[0], rows[1]):
             for number in range(0, out_numbers, VECTOR):
                 place = group * FILTERS * filter_step + y * out_numbers + number
-                tile = _load(result, place, filter_step)
+                if watch or len(ends) > 0:
+                    seen[:] = 0
+                if len(ends) == 0:
+                    tile = _load(result, place, filter_step)
                 for step in range(starts[group], starts[group + 1]):
                     row = y * stride[0] + steps[step, 1] * dilation[0]
                     if row < top or row >= top + height:
@@ -284,16 +332,32 @@ def accumulate(
                         weight += FILTERS
                         at += lane_step
                     scale = step * FILTERS
-                    if maximum:
-                        tile = _max_scaled(tile, sums, scales, scale, absent, border, column)
+                    if len(ends) == 0:
+                        if maximum:
+                            tile = _max_scaled(tile, sums, scales, scale, absent, border, column)
+                        else:
+                            tile = _add_scaled(tile, sums, scales, scale)
+                        if watch:
+                            _store(scratch, 0, VECTOR, tile)
+                            for k in range(FILTERS * VECTOR):
+                                seen[k % VECTOR] = max(seen[k % VECTOR], abs(scratch[k]))
                     else:
-                        tile = _add_scaled(tile, sums, scales, scale)
-                _store(result, place, filter_step, tile)
+                        _store(scratch, 0, VECTOR, sums)
+                        _update_whole(
+                            result, place, filter_step, scratch, scales, scale,
+                            maximum, absent, border, column, ends, seen,
+                        )  # fmt: skip
+                if len(ends) == 0:
+                    _store(result, place, filter_step, tile)
+                if watch or len(ends) > 0:
+                    for k in range(min(VECTOR, used - number)):
+                        found = found + seen[k] if len(ends) > 0 else max(found, seen[k])
+    return found
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def requantize(
-    accumulators: NDArray[np.float32],
+    accumulators: NDArray[np.floating],
     signed: bool,
     magnitude_bits: int,
     truncate: bool,
@@ -306,7 +370,7 @@ def requantize(
 
     Parameters
     ----------
-    accumulators : (C, H, W * N)
+    accumulators : (C, H, W * N) float32 or float64, each normal in float32 or zero
     signed, magnitude_bits, truncate : as of ``BlockFloat``
     codes : (blocks, B, H, W * N) result
     fields : (blocks, H, W * N) result
@@ -314,9 +378,10 @@ def requantize(
     """
     channels, lanes, numbers = accumulators.shape[0], codes.shape[1], codes.shape[3]
     limit = np.float64((1 << magnitude_bits) - 1)
-    zero = np.float32(0)
-    largest = np.empty(numbers, np.float32)
-    shared = largest.view(np.int32)
+    largest = np.empty(numbers, accumulators.dtype)
+    zero = largest.dtype.type(0)
+    exact = np.empty(numbers, np.float64)
+    shared = exact.view(np.int64)
     power = np.empty(numbers, np.int64)
     shift = power.view(np.float64)
     clipped = 0
@@ -330,8 +395,9 @@ def requantize(
                     number = abs(source[k]) if signed else source[k]
                     if number > largest[k]:
                         largest[k] = number
+            exact[:] = largest
             for k in range(numbers):
-                field = shared[k] >> 23
+                field = max(0, (shared[k] >> 52) - (1023 - 127))
                 fields[block, y, k] = field
                 power[k] = np.int64(1023 + 127 + magnitude_bits - 1 - field) << 52
             for lane in range(used):

@@ -31,6 +31,7 @@ class LayerReport:
     output_sqnr_db : of the tensor, against the float network on the same images
     values, saturated : numbers stored, and how many of them were clipped to the code range; none
         of the network's result, which is raw
+    saturated_sums : steps whose result left the range of fixed-point accumulators
     average_error : relative error of code * scale as 1/n; None without an average pool
     """
 
@@ -39,6 +40,7 @@ class LayerReport:
     output_sqnr_db: float
     values: int
     saturated: int
+    saturated_sums: int = 0
     average_error: float | None = None
 
 
@@ -62,6 +64,11 @@ class Report:
     def sqnr_db(self) -> float:
         """Of the network's result."""
         return self.layers[-1].output_sqnr_db
+
+    @property
+    def saturated_sums(self) -> int:
+        """Of all layers."""
+        return sum(layer.saturated_sums for layer in self.layers)
 
 
 def _decibels(signal: float, noise: float) -> float:
@@ -111,7 +118,7 @@ def measure(model: Model, network: QuantizedNetwork, images: NDArray[np.float32]
         raise ValueError("the quantized network was not made from this model: layers differ")
     hardware = HardwareNetwork(network)
     signal, noise = defaultdict[str, float](float), defaultdict[str, float](float)
-    values, saturated = Counter[str](), Counter[str]()
+    values, saturated, sums = Counter[str](), Counter[str](), Counter[str]()
     for tensors in float_tensors(references, images):
         for name, result in hardware.results(tensors[INPUT]).items():
             reference = tensors[name].double()
@@ -121,6 +128,7 @@ def measure(model: Model, network: QuantizedNetwork, images: NDArray[np.float32]
             stored = stored.transpose(0, 1).contiguous()  # a sum depends on its order
             signal[name] += reference.square().sum().item()
             noise[name] += (stored - reference).square().sum().item()
+            sums[name] += result.saturated
             if result.stored is not None:
                 values[name] += tensors[name].numel()
                 saturated[name] += int(result.stored.clipped)
@@ -138,6 +146,7 @@ def measure(model: Model, network: QuantizedNetwork, images: NDArray[np.float32]
                 _decibels(signal[name], noise[name]),
                 values[name],
                 saturated[name],
+                sums[name],
                 _average_error(layer, reference),
             )
         )

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from ..golden.floats import FLOAT32, ScaleFormat
+from ..golden.floats import ScaleFormat
 from ..golden.layers import Layer
 from ..golden.network import INPUT, QuantizedNetwork
 from ..golden.vqk import VariableQuantizedKernel
@@ -320,7 +320,7 @@ def _compensated(
         kernel, bias = _rounded(terms[number].kernel, term.weight.astype(np.float64), moments)
         terms[number] = replace(terms[number], kernel=kernel)
         target -= convolved(x, _reconstructed(term, kernel))
-    return replace(layer, terms=tuple(terms), bias=FLOAT32.round(bias))
+    return replace(layer, terms=tuple(terms), bias=layer.constants(bias))
 
 
 def _enough(network: QuantizedNetwork, images: NDArray[np.float32]) -> NDArray[np.float32]:

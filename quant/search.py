@@ -175,9 +175,10 @@ def _scores(
     """The network's result (N, classes, H, W); `tensors` are filled with those of its layers."""
     raw = torch.empty(0)
     for layer in layers:
-        raw, stored = layer.result(tensors, pool)
-        if stored is not None:
-            tensors[layer.layer.name] = stored
+        result = layer.result(tensors, pool)
+        raw = result.raw
+        if result.stored is not None:
+            tensors[layer.layer.name] = result.stored
     return raw.transpose(0, 1)
 
 

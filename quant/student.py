@@ -1,10 +1,11 @@
 """The layers of a quantized network as a torch module that trains, for distillation.
 
-A :class:`Student` computes what hardware mode does, up to the order of float32 additions, with
-gradients straight through every rounding. Every learnt weight has a shadow in floating point, in
-units of its block's scale. In each step the codes are the shadows rounded, so that weights are on
-the grid all the time. Codes, scales and biases train, and :meth:`Student.network` gives them back
-unchanged.
+A :class:`Student` computes what hardware mode does, up to the order of float32 additions and the
+rounding of fixed-point accumulators, with gradients straight through every rounding. Every learnt
+weight has a shadow in floating point, in units of its block's scale. In each step the codes are the
+shadows rounded, so that weights are on the grid all the time. Codes, scales and biases train, and
+:meth:`Student.network` gives them back unchanged, biases rounded to the grid of fixed-point
+accumulators.
 """
 
 from collections.abc import Sequence
@@ -132,7 +133,9 @@ class _Layer(nn.Module):
             replace(term, kernel=self.weights[number].stored()) if number in self.weights else term
             for number, term in enumerate(self.layer.terms)
         )
-        return replace(self.layer, terms=terms, bias=FLOAT32.round(self.bias().cpu().numpy()))
+        return replace(
+            self.layer, terms=terms, bias=self.layer.constants(self.bias().cpu().numpy())
+        )
 
 
 class Teacher(nn.Module):

@@ -17,7 +17,7 @@ from ..golden.config import HardwareConfig
 from ..golden.isa import Drain, Form, Region
 from ..golden.machine import Machine, Written
 from ..golden.passes import BlockRows
-from ..golden.program import Place, Program, unpack_words
+from ..golden.program import Place, Program, raw_numbers, unpack_words
 from ..host.driver import Accelerator, AcceleratorError
 from .runner import SimulationError, Simulator
 from .system import CYCLE, SimulatedSystem, Trace
@@ -45,6 +45,7 @@ class AcceleratorRun:
     time : when its word was stored, in ns of the simulation and of its waveform; if only OUTPUT is
         wrong, the end of the run
     counters : of each image, by name; of the one with `first`, when it was stopped
+    saturated : pixels of each image that saturated a fixed-point accumulator, as golden says
     seconds : of simulation
     """
 
@@ -55,6 +56,7 @@ class AcceleratorRun:
     first: Mismatch | None
     time: int | None
     counters: tuple[dict[str, int], ...]
+    saturated: tuple[int, ...]
     seconds: float
 
     @property
@@ -90,6 +92,7 @@ class AcceleratorRun:
             "compared": self.compared,
             "mismatches": self.mismatches,
             "cycles": self.cycles,
+            "saturated": sum(self.saturated),
             "macs": program.macs,
             "utilization": len(self.outputs) * program.macs / (cycles * config.rows * config.cols),
             "sim_cycles_per_s": cycles / self.seconds,
@@ -224,7 +227,7 @@ def _decoded(config: HardwareConfig, drain: Drain, content: NDArray[np.uint8]) -
     """What one DRAIN wrote, with a leading axis of one image."""
     if drain.form == Form.RAW:
         bits = np.ascontiguousarray(content[:, : 4 * config.cols]).view("<u4")
-        return bits.view(np.float32)[None]
+        return raw_numbers(config, drain, bits)[None]
     signed = drain.form == Form.SIGNED
     codes, exponents = unpack_words(content, config.rows, config.act_bits, signed)
     return BlockRows(codes[None], exponents[None])
@@ -283,7 +286,7 @@ def _compared(
 ) -> AcceleratorRun:
     machine, accelerator = Machine(program), Accelerator(system)
     accelerator.load(program)
-    outputs, counters = [], []
+    outputs, counters, saturated = [], [], []
     stored, wrong = Counter[str](), Counter[str]()
     wrong_bytes, first, moment = 0, None, None
     for index in range(len(images)):
@@ -295,12 +298,19 @@ def _compared(
         with suppress(_Stopped):
             outputs.append(accelerator.run(image)[0])
         counters.append(accelerator.counters())
+        saturated.append(accelerator.saturated())
         stored.update(comparison.stored)
         wrong.update(comparison.wrong)
         first, moment = comparison.first, comparison.time
         if first:
             break
         comparison.finish()
+        if saturated[-1] != golden.saturated[0]:
+            raise StoreError(
+                f"image {index}: the hardware counted {saturated[-1]} pixels that saturated an "
+                f"accumulator, golden {golden.saturated[0]}",
+                system.time,
+            )
         wrong_bytes = int((golden.outputs[0] != outputs[-1]).sum())
         if wrong_bytes:
             moment = system.time
@@ -308,8 +318,9 @@ def _compared(
     size = program.sizes[Region.OUTPUT] * program.config.accelerator.beat_bytes
     result = np.stack(outputs) if outputs else np.zeros((0, size), np.uint8)
     return AcceleratorRun(
-        result, stored, wrong, wrong_bytes, first, moment, tuple(counters), system.seconds
-    )
+        result, stored, wrong, wrong_bytes, first, moment,
+        tuple(counters), tuple(saturated), system.seconds,
+    )  # fmt: skip
 
 
 def _record(
@@ -330,3 +341,4 @@ def _record(
         for index in range(len(images)):
             accelerator.run(images[index : index + 1])
             accelerator.counters()  # which takes time too
+            accelerator.saturated()

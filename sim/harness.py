@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..golden.config import HardwareConfig
-from ..golden.floats import FLOAT32
+from ..golden.fixed import FixedFormat
 from ..golden.passes import BlockRows, Drain, Pass
 from ..hw.engine import Engine
 from .runner import SimulationError, Simulator, simulate
@@ -34,7 +34,7 @@ class EngineRun:
     last_busy : last cycle in which a pixel was on its way to the accumulators, same origin
     """
 
-    results: list[NDArray[np.float32] | BlockRows]
+    results: list[NDArray[np.floating] | BlockRows]
     cycles: dict[str, NDArray[np.int64]]
     total: int
     last_busy: int
@@ -91,6 +91,7 @@ def engine_job(
     are; tiles are offered as soon as they are taken.
     """
     requantizer = config.requantizer
+    fixed = isinstance(config.accumulator_format, FixedFormat)
     tiles: list[int] = []
     pixels: list[int] = []
     drains: list[int] = []
@@ -130,24 +131,24 @@ def engine_job(
         {"o_raw": raw, "o_block": blocks},
         after,
         stall,
-        {"i_limits": 0},
+        {"i_limits": 0} | ({"i_field": 127} if fixed else {}),
         "o_busy",
     )
 
 
 def _results(
     work: Sequence[Pass | Drain], answer: StreamAnswer, config: HardwareConfig
-) -> list[NDArray[np.float32] | BlockRows]:
+) -> list[NDArray[np.floating] | BlockRows]:
     spec = config.requantizer
     raw, blocks = iter(answer.payloads["o_raw"]), iter(answer.payloads["o_block"])
-    results: list[NDArray[np.float32] | BlockRows] = []
+    results: list[NDArray[np.floating] | BlockRows] = []
     for item in work:
         if isinstance(item, Pass):
             continue
         count = len(item.addresses)
         if item.form == "raw":
             bits = _fields([next(raw) for _ in range(count)], 32, config.cols)
-            results.append(FLOAT32.decode(bits))
+            results.append(config.accumulator_format.decode(bits))
             continue
         rows = [next(blocks) for _ in range(count // spec.beats_per_block)]
         width = 8 + spec.block * spec.act_bits

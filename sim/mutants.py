@@ -164,12 +164,30 @@ REGIONS = (
         "requantizer",
         (
             ("hw/requantizer.py", "Requantizer.elaborate", "."),
-            ("hw/requantizer.py", "_larger", "."),
+            ("hw/requantizer.py", "Requantizer._tree", "."),
+            ("hw/requantizer.py", "Requantizer._float_code", "."),
+            ("hw/requantizer.py", "Requantizer._fixed_code", "."),
+            ("hw/requantizer.py", "Requantizer._output", "."),
+            *(
+                ("hw/requantizer.py", name, ".")
+                for name in ("_larger", "_shifted", "_magnitude", "_highest")
+            ),
         ),
         tuple(
             f"tests/hw/test_requantizer.py::test_blocks[{shapes}-{stall}]"
             for stall in ("0", "0.4")
-            for shapes in ("narrow", "wide")
+            for shapes in ("narrow", "wide", "fixed")
+        ),
+    ),
+    Region(
+        "fixed point",
+        (
+            ("hw/fixed_product.py", "FixedProduct.elaborate", "."),
+            ("hw/fixed_adder.py", "FixedAdder.elaborate", "."),
+        ),
+        (
+            "tests/hw/test_fixed.py::test_products",
+            "tests/hw/test_fixed.py::test_sums",
         ),
     ),
     Region(

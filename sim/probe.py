@@ -7,7 +7,7 @@ import numpy as np
 from ..estimate.accelerator import Prediction
 from ..golden.isa import Region
 from ..golden.program import Program
-from ..golden.registers import COUNTERS, register
+from ..golden.registers import TIMED, register
 from ..host.driver import Accelerator
 from .system import SimulatedSystem
 
@@ -69,7 +69,7 @@ def count_differences(
     system: SimulatedSystem,
     whole: Prediction,
     shares: Mapping[str, Prediction],
-    names: Sequence[str] = tuple(COUNTERS),
+    names: Sequence[str] = TIMED,
 ) -> dict[str, int]:
     """How far the counters of a run are from a prediction for the memory that `system` has.
 

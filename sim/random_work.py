@@ -5,6 +5,7 @@ from numpy.random import Generator
 
 from ..golden.bfp import code_limits
 from ..golden.config import HardwareConfig
+from ..golden.fixed import ACCUMULATORS, FixedFormat
 from ..golden.floats import FLOAT32, SCALE_FORMATS
 from ..golden.passes import Drain, Pass
 
@@ -18,12 +19,14 @@ def random_config(rng: Generator, macs: int = 64) -> HardwareConfig:
     cols = int((macs / rows) ** rng.uniform(0.6, 1))
     if cols < rows and rng.random() < 0.7:
         rows -= rows % cols  # so that blocks can be drained whatever the accumulators hold
+    fixed = rng.random() < 0.4
     return HardwareConfig(
         rows=rows,
         cols=cols,
         weight_bits=int(rng.integers(2, 9)),
         act_bits=int(rng.integers(2, 9)),
         scale=str(rng.choice(["bf16", "e8m0", "bf16", "e8m0", "fp16", "fp32"])),
+        accumulator=str(rng.choice(ACCUMULATORS[1:])) if fixed else "float32",
         accumulator_depth=max(int(rng.integers(16, 100)), -(-rows // cols)),
         bus_bits=int(rng.choice([32, 64, 128])),
         multiplier="lut" if rng.random() < 0.75 else "dsp",
@@ -34,6 +37,10 @@ def random_config(rng: Generator, macs: int = 64) -> HardwareConfig:
 def _scales(rng: Generator, config: HardwareConfig) -> np.ndarray:
     form = SCALE_FORMATS[config.scale]
     kind = rng.random()
+    if isinstance(config.accumulator_format, FixedFormat) and kind > 0.4:
+        # Products somewhere on the grid.
+        values = 2.0 ** rng.integers(0, config.accumulator_format.bits - 8)
+        return form.round(values * rng.uniform(0, 1, config.cols))
     if kind < 0.1:
         values = np.zeros(config.cols)
     elif kind < 0.3:
@@ -67,7 +74,13 @@ def _exponents(rng: Generator, pixels: int) -> np.ndarray:
 
 
 def _biases(rng: Generator, config: HardwareConfig) -> np.ndarray:
-    kind = rng.random()
+    form, kind = config.accumulator_format, rng.random()
+    if isinstance(form, FixedFormat):
+        bits = rng.integers(0, 1 << form.kept_bits, config.cols)
+        bits >>= rng.integers(0, form.kept_bits, config.cols)
+        if kind < 0.15:
+            bits[:] = 1 << form.kept_bits - 1
+        return form.decode(np.where(rng.random(config.cols) < 0.5, bits, -bits))
     if kind < 0.15:
         return np.full(config.cols, -FLOAT32.largest, np.float32)
     if kind < 0.3:

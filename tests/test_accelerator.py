@@ -8,9 +8,12 @@ import pytest
 from numpy.typing import NDArray
 
 from shiftcore.compiler.network import compile_network
+from shiftcore.estimate.accelerator import predict
 from shiftcore.examples.digits import data, model
 from shiftcore.examples.zoo.cifar import cifar10
 from shiftcore.examples.zoo.resnet20 import resnet20
+from shiftcore.golden.compare import same_numbers
+from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.isa import Error, Region
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.network import QuantizedNetwork
@@ -22,6 +25,7 @@ from shiftcore.quant.hardware import HardwareNetwork
 from shiftcore.sim.accelerate import memory_bytes, run_program
 from shiftcore.sim.runner import Simulator
 from shiftcore.sim.system import SimulatedSystem
+from shiftcore.tests.compiler.random_networks import random_network
 from shiftcore.tests.networks import CONFIG
 
 
@@ -64,6 +68,41 @@ def test_resnet20(data_folder: Path):
     assert scores_of(program.decode_output(run.outputs)).argmax(1).tolist() == labels.tolist()
     utilization = program.macs / (run.cycles[0] * CONFIG.rows * CONFIG.cols)
     assert utilization > 0.9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fixed_point_accumulators(seed: int):
+    """Random layers, with limits in some, whose accumulators of more than 32 bits saturate."""
+    config = HardwareConfig(
+        3, 8, accumulator="fixed33", accumulator_depth=64, buffer_depth=1024, bus_bits=64
+    )
+    network = random_network(np.random.default_rng(seed), config)
+    layers = []
+    for layer in network.layers:
+        assert layer.grid is not None
+        grid = replace(layer.grid, exponent=layer.grid.exponent - 9)
+        limits = grid.constants([-0.001, 0.002]).tolist() if seed % 2 else None
+        layers.append(
+            replace(
+                layer,
+                grid=grid,
+                bias=grid.constants(layer.bias),
+                limits=None if limits is None else (limits[0], limits[1]),
+            )
+        )
+    network = replace(network, layers=tuple(layers))
+    program = compile_network(network, config)
+    images = np.random.default_rng(1).normal(size=(2, *network.input_shape)).astype(np.float32)
+    content = inputs(network, program, images)
+    run = run_program(program, content)
+    assert (run.mismatches, run.first) == (0, None)
+    golden = Machine(program).run(content)
+    assert np.array_equal(run.outputs, golden.outputs)
+    assert run.saturated == tuple(golden.saturated.tolist())
+    assert sum(run.saturated) > 0
+    assert run.counters == (predict(program).counters(),) * 2
+    last = network.compute(images)[program.output]
+    assert same_numbers(program.decode_output(run.outputs), last)
 
 
 def test_images_of_one_start(digits):

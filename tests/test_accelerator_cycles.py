@@ -12,7 +12,7 @@ from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.isa import Error, Pass, Region, Weights
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.program import Program
-from shiftcore.golden.registers import COUNTERS
+from shiftcore.golden.registers import TIMED
 from shiftcore.golden.tickets import MachineError
 from shiftcore.host.driver import Accelerator
 from shiftcore.sim.system import SimulatedSystem
@@ -100,7 +100,7 @@ def program() -> Program:
 
 
 def test_counters_are_those_of_the_registers(program: Program) -> None:
-    assert list(Prediction.__dataclass_fields__) == [name.lower() for name in COUNTERS]
+    assert list(Prediction.__dataclass_fields__) == [name.lower() for name in TIMED]
     found = predict(program, images=3)
     once = predict(program)
     assert found.counters()["cycles"] == found.cycles

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,7 +196,7 @@ def counted_products(network: QuantizedNetwork, monkeypatch: pytest.MonkeyPatch)
     counts = []
     product = golden_layers.block_product
 
-    def counting(*operands: np.ndarray) -> np.ndarray:
+    def counting(*operands: Any) -> np.ndarray:
         result = product(*operands)
         counts[-1] += result.size
         return result

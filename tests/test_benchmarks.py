@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from shiftcore.benchmarks import (
+    accumulators,
     accuracy,
     adaptation,
     area,
@@ -27,6 +28,7 @@ from shiftcore.benchmarks import (
 from shiftcore.examples.digits import data, model
 from shiftcore.hw.verilog import TOP
 from shiftcore.quant.convert import QuantConfig, quantize
+from shiftcore.quant.hardware import evaluate
 from shiftcore.quant.search import Point, Search
 from shiftcore.tests.networks import CONFIG
 
@@ -490,8 +492,8 @@ def test_float_rounding_misses_no_limit_of_accuracy():
 
 def test_accuracy_quantizes_once_for_every_configuration(monkeypatch):
     made = []
-    accuracy._quantized.cache_clear()
-    monkeypatch.setattr(accuracy, "_images", lambda *_: (None, None))
+    accuracy.quantized.cache_clear()
+    monkeypatch.setattr(accuracy, "images_of", lambda *_: (None, None))
     monkeypatch.setattr(accuracy, "_model", lambda network: network)
     monkeypatch.setattr(accuracy, "quantize", lambda *each: made.append(each[2]) or len(made))
     configs = [
@@ -500,10 +502,56 @@ def test_accuracy_quantizes_once_for_every_configuration(monkeypatch):
         QuantConfig(3, overrides={"conv1": {"weight_bits": 8}}),
         QuantConfig(3, overrides={"conv1": {"weight_bits": 4}}),
     ]
-    found = [accuracy._quantized("resnet20", config) for config in (*configs, *configs)]
+    found = [accuracy.quantized("resnet20", config) for config in (*configs, *configs)]
     assert found == [1, 2, 3, 4] * 2
     assert made == configs
-    accuracy._quantized.cache_clear()
+    accuracy.quantized.cache_clear()
+
+
+def test_the_table_of_accumulators(monkeypatch):
+    training, held_out = data.load()
+    network = quantize(model.load(), training.x[:64], QuantConfig(method="l2"))
+    images = {"train-20k": training, "test": held_out}
+    monkeypatch.setattr(accumulators, "quantized", lambda *_: network)
+    monkeypatch.setattr(
+        accumulators,
+        "images_of",
+        lambda name, count, split: (images[split].x[:count], images[split].y[:count]),
+    )
+    run = CliRunner().invoke(accumulators.main, ["resnet8", "--images", "120", "--json"])
+    assert run.exit_code == 0, run.output
+    plain, *rows = json.loads(run.stdout)
+    assert plain["top1"] == evaluate(network, held_out.x[:120], held_out.y[:120]).top1
+    assert [row["accumulator"] for row in rows] == [f"fixed{n}" for n in accumulators.WIDTHS]
+    assert all(row["saturated_sums"] == 0 for row in rows)
+    shares = [row["differing"] for row in rows]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 10 * shares[2]
+    assert shares[-1] < 1e-5
+    assert [row["exponents"][0] - rows[0]["exponents"][0] for row in rows] == [
+        20 - width for width in accumulators.WIDTHS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fails"),
+    [
+        ({"difference": -0.1}, False),
+        ({"difference": -0.11}, True),
+        ({"difference": 0.11}, True),
+        ({"saturated_sums": 1}, True),
+        ({"saturated_sums": 1, "accumulator": "fixed20"}, False),
+        ({"saturated_sums": 1, "accumulator": "float32", "differing": None}, False),
+    ],
+)
+def test_limits_of_accumulators(monkeypatch, changes, fails):
+    row = {
+        "network": "resnet8", "accumulator": "fixed32", "images": 100, "exponents": [-20, -18],
+        "top1": 90.0, "difference": 0.0, "saturated_sums": 0, "differing": 1e-6,
+    }  # fmt: skip
+    assert accumulators.failed(row | changes) == fails
+    monkeypatch.setattr(accumulators, "measure", lambda *_: [row | changes])
+    assert CliRunner().invoke(accumulators.main, ["resnet8"]).exit_code == fails
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,27 @@ def test_quantize_and_evaluate(digits: Path) -> None:
     assert found["images_per_s"] > 0
 
 
+def test_quantize_with_fixed_point_accumulators(digits: Path) -> None:
+    network = digits / "net.safetensors"
+    arguments = (
+        "quantize", digits / "digits.pt2", "--calib", digits / "calibration.npz", "-o", network,
+        "--method", "l2", "--json",
+    )  # fmt: skip
+    result = run(*arguments, "--accumulator", "fixed24", "--margin-bits", 2)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["saturated_sums"] == 0
+    assert QuantizedNetwork.load(network).accumulator == "fixed24"
+    result = run("evaluate", network, "--data", digits / "test.npz", "--json")
+    found = json.loads(result.stdout)
+    assert found["top1"] >= 96
+    assert found["saturated_sums"] == 0
+    refused(run(*arguments, "--accumulator", "fixed41"), "accumulator must be float32 or fixed20")
+    refused(run(*arguments, "--margin-bits", 2), "--margin-bits", "--accumulator fixed32")
+    fixed = ("--accumulator", "fixed32")
+    refused(run(*arguments, *fixed, "--margin-bits", 9), "margin_bits must be 0 to 8, not 9")
+    refused(run(*arguments, *fixed, "--scale", "fp16"), "scale must be bf16 or fp32", "'fp16'")
+
+
 def learn(digits: Path, output: Path, *options: object) -> Result:
     return run(
         "quantize", digits / "digits.pt2", "--calib", digits / "calibration.npz", "-o", output,
@@ -363,7 +384,7 @@ def test_a_difference_fails_the_run(digits: Path, monkeypatch: pytest.MonkeyPatc
     where = Mismatch(0, 0, "conv1", 1, 2, 3, "code", 4, 5)
     wrong = AcceleratorRun(
         np.zeros((1, 64), np.uint8), Counter(conv1=9), Counter(conv1=1), 0, where, 1235,
-        ({"cycles": 10},), 1.0,
+        ({"cycles": 10},), (0,), 1.0,
     )  # fmt: skip
     monkeypatch.setattr(accelerate, "run_program", lambda *_, **__: wrong)
     arguments = "run", build, "--data", digits / "test.npz", "--on", "rtl"

@@ -12,7 +12,7 @@ from shiftcore.benchmarks.random_layers import BUILDS, KINDS, Case, Result, draw
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import counters_at, predict
 from shiftcore.golden.program import Program
-from shiftcore.golden.registers import COUNTERS
+from shiftcore.golden.registers import TIMED
 from shiftcore.tests.compiler.random_networks import random_config, random_network
 from shiftcore.tests.golden.machine_cases import random_program
 from shiftcore.tests.networks import CONFIG
@@ -26,7 +26,7 @@ def test_every_counter_of_a_random_layer_is_that_of_the_rtl(seed: int) -> None:
     print(f"seed {seed}: {case.kind}, latency {case.latency}, gap {case.gap}")
     result = measure(case)
     assert result.layers >= 2
-    assert result.errors == {name.lower(): 0 for name in COUNTERS}
+    assert result.errors == {name.lower(): 0 for name in TIMED}
 
 
 def test_a_case_is_made_from_its_seed() -> None:
@@ -70,7 +70,7 @@ def test_the_benchmark_fails_at_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     program = draw_case(0, 0).program
 
     def result(error: int) -> Result:
-        errors = {name.lower(): 0 for name in COUNTERS} | {"stall_tile": error}
+        errors = {name.lower(): 0 for name in TIMED} | {"stall_tile": error}
         return Result(Case(5, 0, "linear", program, 7, 2), 2, 1234, errors)
 
     for error in (0, 3):

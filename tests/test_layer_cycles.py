@@ -14,7 +14,7 @@ from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.layers import Term
 from shiftcore.golden.network import INPUT, QuantizedNetwork
 from shiftcore.golden.program import Program
-from shiftcore.golden.registers import COUNTERS
+from shiftcore.golden.registers import TIMED
 from shiftcore.quant.convert import quantize
 from shiftcore.sim.probe import Probe, count_differences
 from shiftcore.sim.runner import Simulator
@@ -46,7 +46,7 @@ def test_every_counter_at_the_end_of_every_layer(
     digits: QuantizedNetwork, latency: int, gap: int
 ) -> None:
     program = compile_network(digits, CONFIG)
-    assert_measured(program, latency, gap, [*COUNTERS], "verilator")
+    assert_measured(program, latency, gap, [*TIMED], "verilator")
 
 
 def test_short_layers_on_a_small_array() -> None:

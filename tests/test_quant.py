@@ -37,7 +37,7 @@ from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.golden.vqk import VariableQuantizedKernel
 from shiftcore.quant import hardware
 from shiftcore.quant.calibrate import float_tensors, input_exponent, signed_tensors
-from shiftcore.quant.compiled import CompiledLayer, workers
+from shiftcore.quant.compiled import Accumulated, CompiledLayer, workers
 from shiftcore.quant.convert import QuantConfig, constant_code, quantize
 from shiftcore.quant.fold import fold_input
 from shiftcore.quant.hardware import HardwareNetwork, evaluate
@@ -618,7 +618,7 @@ def test_all_ways_to_compute_give_the_same(
         chosen.append(original(self, sources))
         return fast
 
-    def kernel(layer: CompiledLayer, *arguments) -> torch.Tensor:
+    def kernel(layer: CompiledLayer, *arguments) -> Accumulated:
         ran.append(layer)
         return loops(layer, *arguments)
 

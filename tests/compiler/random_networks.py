@@ -4,6 +4,7 @@ import numpy as np
 
 from shiftcore.golden.bfp import BlockFloat, FixedPoint
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.fixed import ACCUMULATORS, FixedFormat, Grid
 from shiftcore.golden.floats import FLOAT32, SCALE_FORMATS
 from shiftcore.golden.layers import Layer, Reduce, Term
 from shiftcore.golden.network import INPUT, QuantizedNetwork
@@ -78,11 +79,21 @@ class Builder:
         if bias is None:
             bias = self.rng.normal(size=filters).astype(np.float32)
         output = None if raw else BlockFloat(self.config.rows, self.config.act_bits, signed)
-        layer = Layer(name, terms, bias, reduce, output)
+        grid = self.grid()
+        if grid is not None:
+            bias = grid.constants(bias)
+        layer = Layer(name, terms, bias, reduce, output, grid=grid)
         self.layers.append(layer)
         size = layer.output_size({t.source: self.shapes[t.source][1:] for t in terms})
         self.shapes[name] = (filters, *size)
         return name
+
+    def grid(self) -> Grid | None:
+        """A grid that most numbers of a layer fit, and some do not."""
+        form = self.config.accumulator_format
+        if not isinstance(form, FixedFormat):
+            return None
+        return Grid(form, int(self.rng.integers(1, 8)) - (form.bits - 1))
 
     def convolution(
         self,
@@ -119,12 +130,15 @@ def random_config(rng: np.random.Generator) -> HardwareConfig:
     rows = int(rng.integers(1, 9))
     cols = int(rng.integers(1, 2 * rows + 4))
     least = -(-rows // cols)
+    fixed = rng.random() < 0.4
+    scales = [name for name in SCALE_FORMATS if not fixed or name != "fp16"]
     return HardwareConfig(
         rows,
         cols,
         int(rng.integers(2, 9)),
         int(rng.integers(2, 9)),
-        str(rng.choice(list(SCALE_FORMATS))),
+        str(rng.choice(scales)),
+        str(rng.choice(ACCUMULATORS[1:])) if fixed else "float32",
         accumulator_depth=max(2, least) + _pick(rng, 0, 3, 20, 60, 500),
         bus_bits=_pick(rng, 32, 64, 128, 256),
         buffer_depth=_pick(rng, 16, 24, 40, 64, 128, 256, 1024, 8192),

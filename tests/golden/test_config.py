@@ -94,7 +94,10 @@ def test_defaults(tmp_path: Path):
         ("scale = 'fp8'", "scale must be one of 'bf16', 'fp16', 'fp32', 'e8m0', not 'fp8'"),
         ("scale = 16", "scale must be one of 'bf16', 'fp16', 'fp32', 'e8m0', not 16"),
         ("scale = ['bf16']", "scale must be one of 'bf16', 'fp16', 'fp32', 'e8m0', not ['bf16']"),
-        ("accumulator = 'fp16'", "accumulator must be one of 'float32', not 'fp16'"),
+        (
+            "accumulator = 'fixed19'",
+            "accumulator must be one of 'float32', 'fixed20' to 'fixed40', not 'fixed19'",
+        ),
         ("bus_bits = 48", "bus_bits must be one of 32, 64, 128, 256, not 48"),
         ("bus_bits = 64.0", "bus_bits must be one of 32, 64, 128, 256, not 64.0"),
         ("bus_bits = '64'", "bus_bits must be one of 32, 64, 128, 256, not '64'"),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from math import floor, inf
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shiftcore.golden.bfp import BlockFloat, BlockTensor, FixedPoint
+from shiftcore.golden.fixed import FixedFormat, Grid, accumulator_format
 from shiftcore.golden.floats import BF16, E8M0, FP16, FP32, SCALE_FORMATS
-from shiftcore.golden.layers import Layer, Term, block_product, steps
+from shiftcore.golden.layers import Layer, Reduce, Term, block_product, steps
 from shiftcore.golden.vqk import VariableQuantizedKernel
 from shiftcore.tests.golden.exact import nearest, pattern, power
 
@@ -76,6 +78,43 @@ def scalar_layer(layer: Layer, sources: dict[str, BlockTensor], size: tuple[int,
                     value = max(value, nearest(exact))
         acc[image, o, row, column] = pattern(value)
     return acc
+
+
+def whole_product(exact: Fraction, form: FixedFormat) -> float:
+    """The nearest whole number, halves up, or infinity where the whole part is out of range."""
+    whole = floor(exact)
+    if not -(2 ** (form.bits - 1)) <= whole < 2 ** (form.bits - 1):
+        return inf if exact > 0 else -inf
+    return floor(exact + Fraction(1, 2))
+
+
+def scalar_fixed_layer(layer: Layer, sources: dict[str, BlockTensor], size: tuple[int, int]):
+    """Fixed-point accumulators, one number at a time, and the number of steps that saturate."""
+    assert layer.grid is not None
+    form, unit = layer.grid.form, power(layer.grid.exponent)
+    low, high = -(2 ** (form.bits - 1)), 2 ** (form.bits - 1) - 1
+    images = sources[layer.terms[0].source].codes.shape[0]
+    acc, saturated = np.zeros((images, layer.bias.size, *size)), 0
+    for image, o, row, column in np.ndindex(acc.shape):
+        value = float(Fraction(float(layer.bias[o])) / unit)
+        assert value == int(value)
+        for term in layer.terms:
+            for exact in scalar_products(term, sources[term.source], image, o, row, column):
+                if exact is None:
+                    continue
+                product = whole_product(exact / unit, form)
+                found = value + product if layer.reduce == "add" else max(value, product)
+                value = min(max(found, low), high)
+                saturated += value != found
+        acc[image, o, row, column] = value
+    return acc, saturated
+
+
+def on_grid(layer: Layer, form: FixedFormat, exponent: int) -> Layer:
+    """The layer with biases and limits rounded to a grid of 2**exponent, or the nearest allowed."""
+    grid = Grid(form, min(max(exponent, form.exponents[0]), form.exponents[-1]))
+    limits = None if layer.limits is None else tuple(grid.constants(layer.limits).tolist())
+    return replace(layer, bias=grid.constants(layer.bias), limits=limits, grid=grid)
 
 
 @st.composite
@@ -177,6 +216,63 @@ def test_accumulation_against_a_scalar_model(case: tuple):
     got = layer.accumulate(sources)
     assert got.dtype == np.float32
     assert np.array_equal(got.view(np.uint32), scalar_layer(layer, sources, size))
+
+
+@given(
+    st.sampled_from(["add", "add", "max"]).flatmap(layers),
+    st.sampled_from([20, 24, 32, 40]),
+    st.integers(-4, 24),
+)
+def test_fixed_accumulation_against_a_scalar_model(case: tuple, bits: int, room: int):
+    layer, sources, size = case
+    usual = layer.accumulate(sources)
+    usual = np.where(np.abs(usual) < -LOWEST, usual, 0)
+    exponent = np.frexp(np.abs(usual).max(initial=0))[1] - bits + 1 + room
+    layer = on_grid(layer, FixedFormat(bits), int(exponent))
+    got = layer.accumulate(sources)
+    assert got.dtype == np.float64
+    assert np.array_equal(got, scalar_fixed_layer(layer, sources, size)[0])
+
+
+@pytest.mark.parametrize("bits", [20, 24, 32, 40])
+def test_fixed_accumulators_saturate_at_each_step(bits: int):
+    """Halves go up, sums end at the end of the range, and products past it stay there."""
+    form = FixedFormat(bits)
+    x = one_channel([1.0, 1.0])  # code 64 of unit 2**-6
+
+    def result(scales: list[float], bias: float = 0.0, reduce: Reduce = "add") -> float:
+        start = np.full(1, bias, np.float32)
+        kernel = one_by_one([1] * len(scales), scales)
+        layer = Layer("l", (Term("x", kernel),), start, reduce, grid=Grid(form, 0))
+        return layer.accumulate({"x": x}).item()
+
+    assert [result([n / 2, 0]) for n in (-3, -1, 1, 3)] == [-1, 0, 1, 2]
+    end = 2.0 ** (bits - 1)
+    assert result([end, -1.0]) == end - 2  # the order matters where it saturates
+    assert result([-1.0, end]) == end - 1
+    assert result([-end, -1.0]) == -end
+    assert result([end * 2**60, -end]) == -1
+    assert result([2 * end, 0], -1024.0) == end - 1  # out of range, though the sum is not
+    assert result([-1.0, 2 * end], -1024.0, "max") == end - 1
+    assert result([-2 * end, -3.0], -1024.0, "max") == -3
+
+
+def test_fixed_results_are_clamped_and_stored_exactly():
+    """A raw result loses what 32 bits of memory do not hold, a stored one does not."""
+    scales = [2.0**20, 1.0 + 2.0**-5]
+    term = Term("x", one_by_one([1, 1], scales))
+    x = one_channel([1.0, 1.0])
+    bias = np.zeros(1, np.float32)
+    for bits, unit in ((28, -6), (40, -18), (40, -12)):
+        layer = Layer("l", (term,), bias, grid=Grid(FixedFormat(bits), unit))
+        raw = layer.compute({"x": x})
+        dropped = power(unit + max(0, bits - 32))
+        exact = Fraction(2**20 + 1) + power(-5)
+        assert pattern(nearest(floor(exact / dropped) * dropped)) == raw.view(np.uint32).item()
+        stored = replace(layer, output=BlockFloat(1, 8)).compute({"x": x})
+        assert (stored.codes.item(), stored.exponents.item()) == (128, 127 + 20)
+        clamped = replace(layer, limits=(-1.0, 2.5)).compute({"x": x})
+        assert clamped.item() == 2.5
 
 
 def one_channel(values: list[float], bits: int = 8) -> BlockTensor:
@@ -392,6 +488,7 @@ def test_output_size_and_macs():
 
 
 BIAS = np.zeros(4, np.float32)
+GRID = Grid(FixedFormat(20), -1)
 
 
 @pytest.mark.parametrize(
@@ -410,6 +507,25 @@ BIAS = np.zeros(4, np.float32)
             r"macs_per_pixel of layer 'l' must be at least 0, not -1",
         ),
         (lambda: Layer("l", (), BIAS), r"layer 'l' must have at least one term"),
+        (
+            lambda: Layer("l", (Term("x", KERNEL),), BIAS + np.float32(0.25), grid=GRID),
+            r"biases of layer 'l' must be whole numbers of its accumulators' grid, 2\*\*-1, in "
+            "their range",
+        ),
+        (
+            lambda: Layer("l", (Term("x", KERNEL),), BIAS, limits=(0.0, 2.0**18), grid=GRID),
+            r"limits of layer 'l' must be whole numbers of its accumulators' grid, 2\*\*-1, in "
+            "their range",
+        ),
+        (
+            lambda: Grid(FixedFormat(24), 105),
+            r"the exponent of 24-bit accumulators must be -126 to 104, not 105",
+        ),
+        (lambda: FixedFormat(41), r"bits must be 20 to 40, not 41"),
+        (
+            lambda: accumulator_format("fixed16"),
+            r"accumulator must be one of float32, fixed20, .*, fixed40, not 'fixed16'",
+        ),
         (
             lambda: Layer("l", (Term("x", KERNEL),), BIAS, "min"),  # pyright: ignore[reportArgumentType]
             r"reduce must be 'add' or 'max', not 'min'",

@@ -96,7 +96,7 @@ def test_requantize(seed: int):
     codes, exponents = np.empty((2, 12, block), np.uint8), np.empty((2, 12), np.uint8)
     select = int(rng.integers(groups))
     low, high = np.float32(-FLOAT32.largest), np.float32(FLOAT32.largest)
-    arguments = (select, low, high, signed, bits, truncate, codes, exponents)
+    arguments = (select, low, high, signed, bits, truncate, 127, codes, exponents)
     assert kernels.requantize(accumulators, order, *arguments)
     expected = spec.compute(rows.reshape(12 * beats, cols), signed)
     assert np.array_equal(codes[1], (expected[0][select::groups] & ((1 << bits) - 1)))

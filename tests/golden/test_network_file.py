@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from shiftcore.golden.bfp import BlockFloat, BlockTensor, FixedPoint
 from shiftcore.golden.compare import same_numbers
+from shiftcore.golden.fixed import FixedFormat, Grid
 from shiftcore.golden.floats import FP16, SCALE_FORMATS
 from shiftcore.golden.fold import Fold
 from shiftcore.golden.layers import Layer, Reduce, Term
@@ -68,6 +69,16 @@ def network() -> QuantizedNetwork:
     return QuantizedNetwork(FixedPoint(-6, BLOCK, ACT_BITS), (3, 7, 6), layers, fold)
 
 
+def on_grids(net: QuantizedNetwork, bits: int) -> QuantizedNetwork:
+    """The network with fixed-point accumulators, each layer's on another grid."""
+    layers = []
+    for number, item in enumerate(net.layers):
+        grid = Grid(FixedFormat(bits), 10 - number - bits)
+        limits = None if item.limits is None else tuple(grid.constants(item.limits).tolist())
+        layers.append(replace(item, bias=grid.constants(item.bias), limits=limits, grid=grid))
+    return replace(net, layers=tuple(layers))
+
+
 def images(count: int = 2) -> np.ndarray:
     return np.random.default_rng(7).normal(size=(count, 3, 7, 6)).astype(np.float32)
 
@@ -103,8 +114,10 @@ def test_sizes_and_macs():
     assert (net.block, net.act_bits, net.weight_bits) == (4, 4, 8)
 
 
-def test_round_trip(tmp_path: Path):
-    net = network()
+@pytest.mark.parametrize("accumulator", ["float32", "fixed20", "fixed40"])
+def test_round_trip(tmp_path: Path, accumulator: str):
+    net = network() if accumulator == "float32" else on_grids(network(), int(accumulator[5:]))
+    assert net.accumulator == accumulator
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     net.save(first)
     loaded = QuantizedNetwork.load(first)
@@ -114,7 +127,7 @@ def test_round_trip(tmp_path: Path):
     for field in ("input", "input_shape", "fold"):
         assert getattr(loaded, field) == getattr(net, field)
     for ours, theirs in zip(loaded.layers, net.layers, strict=True):
-        for field in ("name", "reduce", "output", "limits", "macs_per_pixel"):
+        for field in ("name", "reduce", "output", "limits", "macs_per_pixel", "grid"):
             assert getattr(ours, field) == getattr(theirs, field)
         assert ours.bias.dtype == np.float32
         assert np.array_equal(ours.bias.view(np.uint32), theirs.bias.view(np.uint32))
@@ -191,6 +204,13 @@ OTHER_BLOCK = VariableQuantizedKernel.quantize(np.ones((2, 3, 1, 1)), weight_bit
         (
             (STEM, layer("l", Term("absent", kernel(2, 6, 1, 1)))),
             r"layer 'l' reads 'absent', which no earlier layer stores",
+        ),
+        (
+            (
+                replace(STEM, grid=Grid(FixedFormat(20), -8), bias=np.zeros(6, np.float32)),
+                layer("l", Term("stem", kernel(2, 6, 1, 1))),
+            ),
+            r"all layers must have accumulators of one format, not fixed20 and float32",
         ),
         (
             (layer("l", Term("l", kernel(6, 6, 1, 1))),),
@@ -293,7 +313,7 @@ def _rewrite(saved: Path, path: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d, a: d.update(format=1), r"has format 1, this version reads 3"),
+        (lambda d, a: d.update(format=1), r"has format 1, this version reads 4"),
         (lambda d, a: d.pop("format"), r"is incomplete or damaged: 'format'"),
         (lambda d, a: d.pop("fold"), r"is incomplete or damaged: 'fold'"),
         (
@@ -320,6 +340,16 @@ def _rewrite(saved: Path, path: Path, change) -> None:
             lambda d, a: d["layers"][1]["terms"][0].update(source="later"),
             r"layer 'a\.b' reads 'later', which no earlier layer stores",
         ),
+        (
+            lambda d, a: d.update(accumulator="fixed8"),
+            r"accumulator must be one of float32, fixed20, .*, fixed40, not 'fixed8'",
+        ),
+        (
+            lambda d, a: d.update(accumulator="fixed24"),
+            r"the exponent of 24-bit accumulators must be -126 to 104, not None",
+        ),
+        (lambda d, a: d.__delitem__("accumulator"), r"is incomplete or damaged: 'accumulator'"),
+        (lambda d, a: d["layers"][0].pop("exponent"), r"is incomplete or damaged: 'exponent'"),
         (lambda d, a: "{", r"Expecting property name.*"),
         (lambda d, a: "[1]", r"is incomplete or damaged: .*"),
     ],

@@ -23,10 +23,17 @@ from shiftcore.tests.hw.operands import (
 FORMS = [FLOAT32, FloatFormat(8, 7), FloatFormat(5, 4)]
 
 
+def product_of(rows: int, weight_bits: int, act_bits: int, scale: str) -> ProductSpec:
+    """The float32 product of a configuration."""
+    product = HardwareConfig(rows, 1, weight_bits, act_bits, scale).scale_unit.product
+    assert isinstance(product, ProductSpec)
+    return product
+
+
 def every_product() -> list[ProductSpec]:
     """The product of configurations of all widths and scale formats, the largest included."""
     return [
-        HardwareConfig(rows, 1, b, m, scale).scale_unit.product
+        product_of(rows, b, m, scale)
         for rows in (1, 3, 16, 128)
         for b in (2, 4, 8)
         for m in (2, 4, 8)
@@ -150,7 +157,7 @@ def test_sum_maximum_and_keep(form: FloatFormat, seed: int):
 @pytest.mark.parametrize("scale", SCALE_FORMATS)
 def test_products_equal_numpys(scale: str):
     """1.3 million products of each scale format against numpy's own float32 multiplication."""
-    spec = HardwareConfig(128, 1, 8, 8, scale).scale_unit.product
+    spec = product_of(128, 8, 8, scale)
     operands = random_products(spec, np.random.default_rng(5), 1_300_000)
     sums, scales, fields, signed = operands
     expected, sure = ieee_product(spec, *operands)

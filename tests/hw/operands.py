@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from shiftcore.golden.bfp import unit_exponent
 from shiftcore.golden.floats import FLOAT32, FloatFormat
-from shiftcore.golden.scale_unit import ProductSpec
+from shiftcore.golden.scale_unit import BlockProductSpec, FixedProductSpec, ProductSpec
 
 
 def every_number(form: FloatFormat) -> NDArray[np.int64]:
@@ -92,7 +92,7 @@ def machine_number(values: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.clip(kept, -largest, largest).astype(np.float32).view(np.uint32).astype(np.int64)
 
 
-def scale_values(spec: ProductSpec, scales: NDArray[np.int64]) -> NDArray[np.float64]:
+def scale_values(spec: BlockProductSpec, scales: NDArray[np.int64]) -> NDArray[np.float64]:
     """What scale layouts (sign, 8-bit exponent field, fraction) stand for."""
     fraction_bits = spec.scale_bits - 1
     fraction = scales & ((1 << fraction_bits) - 1)
@@ -102,7 +102,7 @@ def scale_values(spec: ProductSpec, scales: NDArray[np.int64]) -> NDArray[np.flo
 
 
 def random_products(
-    spec: ProductSpec, rng: np.random.Generator, count: int
+    spec: BlockProductSpec, rng: np.random.Generator, count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
     """Sums, scale layouts, exponent fields and signedness whose product is anywhere.
 
@@ -127,6 +127,26 @@ def random_products(
     fields = np.where(rng.random(count) < 0.8, near, fields)
     scales = rng.integers(0, 2, count) << (fraction_bits + 8) | field << fraction_bits | fraction
     return sums, scales, fields, rng.random(count) < 0.5
+
+
+def fixed_products(
+    spec: FixedProductSpec, rng: np.random.Generator, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """As :func:`random_products`, but most of them near the grid's two ends."""
+    sums, scales, fields, is_signed = random_products(spec, rng, count)
+    fraction_bits = spec.scale_bits - 1
+    scale_field = scales >> fraction_bits & 255
+    magnitude = np.frexp(np.abs(sums).astype(float))[1]
+    aim = np.where(
+        rng.random(count) < 0.5,
+        rng.integers(-4, 4, count),
+        rng.integers(spec.form.bits - 5, spec.form.bits + 3, count),
+    )
+    aim = np.where(rng.random(count) < 0.5, rng.integers(-10, spec.form.bits + 9, count), aim)
+    # The power of two of the product's highest bit.
+    near = aim - magnitude - spec.offset - fraction_bits - scale_field
+    fields = np.where(rng.random(count) < 0.95, np.clip(near, 0, 255), fields)
+    return sums, scales, fields, is_signed
 
 
 def ieee_product(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.fixed import FixedFormat
 from shiftcore.golden.isa import LAYOUTS, WORDS, Error, Opcode
 from shiftcore.golden.validity import fetched
 from shiftcore.hw.field_check import FieldCheck
@@ -15,7 +16,7 @@ from shiftcore.sim.runner import simulate
 CONFIG = HardwareConfig(2, 6)  # three blocks in a row of accumulators, so that one of four is bad
 
 
-def draw(rng: np.random.Generator, opcode: Opcode) -> int:
+def draw(rng: np.random.Generator, opcode: Opcode, config: HardwareConfig) -> int:
     """512 bits of an instruction: most fields good, some 0 or at a bound, now and then any bit."""
     bits = int(opcode)
     for field in LAYOUTS[opcode][1:]:
@@ -24,6 +25,12 @@ def draw(rng: np.random.Generator, opcode: Opcode) -> int:
             value = int(rng.integers(0, min(4, 1 << field.bits)))
         elif field.name.endswith("_level"):
             value = int(rng.integers(0, 6))
+        elif (opcode, field.name) == (Opcode.DRAIN, "exponent"):
+            form = config.accumulator_format
+            fixed = isinstance(form, FixedFormat)
+            value = int(rng.integers(1, form.highest_field + 1)) if fixed else 0
+            if fixed and rng.random() < 0.1:
+                value = form.highest_field + int(rng.integers(0, 2))
         if rng.random() < 0.03:
             value = int(rng.choice([0, 6, 7, 1 << field.bits - 1])) & ((1 << field.bits) - 1)
         bits |= value << 64 * field.word + field.offset
@@ -32,13 +39,15 @@ def draw(rng: np.random.Generator, opcode: Opcode) -> int:
     return bits
 
 
-@pytest.mark.parametrize("clamp", [False, True])
+@pytest.mark.parametrize(("clamp", "accumulator"), [(False, "float32"), (True, "fixed33")])
 @pytest.mark.parametrize("bus_bits", [32, 64, 128, 256])
-def test_as_the_model_says(bus_bits: int, clamp: bool, simulator) -> None:
-    config = replace(CONFIG, bus_bits=bus_bits, clamp=clamp, weight_fifo=128)
+def test_as_the_model_says(bus_bits: int, clamp: bool, accumulator: str, simulator) -> None:
+    config = replace(
+        CONFIG, bus_bits=bus_bits, clamp=clamp, accumulator=accumulator, weight_fifo=128
+    )
     rng = np.random.default_rng([bus_bits, clamp])
     opcodes = [Opcode(int(code)) for code in rng.choice(list(Opcode), 2000)]
-    instructions = [draw(rng, opcode) for opcode in opcodes]
+    instructions = [draw(rng, opcode, config) for opcode in opcodes]
     count = config.accelerator.instruction_beats
     steps: list[tuple[int, int, int]] = []
     ends = []

@@ -34,6 +34,7 @@ def test_regions_are_those_that_must_be_proved():
         "adder rounding",
         "saturation",
         "requantizer",
+        "fixed point",
         "hazard logic",
         "pass walk",
         "load",

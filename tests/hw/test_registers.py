@@ -250,17 +250,17 @@ def test_runs(simulator):
 def test_counters(simulator):
     """Every counter counts its own event, from a start on; high halves are kept by low ones."""
     names = list(COUNTERS)
-    steps: list[Step] = [Pulse({"i_busy": 1, "i_events": (1 << 10) - 1}, 7)]
+    steps: list[Step] = [Pulse({"i_busy": 1, "i_events": (1 << 11) - 1}, 7)]
     steps.append(write("CONTROL", START))
-    for k in range(10):
+    for k in range(11):
         steps.append(Pulse({"i_events": 1 << k}, k + 1))
     steps.append(Pulse({"i_busy": 1, "i_events": 1 << 3}, 20))
     for name in names:
         steps += [read(f"{name}_LO"), read(f"{name}_HI")]
     answer = run(steps, simulator)
-    found = [result[0] for result in answer.results[-22::2]]
-    assert found == [20, *(k + 1 + 20 * (k == 3) for k in range(10))]
-    assert {result[0] for result in answer.results[-21::2]} == {0}
+    found = [result[0] for result in answer.results[-24::2]]
+    assert found == [20, *(k + 1 + 20 * (k == 3) for k in range(11))]
+    assert {result[0] for result in answer.results[-23::2]} == {0}
 
 
 def test_halves_of_a_counter_belong_together(simulator):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from shiftcore.golden.fixed import FixedFormat
 from shiftcore.golden.floats import FLOAT32
 from shiftcore.golden.requantizer import RequantizerSpec
 from shiftcore.hw.requantizer import Requantizer
@@ -23,10 +24,47 @@ WIDE = [
     RequantizerSpec(4, 8, 2, "truncate"),
     RequantizerSpec(1, 3, 5),
 ]
+FIXED = [
+    RequantizerSpec(8, 4, 4, form=FixedFormat(32)),
+    RequantizerSpec(5, 2, 2, "truncate", FixedFormat(20)),
+    RequantizerSpec(6, 6, 8, form=FixedFormat(40)),
+    RequantizerSpec(3, 8, 3, form=FixedFormat(33)),
+    RequantizerSpec(1, 3, 5, "truncate", FixedFormat(24)),
+]
+FIELD = 101
+"""exponent field of the fixed-point number 1"""
+
+
+def fixed_rows(spec: RequantizerSpec, rng: np.random.Generator, beats: int) -> np.ndarray:
+    """(beats, cols) whole numbers: zeros, ties, powers of two, ends, wide and narrow spreads."""
+    form, per_block = spec.form, spec.beats_per_block
+    shape = (beats // per_block, per_block, spec.cols)
+    one = (shape[0], 1, 1)
+    rows = rng.integers(form.low, form.high + 1, shape) >> rng.integers(0, form.bits, one)
+    kind = rng.integers(0, 6, one)
+    sign = rng.choice([-1, 1], shape)
+    place = rng.integers(0, form.bits - spec.act_bits - 3, one)
+    ties = sign * rng.integers(0, 4 << spec.act_bits, shape) << place
+    rows = np.where(kind == 1, ties, rows)
+    rows = np.where(kind == 2, rows >> rng.integers(0, form.bits, shape), rows)
+    powers = -(1 << rng.integers(0, form.bits, shape)) + rng.integers(0, 2, shape)
+    rows = np.where(kind == 3, np.where(rng.random(shape) < 0.3, powers, rows >> 8), rows)
+    rows = np.where(kind == 4, np.where(rng.random(shape) < 0.2, rows, 0), rows)
+    rows = np.where(kind == 5, np.where(rng.random(one) < 0.5, 0, -np.abs(rows)), rows)
+    ends = rng.random(shape)
+    rows = np.where(ends < 0.01, form.low, np.where(ends > 0.99, form.high, rows))
+    rows = np.clip(rows, form.low, form.high)
+    if spec.cols < spec.block:
+        flat = rows.reshape(shape[0], -1)
+        flat[:, spec.block :] = 0
+        rows = flat.reshape(shape)
+    return rows.reshape(-1, spec.cols).astype(np.float64)
 
 
 def adversarial_rows(spec: RequantizerSpec, rng: np.random.Generator, beats: int) -> np.ndarray:
     """(beats, cols) float32: zeros, ties, saturation, wide and narrow exponent spreads."""
+    if isinstance(spec.form, FixedFormat):
+        return fixed_rows(spec, rng, beats)
     per_block = spec.beats_per_block
     rows = np.empty((beats // per_block, per_block, spec.cols))
     shape = rows.shape
@@ -58,11 +96,15 @@ def adversarial_rows(spec: RequantizerSpec, rng: np.random.Generator, beats: int
 def payloads(spec: RequantizerSpec, rows: np.ndarray, is_signed: np.ndarray) -> list[int]:
     """Rows as the stream carries them; `is_signed` has one entry per row."""
     last = (np.arange(len(rows)) + 1) % spec.beats_per_block == 0
-    words = []
-    for row, end, flag in zip(FLOAT32.encode(rows).tolist(), last, is_signed, strict=True):
+    words, width = [], spec.form.storage_bits
+    if isinstance(spec.form, FixedFormat):
+        fields = rows.astype(np.int64) & ((1 << width) - 1)
+    else:
+        fields = FLOAT32.encode(rows)
+    for row, end, flag in zip(fields.tolist(), last, is_signed, strict=True):
         word = int(end) | int(flag) << 1
         for lane, value in enumerate(row):
-            word |= value << (2 + 32 * lane)
+            word |= value << (2 + width * lane)
         words.append(word)
     return words
 
@@ -86,6 +128,9 @@ def run(specs, rows, flags, stall: float, simulator) -> StreamAnswer:
         {f"u{k}__i": payloads(s, rows[k], flags[k]) for k, s in enumerate(specs)},
         {f"u{k}__o": len(rows[k]) // s.beats_per_block for k, s in enumerate(specs)},
         stall=stall,
+        constants={
+            f"u{k}__i_field": FIELD for k, s in enumerate(specs) if isinstance(s.form, FixedFormat)
+        },
     )
     return simulate(
         SideBySide,
@@ -98,7 +143,7 @@ def run(specs, rows, flags, stall: float, simulator) -> StreamAnswer:
 
 
 @pytest.mark.parametrize("stall", [0, 0.4])
-@pytest.mark.parametrize("specs", [NARROW, WIDE], ids=["narrow", "wide"])
+@pytest.mark.parametrize("specs", [NARROW, WIDE, FIXED], ids=["narrow", "wide", "fixed"])
 def test_blocks(specs, stall, simulator):
     """Bit for bit; without stalls a row goes in every cycle and the latency is the formula's."""
     rng = np.random.default_rng(int(stall * 10))
@@ -115,7 +160,9 @@ def test_blocks(specs, stall, simulator):
         beats = rows[k].reshape(len(which), -1, spec.cols)
         for flag in (False, True):
             chosen = beats[which == flag].reshape(-1, spec.cols)
-            right_codes, right_exponents = spec.compute(chosen, flag)
+            right_codes, right_exponents = spec.compute(
+                chosen, flag, FIELD if isinstance(spec.form, FixedFormat) else 127
+            )
             assert np.array_equal(codes[per_block == flag], right_codes), spec
             assert np.array_equal(exponents[per_block == flag], right_exponents), spec
         assert answer.held[f"u{k}__o"] == 0

@@ -5,19 +5,35 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from shiftcore.golden.floats import FLOAT32
-from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
+from shiftcore.golden.fixed import FixedFormat
+from shiftcore.golden.scale_unit import (
+    AddSpec,
+    FixedAddSpec,
+    FixedProductSpec,
+    ProductSpec,
+    ScaleUnitSpec,
+)
 from shiftcore.hw.scale_unit import ScaleUnit
 from shiftcore.sim.pipeline_bench import PipelineJob
 from shiftcore.sim.runner import simulate
 from shiftcore.tests.hw.bank import SideBySide
-from shiftcore.tests.hw.operands import random_products, scale_values
+from shiftcore.tests.hw.operands import fixed_products, random_products, scale_values
 
 EXACT = ScaleUnitSpec(ProductSpec(12, 8, 4), AddSpec(), 16)
 ROUNDING = ScaleUnitSpec(ProductSpec(18, 24, 8), AddSpec(), 5)
-SPECS = [EXACT, ROUNDING]
+FIXED = ScaleUnitSpec(
+    FixedProductSpec(14, 8, 4, FixedFormat(36)), FixedAddSpec(FixedFormat(36)), 16
+)
+SPECS = [EXACT, ROUNDING, FIXED]
 
 FLAGS = ("valid", "first", "start", "maximum", "keep", "signed")
+
+
+def stored(spec: ScaleUnitSpec, number: np.floating) -> int:
+    """The bits of an accumulator."""
+    if isinstance(spec.form, FixedFormat):
+        return int(number) & ((1 << spec.form.bits) - 1)
+    return int(spec.form.encode(number))
 
 
 @dataclass
@@ -31,13 +47,19 @@ class Stimulus:
 
     def __post_init__(self):
         n, rng, spec = self.length, self.rng, self.spec
-        sums, scales, fields, is_signed = random_products(spec.product, rng, n)
+        if isinstance(spec.product, FixedProductSpec):
+            sums, scales, fields, is_signed = fixed_products(spec.product, rng, n)
+        else:
+            sums, scales, fields, is_signed = random_products(spec.product, rng, n)
+        biases = rng.normal(size=n).astype(np.float32) * 4
+        if isinstance(spec.form, FixedFormat):
+            biases = spec.form.decode(rng.integers(0, 1 << 32, n))
         self.ports = {
             "sum": sums,
             "scale": scales,
             "exponent": fields,
             "signed": is_signed.astype(np.int64),
-            "bias": FLOAT32.encode(rng.normal(size=n).astype(np.float32) * 4).astype(np.int64),
+            "bias": spec.form.encode(biases).astype(np.int64),
             "drain_address": rng.integers(0, spec.depth, n),
             "drain_enable": (rng.random(n) < 0.7).astype(np.int64),
             "address": rng.integers(0, spec.depth, n),
@@ -47,6 +69,10 @@ class Stimulus:
             "keep": (rng.random(n) < 0.3).astype(np.int64),
             "valid": np.zeros(n, np.int64),
         }
+
+    def fixed(self) -> bool:
+        """Whether accumulators can saturate."""
+        return isinstance(self.spec.form, FixedFormat)
 
     def inputs(self, prefix: str) -> dict[str, list[int]]:
         """The values of the ports of a unit whose ports start with `prefix`."""
@@ -64,10 +90,11 @@ class Stimulus:
             f"{prefix}i_bias": given["bias"].tolist(),
             f"{prefix}i_drain_address": given["drain_address"].tolist(),
             f"{prefix}i_drain_enable": given["drain_enable"].tolist(),
-        }
+        } | ({f"{prefix}i_saturated": [0] * self.length} if self.fixed() else {})
 
-    def writes(self) -> list[tuple[int, int, np.float32]]:
-        """Cycle, address and value of every write, if each wave reads what earlier ones wrote."""
+    def writes(self) -> list[tuple[int, int, np.floating, bool]]:
+        """Cycle, address and value of every write, and whether it saturated, if each wave reads
+        what earlier ones wrote."""
         given, spec = self.ports, self.spec
         waves = np.flatnonzero(given["valid"])
         # Until the first pixel of a tile has come, scale and bias are zero.
@@ -81,18 +108,18 @@ class Stimulus:
             given["exponent"][waves],
             given["signed"][waves] == 1,
         )
-        memory = np.zeros(spec.depth, np.float32)
+        memory = np.zeros(spec.depth, spec.form.dtype)
         log = []
         for t, product in zip(waves.tolist(), products, strict=True):
             address = int(given["address"][t])
             before = memory[address]
             if given["start"][t]:
                 bus = given["bias"][bias_at[t] + spec.read_stage + 1]
-                before = FLOAT32.decode(bus) if bias_at[t] >= 0 else np.float32(0)
-            memory[address] = spec.add.compute(
-                before, product, given["maximum"][t], given["keep"][t]
-            )
-            log.append((t + 1 + spec.write_stage, address, memory[address]))
+                before = spec.form.decode(bus if bias_at[t] >= 0 else 0)
+            operands = before, product, given["maximum"][t], given["keep"][t]
+            memory[address] = spec.add.compute(*operands)
+            over = isinstance(spec.add, FixedAddSpec) and bool(spec.add.saturated(*operands))
+            log.append((t + 1 + spec.write_stage, address, memory[address], over))
         return log
 
     @property
@@ -104,15 +131,15 @@ class Stimulus:
 
         -1 after a read in the very cycle of a write to its address, which has no defined result.
         """
-        given, writes = self.ports, iter([*self.writes(), (self.length, 0, np.float32(0))])
+        given, writes = self.ports, iter([*self.writes(), (self.length, 0, np.float32(0), False)])
         memory = np.zeros(self.spec.depth, np.int64)
         seen = np.zeros(self.length, np.int64)
-        moment, address, value = next(writes)
+        moment, address, value, _ = next(writes)
         now = 0
         for t in range(self.length - 1):
             while moment < t:
-                memory[address] = FLOAT32.encode(value)
-                moment, address, value = next(writes)
+                memory[address] = stored(self.spec, value)
+                moment, address, value, _ = next(writes)
             if given["drain_enable"][t]:
                 wanted = given["drain_address"][t]
                 now = -1 if (moment, address) == (t, wanted) else memory[wanted]
@@ -127,6 +154,7 @@ def run(stimuli: list[Stimulus], simulator) -> list[dict[str, np.ndarray]]:
     for k, stimulus in enumerate(stimuli):
         inputs |= stimulus.inputs(f"u{k}__")
         outputs += [f"u{k}__o_drain", f"u{k}__o_wave"]
+        outputs += [f"u{k}__o_saturated"] * stimulus.fixed()
     answer = simulate(
         SideBySide,
         ScaleUnit,
@@ -136,7 +164,11 @@ def run(stimuli: list[Stimulus], simulator) -> list[dict[str, np.ndarray]]:
         simulator=simulator,
     )
     return [
-        {port: np.array(answer[f"u{k}__o_{port}"]) for port in ("drain", "wave")}
+        {
+            port: np.array(answer[f"u{k}__o_{port}"])
+            for port in ("drain", "wave", "saturated")
+            if f"u{k}__o_{port}" in answer
+        }
         for k in range(len(stimuli))
     ]
 
@@ -144,8 +176,9 @@ def run(stimuli: list[Stimulus], simulator) -> list[dict[str, np.ndarray]]:
 def test_formulas():
     for spec in SPECS:
         assert spec.read_stage == spec.product.latency - 2
-        assert spec.write_stage == spec.product.latency + 9
-        assert spec.revisit == spec.write_stage - spec.read_stage + 1 == 12
+        adder, revisit = (4, 7) if spec is FIXED else (9, 12)
+        assert spec.write_stage == spec.product.latency + adder
+        assert spec.revisit == spec.write_stage - spec.read_stage + 1 == revisit
 
 
 def test_random_waves(simulator):
@@ -173,6 +206,10 @@ def test_random_waves(simulator):
         assert np.array_equal(found["drain"][drained >= 0], drained[drained >= 0])
         assert (drained >= 0).mean() > 0.9
         assert len(np.unique(found["drain"])) > 200
+        if stimulus.fixed():
+            saturated = [moment + 1 for moment, *_, over in stimulus.writes() if over]
+            assert np.array_equal(np.flatnonzero(found["saturated"]), saturated)
+            assert len(saturated) > 100
         wave = np.array(stimulus.inputs("")["i_wave"])
         assert np.array_equal(found["wave"][1:], wave[:-1])
 
@@ -205,8 +242,8 @@ def test_revisit_is_exact(distance, simulator):
         right = np.array_equal(found["drain"][drained >= 0], drained[drained >= 0])
         assert right == (distance == "exact")
         for t in (10, 100):
-            bias = FLOAT32.decode(given["bias"][t + spec.read_stage + 1])
-            one, two = np.float32(given["sum"][[t, t + spec.revisit - (not right)]])
+            bias = spec.form.decode(given["bias"][t + spec.read_stage + 1])
+            one, two = given["sum"][[t, t + spec.revisit - (not right)]].astype(spec.form.dtype)
             stale = two if not right else spec.add.compute(spec.add.compute(bias, one), two)
             # The memory was empty, so a second sum that came too early starts from zero.
-            assert found["drain"][t + 60] == FLOAT32.encode(stale)
+            assert found["drain"][t + 60] == stored(spec, stale)
