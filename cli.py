@@ -816,7 +816,9 @@ def run(
     difference = None
     if machine == "golden":
         with _busy(f"executing {len(images)} images"):
-            outputs = Machine(program).run(content).outputs
+            run = Machine(program).run(content)
+        outputs = run.outputs
+        values["saturated"] = int(run.saturated.sum())
     else:
         from .sim.accelerate import run_program
 

@@ -52,12 +52,13 @@ def check(network: QuantizedNetwork, config: HardwareConfig) -> None:
                     f"layer {layer.name!r} has {name} scales, the hardware {config.scale}: set "
                     f"scale = {name!r}"
                 )
-            scales = layer.machine_scales(term.kernel.scales)
-            if not np.array_equal(term.kernel.scale_format.round(scales), scales):
+            if layer.grid is not None and not layer.grid.holds(
+                term.kernel.scales, term.kernel.scale_format
+            ):
                 raise ValueError(
-                    f"layer {layer.name!r} has {name} scales that do not fit this format beside "
-                    f"its accumulators' grid, 2**{layer.grid.exponent if layer.grid else 0}: "
-                    f"quantize with scale='bf16' or accumulator='float32'"
+                    f"layer {layer.name!r} has {name} scales that this format does not hold in "
+                    f"units of its accumulators' grid, 2**{layer.grid.exponent}: quantize with "
+                    f"accumulator='float32', or another scale if it is fp16"
                 )
             if term.kernel.codes.min() < config.array.least_code:
                 raise ValueError(
@@ -67,12 +68,14 @@ def check(network: QuantizedNetwork, config: HardwareConfig) -> None:
                 )
 
 
-def _refuse_accelerator_only(layer: Layer) -> None:
-    if layer.grid is not None:
-        raise ValueError(
-            f"layer {layer.name!r} has {layer.grid.name} accumulators, which the engine by itself "
-            f"does not know: use float32"
-        )
+def _refuse_accelerator_only(layer: Layer, config: HardwareConfig) -> None:
+    grid = "float32" if layer.grid is None else layer.grid.name
+    for what, name in ((f"layer {layer.name!r}", grid), ("the hardware", config.accumulator)):
+        if name != "float32":
+            raise ValueError(
+                f"{what} has {name} accumulators, which the engine by itself does not know: use "
+                f"float32"
+            )
     if layer.limits is not None:
         raise ValueError(
             f"layer {layer.name!r} clamps its result to {layer.limits[0]:g} ... "
@@ -162,7 +165,7 @@ def lower(layer: Layer, sources: Mapping[str, BlockTensor], config: HardwareConf
     :meth:`~shiftcore.golden.layers.Layer.steps`, and each is issued for every column tile in turn,
     so that an accumulator is not revisited sooner than necessary.
     """
-    _refuse_accelerator_only(layer)
+    _refuse_accelerator_only(layer, config)
     images = {sources[t.source].shape[0] for t in layer.terms}
     if images != {1}:
         raise ValueError(f"a program is made for one image, not {sorted(images)}")

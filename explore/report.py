@@ -48,7 +48,10 @@ def finish(found: Exploration) -> Chosen:
     if settings.calibration is None:
         network, sqnr = QuantizedNetwork.load(settings.network.path), None
     else:
-        own = QuantConfig(config.weight_bits, config.act_bits, config.rows, config.scale)
+        own = QuantConfig(
+            config.weight_bits, config.act_bits, config.rows, config.scale,
+            accumulator=config.accumulator,
+        )  # fmt: skip
         network, sqnr = quantized(settings.network, settings.calibration, own)
     cycles = image_cycles(network, config, settings.latency, settings.gap)
     return Chosen(point, network, cycles, sqnr)

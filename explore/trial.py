@@ -150,15 +150,15 @@ def _network(task: Task) -> tuple[QuantizedNetwork, float | None]:
     may make the same one at the same time: they leave the same file."""
     if task.calibration is None:
         return _stored(task.network), None
-    bits, act_bits, block, scale = (
-        task.values[key] for key in ("weight_bits", "act_bits", "rows", "scale")
+    bits, act_bits, block, scale, accumulator = (
+        task.values[key] for key in ("weight_bits", "act_bits", "rows", "scale", "accumulator")
     )
-    kept = task.cache / f"b{bits}-m{act_bits}-B{block}-{scale}.safetensors"
+    kept = task.cache / f"b{bits}-m{act_bits}-B{block}-{scale}-{accumulator}.safetensors"
     known = kept.with_suffix(".json")  # written last
     if not known.exists():
         from ..quant.convert import QuantConfig
 
-        config = QuantConfig(bits, act_bits, block, scale, method="l2")
+        config = QuantConfig(bits, act_bits, block, scale, method="l2", accumulator=accumulator)
         network, sqnr = quantized(task.network, task.calibration, config)
         part = kept.with_name(f"{kept.name}.{socket.gethostname()}-{os.getpid()}.part")
         network.save(part)

@@ -164,6 +164,8 @@ class BlockFloat:
             raise ValueError(f"x must be (N, C, H, W), not {x.shape}")
         if not np.isfinite(x).all():
             raise ValueError("a non-finite value has no block floating-point code")
+        if (np.abs(x) > FLOAT32.largest).any():
+            raise ValueError("a value above the largest float32 number has no exponent field")
         lanes = _blocks(x, self.block)
         if not self.signed:
             lanes = np.maximum(lanes, 0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .floats import FLOAT32, FloatFormat
+from .floats import FLOAT32, FloatFormat, ScaleFormat
 
 __all__ = ["ACCUMULATORS", "AccumulatorFormat", "FixedFormat", "Grid", "accumulator_format"]
 
@@ -86,7 +86,8 @@ class FixedFormat:
         """
         exact = np.asarray(values, np.float64)
         whole = np.floor(exact)
-        # Half of what a product of 40 bits or fewer can be away from a half is added exactly.
+        # Exact: a product of 52 bits or fewer that is less than a half away from a whole number and
+        # a half is a number of float64 with the half added, too.
         nearest = np.floor(exact + 0.5)
         nearest = np.where(whole > self.high, np.inf, nearest)
         return np.where(whole < self.low, -np.inf, nearest)
@@ -157,6 +158,11 @@ class Grid:
         return f"fixed{self.form.bits}"
 
     @property
+    def unit(self) -> float:
+        """What biases and limits are multiples of."""
+        return 2.0 ** (self.exponent + self.form.dropped_bits)
+
+    @property
     def field(self) -> int:
         """Exponent field of the number 1."""
         return self.exponent + 127
@@ -173,6 +179,13 @@ class Grid:
         # The largest number has more bits than a float32: the next lower one that fits is taken.
         most = limit - max(1, limit >> 24)
         return np.ldexp(np.clip(whole, -limit, most) + 0.0, unit).astype(np.float32)
+
+    def holds(self, scales: NDArray[np.float32], form: ScaleFormat) -> bool:
+        """Whether `form` has these scales in units of the grid, too."""
+        whole = self.whole(scales)
+        return bool((np.abs(whole) <= FLOAT32.largest).all()) and np.array_equal(
+            form.round(whole), whole
+        )
 
     def values(self, numbers: NDArray[np.floating]) -> NDArray[np.float64]:
         """What accumulators stand for."""

@@ -214,7 +214,9 @@ class QuantizedNetwork:
             description = json.loads(text)
             version = description["format"]
             if version != FORMAT_VERSION:
-                raise ValueError(f"has format {version}, this version reads {FORMAT_VERSION}")
+                raise ValueError(
+                    f"has format {version}, this version reads {FORMAT_VERSION}: quantize again"
+                )
             form = accumulator_format(description["accumulator"])
             layers = tuple(_load_layer(entry, arrays, form) for entry in description["layers"])
             shape = tuple(description["input_shape"])

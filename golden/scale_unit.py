@@ -46,6 +46,11 @@ class BlockProductSpec:
             raise ValueError(f"sum_bits must be 2 to 32, not {self.sum_bits!r}")
         if self.scale_bits not in range(1, 25):
             raise ValueError(f"scale_bits must be 1 to 24, not {self.scale_bits!r}")
+        if self.sum_bits - 1 + self.scale_bits > 52:
+            raise ValueError(
+                f"sum_bits - 1 + scale_bits must be 52 or less, not "
+                f"{self.sum_bits - 1 + self.scale_bits}"
+            )
         if multiplier not in ("lut", "dsp"):
             raise ValueError(f"multiplier must be 'lut' or 'dsp', not {multiplier!r}")
 
@@ -207,18 +212,20 @@ class FixedAddSpec:
         self, a: ArrayLike, b: ArrayLike, maximum: ArrayLike = False, keep: ArrayLike = False
     ) -> NDArray[np.float64]:
         """Sums of `a` and `b`; where `maximum` is set their maxima, or `a` if `keep` is set too."""
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        largest = np.where(keep, a, np.maximum(a, b))
-        return self.form.saturate(np.where(maximum, largest, a + b))
+        return self.form.saturate(self._exact(a, b, maximum, keep))
 
     def saturated(
         self, a: ArrayLike, b: ArrayLike, maximum: ArrayLike = False, keep: ArrayLike = False
     ) -> NDArray[np.bool_]:
         """Whether :meth:`compute` would give another number without limits of the range."""
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        largest = np.where(keep, a, np.maximum(a, b))
-        exact = np.where(maximum, largest, a + b)
+        exact = self._exact(a, b, maximum, keep)
         return exact != self.form.saturate(exact)
+
+    def _exact(
+        self, a: ArrayLike, b: ArrayLike, maximum: ArrayLike, keep: ArrayLike
+    ) -> NDArray[np.float64]:
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        return np.where(maximum, np.where(keep, a, np.maximum(a, b)), a + b)
 
 
 def product_spec(

@@ -27,7 +27,8 @@ def check_scale(name: str) -> None:
 
 
 def choose_grid(peak: float, form: FixedFormat, margin_bits: int) -> Grid:
-    """The finest grid whose range is larger than ``2**margin_bits`` times the magnitude `peak`."""
+    """The finest grid whose range is larger than ``2**margin_bits`` times the magnitude `peak`; the
+    coarsest that there is, if none is so large."""
     exponent = math.frexp(peak)[1] + margin_bits - (form.bits - 1)
     return Grid(form, min(max(exponent, form.exponents[0]), form.exponents[-1]))
 

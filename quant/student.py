@@ -133,9 +133,15 @@ class _Layer(nn.Module):
             replace(term, kernel=self.weights[number].stored()) if number in self.weights else term
             for number, term in enumerate(self.layer.terms)
         )
-        return replace(
-            self.layer, terms=terms, bias=self.layer.constants(self.bias().cpu().numpy())
-        )
+        bias = self.bias().cpu().numpy()
+        kept, grid = self.layer.constants(bias), self.layer.grid
+        if grid is not None and (np.abs(kept - bias) > grid.unit).any():
+            raise ValueError(
+                f"layer {self.layer.name!r}: learning led a bias out of the range of its "
+                f"{grid.name} accumulators, 2**{grid.exponent} each: learn in float32 and choose "
+                f"grids then, or give them a larger margin_bits"
+            )
+        return replace(self.layer, terms=terms, bias=kept)
 
 
 class Teacher(nn.Module):

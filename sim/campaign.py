@@ -26,6 +26,7 @@ _LARGE = {
     1: HardwareConfig(rows=32, cols=32),
     2: HardwareConfig(rows=16, cols=16, weight_bits=2, act_bits=8, scale="e8m0"),
     3: HardwareConfig(rows=32, cols=8, weight_bits=8, act_bits=8, multiplier="dsp"),
+    4: HardwareConfig(rows=16, cols=16, accumulator="fixed32"),
 }
 
 
@@ -41,6 +42,7 @@ class Case:
     weight_bits: int
     act_bits: int
     scale: str
+    accumulator: str
     passes: int
     pixels: int
     cycles: int
@@ -100,6 +102,7 @@ def _case(seed: int) -> Case:
         weight_bits=config.weight_bits,
         act_bits=config.act_bits,
         scale=config.scale,
+        accumulator=config.accumulator,
         passes=2 * len(passes),
         pixels=2 * sum(item.pixels for item in passes),
         cycles=cycles,
@@ -114,7 +117,7 @@ def _summary(cases: Iterable[Case]) -> Table:
     sizes = Counter(f"{c.rows}x{c.cols}" for c in cases)
     largest = max(cases, key=lambda c: c.rows * c.cols)
     table.add_row("shapes", f"{len(sizes)}, largest {largest.rows}x{largest.cols}")
-    for name in ("weight_bits", "act_bits", "scale", "simulator"):
+    for name in ("weight_bits", "act_bits", "scale", "accumulator", "simulator"):
         counts = Counter(getattr(c, name) for c in cases)
         table.add_row(name, ", ".join(f"{k}: {counts[k]}" for k in sorted(counts)))
     for name in ("passes", "pixels", "cycles", "compared", "mismatches"):

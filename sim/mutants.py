@@ -380,7 +380,7 @@ def mutants(region: Region) -> list[Mutant]:
     return list(found.values())
 
 
-# Two engines that differ in every choice: the digest of what they elaborate to.
+# Accelerators that differ in every choice: the digest of what they elaborate to.
 _PROBE = dedent("""
     import hashlib
     from amaranth.back import rtlil
@@ -389,6 +389,9 @@ _PROBE = dedent("""
     configs = (
         HardwareConfig(3, 2, 5, 4, "bf16", accumulator_depth=4),
         HardwareConfig(2, 5, 3, 8, "fp32", accumulator_depth=4, scale_multiplier="lut"),
+        HardwareConfig(3, 2, 4, 4, "bf16", "fixed33", accumulator_depth=4),
+        HardwareConfig(2, 5, 3, 8, "bf16", "fixed20", accumulator_depth=4, scale_multiplier="lut"),
+        HardwareConfig(1, 1, 2, 2, "e8m0", "fixed40", accumulator_depth=4),
     )
     texts = [rtlil.convert(Accelerator(c), emit_src=False) for c in configs]
     print(hashlib.sha256("".join(texts).encode()).hexdigest())

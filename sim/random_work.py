@@ -1,5 +1,7 @@
 """Random hardware configurations and random, adversarial work for the engine."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.random import Generator
 
@@ -19,19 +21,20 @@ def random_config(rng: Generator, macs: int = 64) -> HardwareConfig:
     cols = int((macs / rows) ** rng.uniform(0.6, 1))
     if cols < rows and rng.random() < 0.7:
         rows -= rows % cols  # so that blocks can be drained whatever the accumulators hold
-    fixed = rng.random() < 0.4
-    return HardwareConfig(
+    config = HardwareConfig(
         rows=rows,
         cols=cols,
         weight_bits=int(rng.integers(2, 9)),
         act_bits=int(rng.integers(2, 9)),
         scale=str(rng.choice(["bf16", "e8m0", "bf16", "e8m0", "fp16", "fp32"])),
-        accumulator=str(rng.choice(ACCUMULATORS[1:])) if fixed else "float32",
         accumulator_depth=max(int(rng.integers(16, 100)), -(-rows // cols)),
         bus_bits=int(rng.choice([32, 64, 128])),
         multiplier="lut" if rng.random() < 0.75 else "dsp",
         scale_multiplier="dsp" if rng.random() < 0.75 else "lut",
     )
+    if rng.random() < 0.4:
+        config = replace(config, accumulator=str(rng.choice(ACCUMULATORS[1:])))
+    return config
 
 
 def _scales(rng: Generator, config: HardwareConfig) -> np.ndarray:

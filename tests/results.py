@@ -15,6 +15,7 @@ DEMO = DemoResult(
     predicted=700,
     counters_exact=True,
     cycles_exact=True,
+    saturated=0,
     macs=9216,
     utilization=0.25,
     sim_cycles_per_s=1e4,

@@ -74,7 +74,7 @@ def test_resnet20(data_folder: Path):
 def test_fixed_point_accumulators(seed: int):
     """Random layers, with limits in some, whose accumulators of more than 32 bits saturate."""
     config = HardwareConfig(
-        3, 8, accumulator="fixed33", accumulator_depth=64, buffer_depth=1024, bus_bits=64
+        2, 4, accumulator="fixed33", accumulator_depth=64, buffer_depth=1024, bus_bits=64
     )
     network = random_network(np.random.default_rng(seed), config)
     layers = []

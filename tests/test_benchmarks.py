@@ -536,18 +536,19 @@ def test_the_table_of_accumulators(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "fails"),
     [
-        ({"difference": -0.1}, False),
-        ({"difference": -0.11}, True),
-        ({"difference": 0.11}, True),
+        ({"right": 899}, False),
+        ({"right": 898}, True),
+        ({"right": 902}, True),
+        ({"right": 902, "accumulator": "fixed20"}, False),
         ({"saturated_sums": 1}, True),
-        ({"saturated_sums": 1, "accumulator": "fixed20"}, False),
-        ({"saturated_sums": 1, "accumulator": "float32", "differing": None}, False),
+        ({"saturated_sums": 1, "accumulator": "fixed20"}, True),
     ],
 )
 def test_limits_of_accumulators(monkeypatch, changes, fails):
     row = {
-        "network": "resnet8", "accumulator": "fixed32", "images": 100, "exponents": [-20, -18],
-        "top1": 90.0, "difference": 0.0, "saturated_sums": 0, "differing": 1e-6,
+        "network": "resnet8", "accumulator": "fixed32", "images": 1000, "exponents": [-20, -18],
+        "right": 900, "right_float32": 900, "top1": 90.0, "difference": 0.0,
+        "saturated_sums": 0, "differing": 1e-6,
     }  # fmt: skip
     assert accumulators.failed(row | changes) == fails
     monkeypatch.setattr(accumulators, "measure", lambda *_: [row | changes])

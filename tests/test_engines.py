@@ -88,7 +88,7 @@ def test_operands_cover_the_corners() -> None:
 
 def test_a_campaign_goes_on_after_a_cut_off_line(tmp_path: Path) -> None:
     kept = tmp_path / "campaign.jsonl"
-    case = Case(7, current_sources(), "icarus", 1, 1, 2, 2, "bf16", 1, 1, 1, 1, 0)
+    case = Case(7, current_sources(), "icarus", 1, 1, 2, 2, "bf16", "float32", 1, 1, 1, 1, 0)
     lines = [asdict(case), asdict(replace(case, seed=8, sources="older"))]
     kept.write_text("\n".join(map(json.dumps, lines)) + '\n{"seed": 9, "sour')
     assert finished(kept, Case) == {7: case}

@@ -344,7 +344,7 @@ def test_a_model_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert network_cycles(config, network) == found["chosen"]["network"]["cycles"]
     assert found["chosen"]["network"]["sqnr_db"] > found["chosen"]["sqnr_db"]  # than plain L2
     kept = sorted(p.name for p in (tmp_path / "study" / "networks").glob("*.safetensors"))
-    assert kept == ["b2-m4-B16-bf16.safetensors", "b4-m4-B16-bf16.safetensors"]
+    assert kept == [f"b{b}-m4-B16-bf16-float32.safetensors" for b in (2, 4)]
     shown = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert "Pareto front of 10 trials" in shown.stdout
     for changes, message in (
@@ -354,6 +354,10 @@ def test_a_model_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (
             ["--vary", "multiplier=lut,ecp5-carry"],
             "there is no estimate for multiplier 'ecp5-carry' on ecp5-85k-8",
+        ),
+        (
+            ["--vary", "accumulator=float32,fixed32"],
+            "there is no estimate for accumulator 'fixed32' on ecp5-85k-8",
         ),
     ):
         refused = CliRunner().invoke(main, [*map(str, arguments), *changes])

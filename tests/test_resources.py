@@ -14,6 +14,8 @@ from shiftcore.estimate.fabric import FABRICS, Mapped, Memory, Multiplication
 from shiftcore.estimate.structure import SHARED, UNITS, units
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.hw.array import SystolicArray
+from shiftcore.hw.requantizer import Requantizer
+from shiftcore.hw.scale_unit import ScaleUnit
 from shiftcore.hw.verilog import emit
 from shiftcore.toolchain.devices import FAMILIES
 from shiftcore.toolchain.yosys import Resources, synthesize
@@ -200,6 +202,19 @@ def test_packed_products_are_counted_exactly(family, style, cols, b, m, groups):
     assert lut["packing bits"] == sum(size - 1 for size in groups) * (b + 1)
 
 
+@pytest.mark.parametrize("family", ["ecp5", "ice40", "xilinx7", "gowin"])
+@pytest.mark.parametrize(("accumulator", "scale"), [("fixed20", "e8m0"), ("fixed40", "bf16")])
+def test_blocks_of_fixed_point_units_are_counted_exactly(family, accumulator, scale):
+    config = HardwareConfig(6, 1, scale=scale, accumulator=accumulator, accumulator_depth=600)
+    for name, unit in (
+        ("scale_unit", ScaleUnit(config.scale_unit)),
+        ("requantizer", Requantizer(config.requantizer)),
+    ):
+        counted = synthesize(emit(unit, "unit"), "unit", family)
+        _, _, dsp, bram = UNITS[name](config).mapped(FABRICS[family])
+        assert (dsp, bram) == (counted.dsp, counted.bram), name
+
+
 def test_a_form_that_is_not_calibrated_is_refused(monkeypatch):
     config = replace(CONFIG, multiplier="ecp5-carry")
     known = json.loads(json.dumps(resources._calibration()))
@@ -209,6 +224,9 @@ def test_a_form_that_is_not_calibrated_is_refused(monkeypatch):
     message = "^resources are not calibrated for multiplier 'ecp5-carry' with float32 acc"
     with pytest.raises(ValueError, match=message):
         resources.area(config, "ecp5")
+    message = "^resources are not calibrated for multiplier 'lut' with fixed24 acc"
+    with pytest.raises(ValueError, match=message):
+        resources.area(replace(CONFIG, accumulator="fixed24"), "ecp5")
     known["ecp5"]["lut"]["array"]["carry chain bits"] = 1.0
     assert resources.covers(config, "ecp5")
     assert resources.area(config, "ecp5").dsp == resources.area(CONFIG, "ecp5").dsp

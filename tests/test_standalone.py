@@ -177,3 +177,11 @@ def test_networks_without_a_class(options, message: str):
     need = "a standalone image needs one float32 score for each of at most 256 classes"
     with pytest.raises(ValueError, match=rf"^{message}: {need}$"):
         standalone(program, UartSpec(8), 400)
+
+
+def test_fixed_point_accumulators_are_refused():
+    program = compile_network(network(), SMALL)
+    program = replace(program, config=replace(SMALL, accumulator="fixed24"))
+    message = "^a standalone image needs accumulator = 'float32', not 'fixed24'$"
+    with pytest.raises(ValueError, match=message):
+        standalone(program, UartSpec(8), 400)

@@ -70,9 +70,9 @@ class DemoResult:
 
     Parameters
     ----------
-    images, bit_exact, compared, mismatches, cycles, macs, utilization, sim_cycles_per_s, top1 : as
-        of ``shiftcore run --json``; bit exact are torch, golden model and hardware, compared and
-        mismatches include `layers`, and top-1 figures are in percent
+    images, bit_exact, compared, mismatches, cycles, saturated, macs, utilization, top1 : as of
+        ``shiftcore run --json``, and sim_cycles_per_s; bit exact are torch, golden model and
+        hardware, compared and mismatches include `layers`, and top-1 figures are in percent
     difference : the first one, in words
     predicted : cycles of one image
     counters_exact : whether every counter of the hardware, cycles among them, is the predicted one
@@ -93,6 +93,7 @@ class DemoResult:
     predicted: int
     counters_exact: bool
     cycles_exact: bool
+    saturated: int
     macs: int
     utilization: float
     sim_cycles_per_s: float

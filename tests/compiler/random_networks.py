@@ -1,5 +1,7 @@
 """Small random networks and configurations, with everything that a layer can have."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from shiftcore.golden.bfp import BlockFloat, FixedPoint
@@ -93,7 +95,8 @@ class Builder:
         form = self.config.accumulator_format
         if not isinstance(form, FixedFormat):
             return None
-        return Grid(form, int(self.rng.integers(1, 8)) - (form.bits - 1))
+        own = np.random.default_rng([len(self.layers), form.bits])
+        return Grid(form, int(own.integers(1, 8)) - (form.bits - 1))
 
     def convolution(
         self,
@@ -130,20 +133,22 @@ def random_config(rng: np.random.Generator) -> HardwareConfig:
     rows = int(rng.integers(1, 9))
     cols = int(rng.integers(1, 2 * rows + 4))
     least = -(-rows // cols)
-    fixed = rng.random() < 0.4
-    scales = [name for name in SCALE_FORMATS if not fixed or name != "fp16"]
-    return HardwareConfig(
+    config = HardwareConfig(
         rows,
         cols,
         int(rng.integers(2, 9)),
         int(rng.integers(2, 9)),
-        str(rng.choice(scales)),
-        str(rng.choice(ACCUMULATORS[1:])) if fixed else "float32",
+        str(rng.choice(list(SCALE_FORMATS))),
         accumulator_depth=max(2, least) + _pick(rng, 0, 3, 20, 60, 500),
         bus_bits=_pick(rng, 32, 64, 128, 256),
         buffer_depth=_pick(rng, 16, 24, 40, 64, 128, 256, 1024, 8192),
         queue_depth=_pick(rng, 2, 3, 8),
     )
+    # A generator of its own leaves the networks of the seeds as they are.
+    own = np.random.default_rng([rows, cols, config.buffer_depth, config.accumulator_depth])
+    if config.scale != "fp16" and own.random() < 0.5:
+        config = replace(config, accumulator=str(own.choice(ACCUMULATORS[1:])))
+    return config
 
 
 def _convolution(builder: Builder, source: str, raw: bool) -> str:

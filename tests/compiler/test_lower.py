@@ -11,6 +11,7 @@ from shiftcore.compiler.lower import LayerProgram, check, lower
 from shiftcore.golden.bfp import BlockFloat, BlockTensor, FixedPoint, Rounding
 from shiftcore.golden.compare import same_numbers
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.fixed import FixedFormat, Grid
 from shiftcore.golden.floats import FLOAT32, SCALE_FORMATS
 from shiftcore.golden.layers import Layer, Reduce, Term
 from shiftcore.golden.network import QuantizedNetwork
@@ -323,6 +324,11 @@ def network(rounding: Rounding = "nearest") -> QuantizedNetwork:
             {"scale": "fp16"},
             "layer 'stem' has bf16 scales, the hardware fp16: set scale = 'bf16'",
         ),
+        (
+            {"accumulator": "fixed32"},
+            "the network has float32 accumulators, the hardware fixed32: quantize with "
+            "accumulator='fixed32' or set accumulator = 'float32'",
+        ),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused(change: dict, message: str):
@@ -332,6 +338,43 @@ def test_a_network_that_does_not_fit_is_refused(change: dict, message: str):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         check(network(), replace(config, **change))
     assert str(error.value) == message
+
+
+def on_grid(network: QuantizedNetwork, grid: Grid) -> QuantizedNetwork:
+    """The network with fixed-point accumulators of one grid."""
+    layers = (replace(x, grid=grid, bias=grid.constants(x.bias)) for x in network.layers)
+    return replace(network, layers=tuple(layers))
+
+
+def test_scales_that_do_not_fit_a_grid_are_refused():
+    config = HardwareConfig(4, 3, weight_bits=5, accumulator="fixed24")
+    check(on_grid(network(), Grid(FixedFormat(24), -20)), config)
+    for exponent in (-126, 104):
+        message = (
+            r"^layer '\w+' has bf16 scales that this format does not hold in units of its "
+            rf"accumulators' grid, 2\*\*{exponent}: quantize with accumulator='float32'"
+        )
+        too_far = on_grid(network(), Grid(FixedFormat(24), exponent))
+        kernels = [term.kernel for term in too_far.layers[0].terms]
+        scale = np.float32(2.0**100 if exponent < 0 else 2.0**-100)
+        scales = np.where(kernels[0].scales == 0, 0, scale).astype(np.float32)
+        term = replace(too_far.layers[0].terms[0], kernel=replace(kernels[0], scales=scales))
+        first = replace(too_far.layers[0], terms=(term, *too_far.layers[0].terms[1:]))
+        with pytest.raises(ValueError, match=message):
+            check(replace(too_far, layers=(first, *too_far.layers[1:])), config)
+
+
+def test_the_engine_alone_takes_no_fixed_point():
+    config = HardwareConfig(4, 3, weight_bits=5)
+    plain = network()
+    sources = {"input": plain.encode_input(np.zeros((1, *plain.input_shape), np.float32))}
+    fixed = on_grid(plain, Grid(FixedFormat(24), -20)).layers[0]
+    for layer, hardware, message in (
+        (fixed, config, "^layer 'stem' has fixed24 accumulators, which the engine"),
+        (plain.layers[0], replace(config, accumulator="fixed20"), "^the hardware has fixed20 acc"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lower(layer, sources, hardware)
 
 
 def test_truncation_is_refused():

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.fixed import ACCUMULATORS, FixedFormat
 from shiftcore.golden.floats import FLOAT32
 from shiftcore.golden.isa import (
     Drain,
@@ -22,6 +23,7 @@ from shiftcore.golden.passes import BlockRows, DrainFormat, Engine
 from shiftcore.golden.passes import Drain as EngineDrain
 from shiftcore.golden.passes import Pass as EnginePass
 from shiftcore.golden.program import Place, Program, pack_words
+from shiftcore.golden.scale_unit import FixedAddSpec
 from shiftcore.golden.tickets import tickets
 
 ONCE = Loop()
@@ -112,6 +114,7 @@ class Reference:
         self.memory[0][: len(program.model)] = program.model
         self.memory[1][:] = image
         self.waiting: list[tuple[int, bool]] = []
+        self.saturated = 0
         self.trace: list[np.ndarray | BlockRows] = []
         for item in program.instructions:
             if isinstance(item, Weights):
@@ -166,8 +169,17 @@ class Reference:
         return (
             codes.astype(np.int8),
             format_.scale.decode(scales),
-            None if biases is None else FLOAT32.decode(biases),
+            None if biases is None else self.numbers(biases),
         )
+
+    def numbers(self, words: list[int]) -> np.ndarray:
+        """Biases or limits: float32, or the upper bits of a fixed-point number."""
+        form = self.config.accumulator_format
+        if not isinstance(form, FixedFormat):
+            return FLOAT32.decode(words)
+        bits = min(form.bits, 32)
+        kept = [word % 2**bits - 2**bits * (word >> (bits - 1) & 1) for word in words]
+        return np.array(kept, np.float64) * 2.0 ** (form.bits - bits)
 
     def take(self, item: Pass) -> None:
         before, tile = None, None
@@ -181,6 +193,7 @@ class Reference:
                 lanes, field = self.codes[buffer].copy(), self.fields[buffer]
             if item.signed:
                 lanes -= (lanes >> (self.config.act_bits - 1)) << self.config.act_bits
+            self.judge(item, tile, lanes, field, accumulator, starts, inside)
             self.engine.run(
                 [
                     EnginePass(
@@ -197,6 +210,16 @@ class Reference:
                 ]
             )
 
+    def judge(self, item, tile, lanes, field, accumulator, starts, inside) -> None:
+        """Count a pixel that saturates an accumulator."""
+        unit = self.config.scale_unit
+        if isinstance(unit.add, FixedAddSpec):
+            sums = self.config.array.compute(tile[0], lanes[None].astype(np.int16))
+            product = unit.product.compute(sums, tile[1], field, item.signed)
+            before = tile[2] if starts else self.engine.accumulators[accumulator]
+            over = unit.add.saturated(before, product, bool(item.maximum), not inside)
+            self.saturated += bool(over.any())
+
     def drain(self, item: Drain) -> None:
         beats = 1 if item.form == Form.RAW else self.config.requantizer.beats_per_block
         addresses = [
@@ -204,9 +227,11 @@ class Reference:
             for i in range(item.rows * item.pixels)
             for beat in range(beats)
         ]
+        form = self.config.accumulator_format
+        fixed = isinstance(form, FixedFormat)
         kept = self.engine.accumulators.copy()
         if item.limited:
-            low, high = FLOAT32.decode([item.low, item.high])
+            low, high = self.numbers([item.low, item.high])
             limited = np.minimum(np.maximum(self.engine.accumulators, low), high)
             self.engine.accumulators[:] = limited
         names: list[DrainFormat] = ["raw", "unsigned", "signed"]
@@ -214,15 +239,18 @@ class Reference:
         self.engine.accumulators[:] = kept
         if isinstance(result, BlockRows):
             groups = self.config.requantizer.blocks_per_beat
-            result = BlockRows(
-                result.codes[item.select :: groups], result.exponents[item.select :: groups]
-            )
+            fields = result.exponents[item.select :: groups].astype(np.int64)
+            if fixed:  # the engine's numbers are whole ones
+                fields = np.where(fields == 0, 0, fields - 127 + item.exponent)
+            result = BlockRows(result.codes[item.select :: groups], fields.astype(np.uint8))
             packed = pack_words(
                 result.codes, result.exponents, self.config.act_bits, self.spec.beat_bytes
             )
         else:
             packed = np.zeros((len(result), self.spec.raw_beats * self.spec.beat_bytes), np.uint8)
-            packed[:, : 4 * self.config.cols] = result.view(np.uint8)
+            bits = result.view(np.uint32) if not fixed else whole_bits(result, form)
+            packed[:, : 4 * self.config.cols] = bits.view(np.uint8)
+            result = np.ldexp(result, item.exponent - 127) if fixed else result
         self.trace.append(result)
         for i in range(item.rows * item.pixels):
             row, column = divmod(i, item.pixels)
@@ -236,6 +264,11 @@ class Reference:
                 self.memory[item.region][offset : offset + packed.shape[1]] = packed[i]
 
 
+def whole_bits(numbers: np.ndarray, form: FixedFormat) -> np.ndarray:
+    """Fixed-point numbers in 32 bits."""
+    return (numbers / 2.0 ** max(0, form.bits - 32)).astype(np.int64).astype(np.uint32)
+
+
 def random_tile(rng: np.random.Generator, config: HardwareConfig, biased: bool) -> tuple:
     limit = 1 << (config.weight_bits - 1)
     form = config.tile.scale
@@ -243,6 +276,11 @@ def random_tile(rng: np.random.Generator, config: HardwareConfig, biased: bool) 
     if rng.random() < 0.1:
         scales = scales * rng.choice([2.0**-120, 2.0**120])
     biases = rng.normal(size=config.cols).astype(np.float32)
+    accumulators = config.accumulator_format
+    if isinstance(accumulators, FixedFormat):
+        bits = rng.integers(0, 1 << 32, config.cols) >> rng.integers(0, 32, config.cols)
+        biases = accumulators.decode(bits)
+        scales = np.ldexp(scales, int(rng.integers(0, accumulators.bits)))
     codes = rng.integers(-limit, limit, (config.rows, config.cols)).astype(np.int8)
     return codes, form.round(scales), biases if biased else None
 
@@ -335,7 +373,12 @@ def random_drain(
     row_step = int(rng.integers(0, 2 * size))
     region = Region(int(rng.choice([Region.SCRATCH, Region.OUTPUT])))
     low, high = np.sort(rng.normal(size=2)).astype(np.float32).view(np.uint32).tolist()
+    form_of_numbers, exponent = config.accumulator_format, 0
+    if isinstance(form_of_numbers, FixedFormat):
+        low, high = rng.integers(0, 1 << 32, 2).tolist()
+        exponent = int(rng.integers(1, form_of_numbers.highest_field + 1))
     return {
+        "exponent": exponent,
         "accumulator": int(rng.integers(0, highest + 1)),
         "beat_step": step,
         "rows": rows,
@@ -356,7 +399,7 @@ def random_drain(
 
 
 def random_config(rng: np.random.Generator) -> HardwareConfig:
-    return HardwareConfig(
+    config = HardwareConfig(
         int(rng.integers(1, 7)),
         int(rng.integers(1, 7)),
         int(rng.integers(2, 9)),
@@ -367,6 +410,9 @@ def random_config(rng: np.random.Generator) -> HardwareConfig:
         buffer_depth=int(rng.integers(16, 40)),
         queue_depth=int(rng.integers(2, 5)),
     )
+    if rng.random() < 0.5:
+        config = replace(config, accumulator=str(rng.choice(ACCUMULATORS[1:])))
+    return config
 
 
 def random_program(rng: np.random.Generator, config: HardwareConfig, length: int = 10) -> Program:

@@ -524,7 +524,7 @@ GRID = Grid(FixedFormat(20), -1)
         (lambda: FixedFormat(41), r"bits must be 20 to 40, not 41"),
         (
             lambda: accumulator_format("fixed16"),
-            r"accumulator must be one of float32, fixed20, .*, fixed40, not 'fixed16'",
+            r"accumulator must be one of 'float32', 'fixed20' to 'fixed40', not 'fixed16'",
         ),
         (
             lambda: Layer("l", (Term("x", KERNEL),), BIAS, "min"),  # pyright: ignore[reportArgumentType]

@@ -55,12 +55,25 @@ def test_random_programs(seed: int):
     for n, image in enumerate(images):
         reference = Reference(program, image)
         assert np.array_equal(run.outputs[n], reference.memory[Region.OUTPUT])
+        assert run.saturated[n] == reference.saturated
         one = [
             BlockRows(w.codes[n], w.exponents[n]) if isinstance(w, BlockRows) else w[n]
             for w in run.trace
         ]
         for expected, found in zip(reference.trace, one, strict=True):
             assert same_numbers(found, expected)
+
+
+def test_random_programs_saturate():
+    """Of the seeds above, some programs with fixed-point accumulators."""
+    counts = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        program = random_program(rng, random_config(rng))
+        counts.append(Machine(program).run(random_images(rng, program, 3)).saturated.sum())
+        if program.config.accumulator == "float32":
+            assert counts[-1] == 0
+    assert np.count_nonzero(counts) >= 5
 
 
 # Layers, each compiled by hand to one program.
