@@ -1,5 +1,6 @@
 """ResNet-20 with separable convolutions, trained from scratch on CIFAR-10."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -73,14 +74,16 @@ def measure(
     """Train a version, or take what an earlier run left in `folder`: the quantized network, its
     accuracy, and a checkpoint of each epoch.
 
-    Raises ``ValueError`` if a checkpoint is that of another training.
+    Raises ``ValueError`` if a checkpoint is that of another training, or a network is in an older
+    format.
     """
     name = f"{version}-{seed}-{epochs}-{len(training[0])}"
     file, result = folder / f"{name}.safetensors", folder / f"{name}.json"
+    torch.manual_seed(seed)
+    model = make()
+    separate_(model, VERSIONS[version])
+    modules = hashlib.sha256(repr(model).encode()).hexdigest()
     if not (file.exists() and result.exists()):
-        torch.manual_seed(seed)
-        model = make()
-        separate_(model, VERSIONS[version])
         model.to(process_device())
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         config = TrainingConfig(
@@ -94,6 +97,7 @@ def measure(
         network.save(file)
         tops = {
             "recipe": RECIPE,
+            "modules": modules,
             "device": process_device().type,
             "float_top1": 100 * float((float_classes(model, test[0]) == test[1]).mean()),
             "top1": evaluate(network, *test).top1,
@@ -104,6 +108,8 @@ def measure(
         raise click.ClickException(
             f"{result} is that of a training with {tops['recipe']}, not {RECIPE}; remove it"
         )
+    if tops.get("modules") != modules:
+        raise click.ClickException(f"{result} is that of a network of other modules; remove it")
     network = QuantizedNetwork.load(file)
     layers = [layer for layer in account_network(network) if layer.weights]
     return {

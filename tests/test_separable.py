@@ -753,10 +753,13 @@ def test_the_table_of_trainings_goes_on_where_it_was(tmp_path: Path, monkeypatch
             tmp_path / f"cifar10-{split}.npz", x=rng.integers(0, 256, (count, 32, 32, 3), np.uint8),
             y=rng.integers(0, 10, count).astype(np.uint8),
         )  # fmt: skip
-    trained = []
+    trained, train = [], separable_training.fit
+
+    def counting(*arguments, **options) -> None:
+        trained.append(torch.initial_seed())
+        train(*arguments, **options)
 
     def make() -> nn.Module:
-        trained.append(torch.initial_seed())
         return nn.Sequential(
             nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 4, 1), nn.BatchNorm2d(16),
             nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
@@ -764,6 +767,7 @@ def test_the_table_of_trainings_goes_on_where_it_was(tmp_path: Path, monkeypatch
 
     measured = partial(separable_training.measure, make=make)
     monkeypatch.setattr(separable_training, "measure", measured)
+    monkeypatch.setattr(separable_training, "fit", counting)
     monkeypatch.setattr(separable_training, "failed", lambda row: False)
     monkeypatch.setenv("SHIFTCORE_DATA", str(tmp_path))
     command = ["train", "--epochs", "1", "--version", "two", "--version", "conventional"]
@@ -808,6 +812,10 @@ def test_a_training_of_another_recipe_is_refused(tmp_path: Path, monkeypatch) ->
     (tmp_path / "two-0-1-40.safetensors").touch()
     data = np.zeros((40, 3, 32, 32), np.float32), np.zeros(40, np.int64)
     with pytest.raises(click.ClickException, match="is that of a training with batches of 1, not"):
+        separable_training.measure("two", 0, 1, data, data, tmp_path)
+    kept = tmp_path / f"two-0-1-{len(data[0])}.json"
+    kept.write_text(json.dumps(found | {"recipe": separable_training.RECIPE, "modules": "others"}))
+    with pytest.raises(click.ClickException, match=r"of a network of other modules; remove it$"):
         separable_training.measure("two", 0, 1, data, data, tmp_path)
 
 
