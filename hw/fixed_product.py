@@ -2,12 +2,12 @@
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import Out
 
 from ..golden.fixed import FixedFormat
 from ..golden.scale_unit import FixedProductSpec
-from .floats import scale_layout
 from .pe import booth_product
+from .product import operand_members
 
 __all__ = ["FixedProduct", "product_layout"]
 
@@ -38,15 +38,7 @@ class FixedProduct(wiring.Component):
 
     def __init__(self, spec: FixedProductSpec):
         self.spec = spec
-        super().__init__(
-            {
-                "i_sum": In(signed(spec.sum_bits)),
-                "i_scale": In(scale_layout(spec.scale_bits)),
-                "i_exponent": In(8),
-                "i_signed": In(1),
-                "o": Out(product_layout(spec.form)),
-            }
-        )
+        super().__init__(operand_members(spec) | {"o": Out(product_layout(spec.form))})
 
     def elaborate(self, platform):
         m = Module()

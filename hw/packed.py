@@ -1,11 +1,12 @@
 """Several columns' products in one multiplication."""
 
-from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.hdl import Cat, Module, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..golden.array import ArraySpec
 from .delay import delayed
+from .pe import moving_members
 
 __all__ = ["PackedElements", "WeightPacker"]
 
@@ -69,17 +70,7 @@ class PackedElements(wiring.Component):
 
     def __init__(self, spec: ArraySpec, row: int, columns: int):
         self.spec, self.row, self.columns = spec, row, columns
-        act = signed(spec.operand_bits)
-        members = {
-            "i_act": In(act),
-            "o_act": Out(act),
-            "i_swap": In(1),
-            "o_swap": Out(1),
-            "i_enable": In(1),
-            "o_enable": Out(1),
-            "i_code": In(spec.field_bits(columns)),
-            "o_code": Out(spec.field_bits(columns)),
-        }
+        members = moving_members(spec, unsigned(spec.field_bits(columns)))
         for c in range(columns):
             members[f"o_sum_{c}"] = Out(signed(spec.partial_sum_bits(row)))
             if row:

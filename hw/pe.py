@@ -1,13 +1,13 @@
 """The processing element (PE) of the systolic array."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, ShapeLike, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..golden.array import ArraySpec
 from .carry_chain import carry_chain_product, ternary_sum
 
-__all__ = ["ProcessingElement", "booth_product"]
+__all__ = ["ProcessingElement", "booth_product", "moving_members"]
 
 
 def booth_product(m: Module, w: Value, a: Value) -> tuple[Value, Value]:
@@ -43,6 +43,21 @@ def booth_product(m: Module, w: Value, a: Value) -> tuple[Value, Value]:
     return total, bits[2]
 
 
+def moving_members(spec: ArraySpec, code: ShapeLike) -> dict[str, wiring.Member]:
+    """What moves right, and the weights of shape `code`, which move down."""
+    act = signed(spec.operand_bits)
+    return {
+        "i_act": In(act),
+        "o_act": Out(act),
+        "i_swap": In(1),
+        "o_swap": Out(1),
+        "i_enable": In(1),
+        "o_enable": Out(1),
+        "i_code": In(code),
+        "o_code": Out(code),
+    }
+
+
 class ProcessingElement(wiring.Component):
     """Multiplies the passing activation by its stationary weight, adds to the passing sum.
 
@@ -69,18 +84,8 @@ class ProcessingElement(wiring.Component):
 
     def __init__(self, spec: ArraySpec, row: int):
         self.spec, self.row = spec, row
-        act, code = signed(spec.operand_bits), signed(spec.weight_bits)
-        members = {
-            "i_act": In(act),
-            "o_act": Out(act),
-            "i_swap": In(1),
-            "o_swap": Out(1),
-            "i_enable": In(1),
-            "o_enable": Out(1),
-            "i_code": In(code),
-            "o_code": Out(code),
-            "o_sum": Out(signed(spec.partial_sum_bits(row))),
-        }
+        members = moving_members(spec, signed(spec.weight_bits))
+        members["o_sum"] = Out(signed(spec.partial_sum_bits(row)))
         if row:
             members["i_sum"] = In(signed(spec.partial_sum_bits(row - 1)))
         super().__init__(members)

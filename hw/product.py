@@ -4,11 +4,21 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from ..golden.scale_unit import ProductSpec
+from ..golden.scale_unit import BlockProductSpec, ProductSpec
 from .floats import float_layout, left_justify, scale_layout, shift_distances
 from .pe import booth_product
 
-__all__ = ["FloatProduct"]
+__all__ = ["FloatProduct", "operand_members"]
+
+
+def operand_members(spec: BlockProductSpec) -> dict[str, wiring.Member]:
+    """The inputs of a unit that multiplies a block sum, whatever it rounds to."""
+    return {
+        "i_sum": In(signed(spec.sum_bits)),
+        "i_scale": In(scale_layout(spec.scale_bits)),
+        "i_exponent": In(8),
+        "i_signed": In(1),
+    }
 
 
 class FloatProduct(wiring.Component):
@@ -30,15 +40,7 @@ class FloatProduct(wiring.Component):
 
     def __init__(self, spec: ProductSpec):
         self.spec = spec
-        super().__init__(
-            {
-                "i_sum": In(signed(spec.sum_bits)),
-                "i_scale": In(scale_layout(spec.scale_bits)),
-                "i_exponent": In(8),
-                "i_signed": In(1),
-                "o": Out(float_layout(spec.form)),
-            }
-        )
+        super().__init__(operand_members(spec) | {"o": Out(float_layout(spec.form))})
 
     def elaborate(self, platform):
         m = Module()
