@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from .fixed import AccumulatorFormat
 from .floats import FLOAT32, ScaleFormat
 
-__all__ = ["STYLES", "ArraySpec", "Multiplier", "Style", "TileFormat"]
+__all__ = ["STYLES", "ArraySpec", "Style", "TileFormat"]
 
-Multiplier = Literal["lut", "dsp"]
 Style = Literal[
     "lut", "dsp", "ecp5-carry", "ecp5-ternary", "packed16", "packed18", "packed25", "packed27"
 ]

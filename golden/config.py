@@ -6,12 +6,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from .accelerator import AcceleratorSpec
-from .array import STYLES, ArraySpec, Multiplier, Style, TileFormat
+from .array import STYLES, ArraySpec, Style, TileFormat
 from .engine import EngineSpec
 from .fixed import ACCUMULATORS, AccumulatorFormat, accumulator_format
 from .floats import SCALE_FORMATS
+from .pipeline import PIPELINES
 from .requantizer import RequantizerSpec
-from .scale_unit import BlockProductSpec, ScaleUnitSpec, add_spec, product_spec
+from .scale_unit import (
+    MULTIPLIERS,
+    BlockProductSpec,
+    Multiplier,
+    ScaleUnitSpec,
+    add_spec,
+    product_spec,
+)
 
 __all__ = ["KEYS", "ConfigError", "HardwareConfig", "Key"]
 
@@ -70,7 +78,8 @@ KEYS: dict[str, Key] = {
     ),
     "bus_bits": Key((32, 64, 128, 256), "bits of a beat: of the memory port and the tile stream"),
     "multiplier": Key(STYLES, "multipliers of the processing elements"),
-    "scale_multiplier": Key(("lut", "dsp"), "multipliers of the scale units"),
+    "scale_multiplier": Key(MULTIPLIERS, "multipliers of the scale units"),
+    "pipeline": Key(tuple(PIPELINES), "where the scale units have registers"),
     "clamp": Key(
         (False, True), "whether activations other than ReLU (ReLU6, clamp) can be applied"
     ),
@@ -104,6 +113,7 @@ class HardwareConfig:
     bus_bits: int = 64
     multiplier: Style = "lut"
     scale_multiplier: Multiplier = "dsp"
+    pipeline: str = "balanced"
     clamp: bool = True
     buffer_depth: int = 4096
     queue_depth: int = 8
@@ -121,7 +131,7 @@ class HardwareConfig:
             if key.least:
                 _fifo(key.doc, self.burst_beats).check(name, getattr(self, name))
         try:
-            _ = self.array  # which refuses widths that a multiplier does not take
+            _ = self.scale_unit  # which, as the array, refuses widths that a multiplier lacks
         except ValueError as error:
             raise ConfigError(str(error)) from None
         rows = self.requantizer.beats_per_block
@@ -177,8 +187,9 @@ class HardwareConfig:
         block = BlockProductSpec(
             self.array.sum_bits, SCALE_FORMATS[self.scale].significand_bits, self.act_bits
         )
-        product = product_spec(block, form, self.scale_multiplier)
-        return ScaleUnitSpec(product, add_spec(form), self.accumulator_depth)
+        cuts = PIPELINES[self.pipeline]
+        product = product_spec(block, form, self.scale_multiplier, cuts)
+        return ScaleUnitSpec(product, add_spec(form, cuts), self.accumulator_depth, cuts.fetch)
 
     @property
     def requantizer(self) -> RequantizerSpec:

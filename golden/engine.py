@@ -45,7 +45,7 @@ class EngineSpec:
     @property
     def bias_play(self) -> int:
         """The same for the biases, which are needed later."""
-        return self.wave_delay + self.scale_unit.read_stage
+        return self.wave_delay + self.scale_unit.bias_stage
 
     def load_cycles(self, start: bool) -> int:
         """Cycles that a tile takes to load, at least: its beats, one a cycle."""
@@ -66,7 +66,7 @@ class EngineSpec:
     def bias_tiles(self) -> int:
         """The same for biases."""
         period = max(self.tile.beats(True), self.pass_cycles)
-        held = self.array.cols + self.scale_unit.product.latency + 3
+        held = self.array.cols + self.scale_unit.bias_stage + 5
         return 1 + -(-held // period)
 
     @property

@@ -1,25 +1,35 @@
 """Specs of what is at the foot of a column: product, sum, accumulator memory."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .array import Multiplier
 from .bfp import unit_exponent
 from .fixed import AccumulatorFormat, FixedFormat
 from .floats import FLOAT32, FloatFormat
+from .pipeline import BALANCED, Pipeline, Pipelined, check_cuts
 
 __all__ = [
+    "MULTIPLIERS",
     "AddSpec",
     "BlockProductSpec",
     "FixedAddSpec",
     "FixedProductSpec",
+    "Multiplier",
     "ProductSpec",
     "ScaleUnitSpec",
     "add_spec",
     "product_spec",
 ]
+
+Multiplier = Literal["lut", "dsp", "ecp5-dsp"]
+
+MULTIPLIERS: tuple[Multiplier, ...] = get_args(Multiplier)
+"""Forms of the multiplication by a scale."""
+BLOCK_BITS = 18
+"""Widest operand of MULT18X18D, the multiplier of ECP5's DSP blocks."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,19 @@ class BlockProductSpec:
                 f"sum_bits - 1 + scale_bits must be 52 or less, not "
                 f"{self.sum_bits - 1 + self.scale_bits}"
             )
-        if multiplier not in ("lut", "dsp"):
-            raise ValueError(f"multiplier must be 'lut' or 'dsp', not {multiplier!r}")
+        if multiplier not in MULTIPLIERS:
+            listed = ", ".join(map(repr, MULTIPLIERS))
+            raise ValueError(f"multiplier must be one of {listed}, not {multiplier!r}")
+        if multiplier == "ecp5-dsp" and max(self.operand_bits) > BLOCK_BITS:
+            raise ValueError(
+                f"multiplier 'ecp5-dsp' of scale units takes {BLOCK_BITS} bits at most, "
+                f"not {max(self.operand_bits)}"
+            )
+
+    @property
+    def operand_bits(self) -> tuple[int, int]:
+        """Widths of what is multiplied, made of the block sum and of the scale's significand."""
+        return self.sum_bits, self.scale_bits
 
     def exact(
         self, sums: ArrayLike, scales: ArrayLike, exponents: ArrayLike, signed: ArrayLike
@@ -80,21 +101,42 @@ class BlockProductSpec:
 
 
 @dataclass(frozen=True)
-class ProductSpec(BlockProductSpec):
+class ProductSpec(Pipelined, BlockProductSpec):
     """A block product rounded to a float.
+
+    Its steps: magnitude of the sum, shift out leading zeros, coarse and fine; multiply, deliver
+    (nothing: a second register for the multiplication), normalize; where it rounds, round and
+    saturate.
 
     Parameters
     ----------
     sum_bits, scale_bits, act_bits : as of every block product
     form : format of the result
-    multiplier : "lut" never becomes a DSP block
+    multiplier : "lut" never becomes a DSP block, "dsp" leaves the choice to the synthesizer,
+        "ecp5-dsp" instantiates one of ECP5 with the registers around the multiplication inside
+    cuts : steps after which there are registers
     """
+
+    STEPS = (
+        "magnitude", "coarse", "fine", "multiply", "deliver", "normalize", "round", "saturate",
+    )  # fmt: skip
 
     form: FloatFormat = FLOAT32
     multiplier: Multiplier = "dsp"
+    cuts: tuple[str, ...] = BALANCED.product
 
     def __post_init__(self) -> None:
         self.check(self.multiplier)
+        check_cuts(self.cuts, self.STEPS)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return self.STEPS if self.rounds else self.STEPS[:-2]
+
+    @property
+    def operand_bits(self) -> tuple[int, int]:
+        """Of magnitude and significand, both unsigned."""
+        return self.magnitude_bits, self.scale_bits
 
     @property
     def magnitude_bits(self) -> int:
@@ -114,11 +156,6 @@ class ProductSpec(BlockProductSpec):
         """What to add to the two exponent fields for a product whose top bit is set."""
         return self.magnitude_bits - 127 + unit_exponent(self.act_bits, signed) + self.form.bias
 
-    @property
-    def latency(self) -> int:
-        """Magnitude, two shifts, multiplication, normalization; two more where it rounds."""
-        return 5 + 2 * self.rounds
-
     def compute(
         self, sums: ArrayLike, scales: ArrayLike, exponents: ArrayLike, signed: ArrayLike
     ) -> NDArray[np.float32]:
@@ -127,23 +164,33 @@ class ProductSpec(BlockProductSpec):
 
 
 @dataclass(frozen=True)
-class FixedProductSpec(BlockProductSpec):
+class FixedProductSpec(Pipelined, BlockProductSpec):
     """A block product rounded to whole numbers, halves up.
 
-    The operand without a scale's width is shifted by the lowest bits of the exponent before the
-    multiplication, the product by whole bytes after it.
+    An operand is shifted by the lowest bits of the exponent before the multiplication, the product
+    by whole bytes after it. The steps: sum of the exponents, fine shift, multiply, deliver (as of
+    :class:`ProductSpec`), coarse shift, round.
 
     Parameters
     ----------
-    sum_bits, scale_bits, act_bits, multiplier : as of :class:`ProductSpec`
+    sum_bits, scale_bits, act_bits, multiplier, cuts : as of :class:`ProductSpec`
     form : of the accumulator
     """
 
+    STEPS = ("exponents", "fine", "multiply", "deliver", "coarse", "round")
+
     form: FixedFormat
     multiplier: Multiplier = "dsp"
+    cuts: tuple[str, ...] = BALANCED.fixed_product
 
     def __post_init__(self) -> None:
         self.check(self.multiplier)
+        check_cuts(self.cuts, self.STEPS)
+
+    @property
+    def operand_bits(self) -> tuple[int, int]:
+        """Of the sum and of the significand with its sign, shifted by 7 at most; signed."""
+        return self.sum_bits, self.scale_bits + 8
 
     @property
     def product_bits(self) -> int:
@@ -155,11 +202,6 @@ class FixedProductSpec(BlockProductSpec):
         """Power of two of the product where both exponent fields are 0 in an unsigned block."""
         return unit_exponent(self.act_bits, False) - 127 - (self.scale_bits - 1)
 
-    @property
-    def latency(self) -> int:
-        """Exponents, fine shift, multiplication, coarse shift, rounding."""
-        return 5
-
     def compute(
         self, sums: ArrayLike, scales: ArrayLike, exponents: ArrayLike, signed: ArrayLike
     ) -> NDArray[np.float64]:
@@ -168,10 +210,16 @@ class FixedProductSpec(BlockProductSpec):
 
 
 @dataclass(frozen=True)
-class AddSpec:
-    """``round(a + b)`` or ``max(a, b)`` of two numbers of `form`."""
+class AddSpec(Pipelined):
+    """``round(a + b)`` or ``max(a, b)`` of two numbers of `form`, with the `cuts` of the steps."""
+
+    STEPS = BALANCED.add
 
     form: FloatFormat = FLOAT32
+    cuts: tuple[str, ...] = BALANCED.add
+
+    def __post_init__(self) -> None:
+        check_cuts(self.cuts, self.STEPS)
 
     @property
     def guard_bits(self) -> int:
@@ -183,11 +231,6 @@ class AddSpec:
         """Bits of the sum before normalization, the carry included."""
         return self.form.significand_bits + self.guard_bits + 1
 
-    @property
-    def latency(self) -> int:
-        """Compare, swap, align coarse, align fine, add, normalize coarse, fine, round, saturate."""
-        return 9
-
     def compute(
         self, a: ArrayLike, b: ArrayLike, maximum: ArrayLike = False, keep: ArrayLike = False
     ) -> NDArray[np.float32]:
@@ -198,15 +241,16 @@ class AddSpec:
 
 
 @dataclass(frozen=True)
-class FixedAddSpec:
-    """``a + b`` or ``max(a, b)`` of an accumulator and a product, saturated."""
+class FixedAddSpec(Pipelined):
+    """``a + b`` or ``max(a, b)`` of an accumulator and a product, saturated, with the `cuts`."""
+
+    STEPS = BALANCED.fixed_add
 
     form: FixedFormat
+    cuts: tuple[str, ...] = BALANCED.fixed_add
 
-    @property
-    def latency(self) -> int:
-        """Compare, choose, add, saturate."""
-        return 4
+    def __post_init__(self) -> None:
+        check_cuts(self.cuts, self.STEPS)
 
     def compute(
         self, a: ArrayLike, b: ArrayLike, maximum: ArrayLike = False, keep: ArrayLike = False
@@ -229,39 +273,55 @@ class FixedAddSpec:
 
 
 def product_spec(
-    block: BlockProductSpec, form: AccumulatorFormat, multiplier: Multiplier
+    block: BlockProductSpec,
+    form: AccumulatorFormat,
+    multiplier: Multiplier,
+    pipeline: Pipeline = BALANCED,
 ) -> ProductSpec | FixedProductSpec:
     """The block product in the format of the accumulators."""
     widths = block.sum_bits, block.scale_bits, block.act_bits
     if isinstance(form, FixedFormat):
-        return FixedProductSpec(*widths, form, multiplier)
-    return ProductSpec(*widths, form, multiplier)
+        return FixedProductSpec(*widths, form, multiplier, pipeline.fixed_product)
+    return ProductSpec(*widths, form, multiplier, pipeline.product)
 
 
-def add_spec(form: AccumulatorFormat) -> AddSpec | FixedAddSpec:
+def add_spec(form: AccumulatorFormat, pipeline: Pipeline = BALANCED) -> AddSpec | FixedAddSpec:
     """The sum in the format of the accumulators."""
-    return FixedAddSpec(form) if isinstance(form, FixedFormat) else AddSpec(form)
+    if isinstance(form, FixedFormat):
+        return FixedAddSpec(form, pipeline.fixed_add)
+    return AddSpec(form, pipeline.add)
 
 
 @dataclass(frozen=True)
 class ScaleUnitSpec:
     """One column's scale unit: product, adder and a memory of ``depth`` accumulators.
 
+    An accumulator is fetched in two steps: read from the memory, which takes a cycle, and choose
+    between it and the bias.
+
     Parameters
     ----------
     product, add : the two arithmetic units; both in the accumulator's format
     depth : accumulators of the column, 2 or more
+    cuts : steps of the fetch after which there are registers
     """
 
     product: ProductSpec | FixedProductSpec
     add: AddSpec | FixedAddSpec
     depth: int = 512
+    cuts: tuple[str, ...] = BALANCED.fetch
 
     def __post_init__(self) -> None:
         if self.depth < 2:
             raise ValueError(f"depth must be at least 2, not {self.depth!r}")
         if self.product.form != self.add.form:
             raise ValueError("product and adder must have one format")
+        check_cuts(self.cuts, ("read", "choose"))
+        if self.read_stage < 0:
+            raise ValueError(
+                f"the product must take the {self.fetch_cycles} cycles of a fetch or more, "
+                f"not {self.product.latency}"
+            )
 
     @property
     def form(self) -> AccumulatorFormat:
@@ -272,9 +332,19 @@ class ScaleUnitSpec:
         return (self.depth - 1).bit_length()
 
     @property
+    def fetch_cycles(self) -> int:
+        """Cycles from the read of an accumulator to the adder."""
+        return 1 + len(self.cuts)
+
+    @property
     def read_stage(self) -> int:
-        """Cycles from a block sum to the read of its accumulator."""
-        return self.product.latency - 2
+        """Cycles from a block sum to the read of its accumulator, which joins the product."""
+        return self.product.latency - self.fetch_cycles
+
+    @property
+    def bias_stage(self) -> int:
+        """Cycles from a block sum to the cycle in which a bias is taken: it is needed after it."""
+        return self.read_stage + ("read" in self.cuts)
 
     @property
     def write_stage(self) -> int:

@@ -1,10 +1,11 @@
 """The sum of an accumulator and a product as whole numbers."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..golden.scale_unit import FixedAddSpec
+from .cuts import cuts
 from .fixed_product import product_layout
 
 __all__ = ["FixedAdder"]
@@ -13,8 +14,8 @@ __all__ = ["FixedAdder"]
 class FixedAdder(wiring.Component):
     """``a + b`` or ``max(a, b)``, saturated, pipelined.
 
-    **Latency**: ``spec.latency`` cycles: compare; choose the operands, of which a maximum has one;
-    add; saturate.
+    **Latency**: ``spec.latency`` cycles, a cut each. The steps: compare; choose the operands, of
+    which a maximum has one; add; saturate.
     **Throughput**: one sum a cycle.
 
     Members
@@ -43,38 +44,31 @@ class FixedAdder(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         bits = self.spec.form.bits
+        compared, chosen, added, saturated = cuts(m, self.spec)
 
-        def register(name, value):
-            held = Signal(value.shape(), name=name, reset_less=True)
-            m.d.sync += held.eq(value)
-            return held
+        a_1, b_1 = compared("a_1", self.i_a), compared.signal("b_1", self.i_b, self.i_b.shape())
+        less_1 = compared("less_1", self.i_a < self.i_b.value)
+        maximum_1, keep_1 = compared("maximum_1", self.i_maximum), compared("keep_1", self.i_keep)
 
-        # Cycle 0: compare.
-        a_1, b_1 = register("a_1", self.i_a), Signal(self.i_b.shape(), reset_less=True)
-        m.d.sync += b_1.eq(self.i_b)
-        less_1 = register("less_1", self.i_a < self.i_b.value)
-        maximum_1, keep_1 = register("maximum_1", self.i_maximum), register("keep_1", self.i_keep)
-
-        # Cycle 1: a maximum is the larger operand plus nothing.
+        # A maximum is the larger operand plus nothing.
         larger = ~keep_1 & (b_1.above | (less_1 & ~b_1.below))
-        a_2, b_2 = register("a_2", a_1), register("b_2", b_1.value)
+        a_2 = chosen.signal("a_2", a_1)
+        b_2 = chosen.signal("b_2", b_1.value)
         with m.If(maximum_1 & larger):
-            m.d.sync += a_2.eq(0)
+            chosen.assign(a_2.eq(0))
         with m.If(maximum_1 & ~larger):
-            m.d.sync += b_2.eq(0)
-        above_2 = register("above_2", b_1.above & ~(maximum_1 & keep_1))
-        below_2 = register("below_2", b_1.below & ~maximum_1)
+            chosen.assign(b_2.eq(0))
+        above_2 = chosen("above_2", b_1.above & ~(maximum_1 & keep_1))
+        below_2 = chosen("below_2", b_1.below & ~maximum_1)
 
-        # Cycle 2: add.
-        total_3 = register("total_3", (a_2 + b_2)[: bits + 1])
-        above_3, below_3 = register("above_3", above_2), register("below_3", below_2)
+        total_3 = added("total_3", (a_2 + b_2)[: bits + 1])
+        above_3, below_3 = added("above_3", above_2), added("below_3", below_2)
 
-        # Cycle 3: saturate.
         over = above_3 | below_3 | (total_3[bits] ^ total_3[bits - 1])
         negative = below_3 | (total_3[bits] & ~above_3)
         end = Cat((~negative).replicate(bits - 1), negative)
         m.d.comb += [
-            self.o.eq(register("result_4", Mux(over, end, total_3[:bits]))),
-            self.o_saturated.eq(register("saturated_4", over)),
+            self.o.eq(saturated("result_4", Mux(over, end, total_3[:bits]))),
+            self.o_saturated.eq(saturated("saturated_4", over)),
         ]
         return m

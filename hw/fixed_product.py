@@ -6,6 +6,8 @@ from amaranth.lib.wiring import Out
 
 from ..golden.fixed import FixedFormat
 from ..golden.scale_unit import FixedProductSpec
+from .cuts import cuts
+from .dsp_block import block_product
 from .pe import booth_product
 from .product import operand_members
 
@@ -23,8 +25,8 @@ class FixedProduct(wiring.Component):
     The exponents' sum is split into whole bytes, by which the product is shifted, and the rest, by
     which an operand was shifted before.
 
-    **Latency**: ``spec.latency`` cycles: exponents, fine shift, multiplication, coarse shift,
-    rounding.
+    **Latency**: ``spec.latency`` cycles, a cut each. The steps: sum of the exponents, fine shift,
+    multiply, deliver, coarse shift, round.
     **Throughput**: one product a cycle.
 
     Members
@@ -44,56 +46,63 @@ class FixedProduct(wiring.Component):
         m = Module()
         spec, bits = self.spec, self.spec.form.bits
         width = spec.product_bits
+        summed, fine, multiplied, delivered, coarse, rounded = cuts(m, spec)
 
-        def register(name, value):
-            held = Signal(value.shape(), name=name, reset_less=True)
-            m.d.sync += held.eq(value)
-            return held
-
-        # Cycle 0: the sum of the exponents; from here on the stationary scale may change.
-        total_1 = register("total_1", (self.i_exponent + self.i_scale.exponent + self.i_signed)[:9])
+        # The scale is stationary until the first cut; all that is made of it goes through the cuts.
+        total_1 = summed("total_1", (self.i_exponent + self.i_scale.exponent + self.i_signed)[:9])
         negative, sum_bits = self.i_scale.sign, spec.sum_bits
         scaled = spec.scale_bits > 1
         block_sum = self.i_sum
         if not scaled:
             block_sum = Mux(negative, -block_sum, block_sum)[:sum_bits].as_signed()
-        sum_1 = register("sum_1", block_sum)
+        sum_1 = summed.signal("sum_1", block_sum)
         with m.If(~self.i_scale.exponent.any()):
-            m.d.sync += sum_1.eq(0)
+            summed.assign(sum_1.eq(0))
         significand = Cat(self.i_scale.as_value()[: spec.scale_bits - 1], Const(1, 1))
         factor = Mux(negative, -significand, significand)[: spec.scale_bits + 1].as_signed()
 
-        # Cycle 1: shift one operand by the rest, the scale's if that is multiplied in a DSP block.
-        rest, bytes_2 = total_1[:3], register("bytes_2", total_1[3:])
-        live_2 = register("live_2", sum_1.any())
+        # One operand is shifted by the rest, the scale's if that is multiplied in a DSP block.
+        rest, bytes_2 = total_1[:3], fine("bytes_2", total_1[3:])
+        live_2 = fine("live_2", sum_1.any())
+        block = scaled and spec.multiplier == "ecp5-dsp"
         if not scaled:
-            product = register("sum_2", sum_1 << rest)
+            product = fine("sum_2", sum_1 << rest)
+        elif block:
+            factor_1 = summed("factor_1", factor)
+            product = block_product(m, sum_1, factor_1 << rest, fine, multiplied, delivered)
         elif spec.multiplier == "dsp":
-            factor_1 = register("factor_1", factor)
-            product = register("sum_2", sum_1) * register("factor_2", factor_1 << rest)
+            factor_1 = summed("factor_1", factor)
+            product = fine("sum_2", sum_1) * fine("factor_2", factor_1 << rest)
         else:
             value, carry = booth_product(
                 m,
-                register("factor_2", register("factor_1", factor)),
-                register("sum_2", sum_1 << rest),
+                fine("factor_2", summed("factor_1", factor)),
+                fine("sum_2", sum_1 << rest),
             )
             product = value + carry
 
-        # Cycle 2: multiply. A product of `highest` bytes has the largest shift to the left of one
-        # that may be in range, one of fewer than `lowest` is less than a half whatever it is.
+        # A product of `highest` bytes has the largest shift to the left of one that may be in
+        # range, one of fewer than `lowest` is less than a half whatever it is.
         highest = (bits - 1 - spec.offset) // 8
         lowest = (-width - spec.offset) // 8 + 1
         left = 8 * highest + spec.offset
         count = highest - lowest + 1
-        product_3 = register("product_3", product[:width].as_signed())
-        with m.If(bytes_2 < lowest):
-            m.d.sync += product_3.eq(0)
-        huge_3 = register("huge_3", live_2 & (bytes_2 > highest))
+        small = bytes_2 < lowest
+        if block:
+            small_3 = delivered("small_delivered", multiplied("small_3", small))
+            product_3 = Signal(signed(width), name="product_delivered")
+            m.d.comb += product_3.eq(Mux(small_3, 0, product[:width]))
+        else:
+            product_3 = multiplied.signal("product_3", product[:width].as_signed())
+            with m.If(small):
+                multiplied.assign(product_3.eq(0))
+            product_3 = delivered("product_delivered", product_3)
+        huge_3 = multiplied("huge_3", live_2 & (bytes_2 > highest))
         index = (highest - bytes_2)[: (count - 1).bit_length()]
-        shift_3 = register("shift_3", index)
-        sign_3 = product_3[-1]
+        shift_3 = delivered("shift_delivered", multiplied("shift_3", index))
+        huge_3, sign_3 = delivered("huge_delivered", huge_3), product_3[-1]
 
-        # Cycle 3: shift right by whole bytes. What is left has a bit below the whole numbers; what
+        # Shift right by whole bytes. What is left has a bit below the whole numbers; what
         # falls off above must repeat the sign.
         value = Cat(Const(0, 1 + left), product_3)
         over = [huge_3]
@@ -106,16 +115,15 @@ class FixedProduct(wiring.Component):
             if kept < len(shifted):
                 over.append((shifted[kept:] ^ sign_3.replicate(len(shifted) - kept)).any())
         over.append(value[-1] ^ sign_3)
-        value_4 = register("value_4", value[1:].as_signed())
-        half_4 = register("half_4", value[0])
-        over_4, sign_4 = register("over_4", Cat(*over)), register("sign_4", sign_3)
+        value_4 = coarse("value_4", value[1:].as_signed())
+        half_4 = coarse("half_4", value[0])
+        over_4, sign_4 = coarse("over_4", Cat(*over)), coarse("sign_4", sign_3)
 
-        # Cycle 4: round.
         result = Signal(self.o.shape(), reset_less=True)
-        m.d.sync += [
+        rounded.assign(
             result.value.eq(value_4 + half_4),
             result.above.eq(over_4.any() & ~sign_4),
             result.below.eq(over_4.any() & sign_4),
-        ]
+        )
         m.d.comb += self.o.eq(result)
         return m

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 from ..golden.fixed import AccumulatorFormat, FixedFormat
 from ..golden.scale_unit import AddSpec, FixedAddSpec, FixedProductSpec, ProductSpec, ScaleUnitSpec
 from .adder import FloatAdder
+from .cuts import Cut
 from .delay import delayed
 from .fixed_adder import FixedAdder
 from .fixed_product import FixedProduct
@@ -60,7 +61,7 @@ class ScaleUnit(wiring.Component):
 
     ``start`` is the accumulator or, if the pixel says so, the column's bias. Scale and bias are
     stationary: the scale is taken from ``i_scale`` in the cycle in which a pixel with ``first`` is
-    at ``i_wave``, the bias from ``i_bias`` ``spec.read_stage + 1`` cycles later.
+    at ``i_wave``, the bias from ``i_bias`` ``spec.bias_stage + 1`` cycles later.
 
     **Latency**: a block sum, one cycle after its wave, is in the memory ``spec.write_stage + 1``
     cycles later; the same accumulator may be updated again ``spec.revisit`` cycles after a sum.
@@ -97,7 +98,7 @@ class ScaleUnit(wiring.Component):
         m = Module()
         spec = self.spec
         form = accumulator_shape(spec.form)
-        read = spec.read_stage
+        read, choose, join = spec.read_stage, spec.bias_stage, spec.product.latency
 
         wave = Signal(wave_layout(spec))
         m.d.sync += wave.eq(self.i_wave)
@@ -114,13 +115,14 @@ class ScaleUnit(wiring.Component):
             product.i_signed.eq(wave.signed),
         ]
 
-        # Counted from the block sum: the accumulator is read at stage `read`, joins the product two
-        # cycles later, and goes back at stage `spec.write_stage`.
-        valid = delayed(m, wave.valid, read, "valid", reset=True)
-        first = delayed(m, wave.first, read, "first")
-        start = delayed(m, wave.start, read, "start")
-        maximum = delayed(m, wave.maximum, read + 2, "maximum")
-        keep = delayed(m, wave.keep, read + 2, "keep")
+        # Counted from the block sum: the accumulator is read at stage `read`, it or the bias chosen
+        # in the cycle after stage `choose`; at stage `join` that meets the product, and the result
+        # goes back at stage `spec.write_stage`.
+        valid = delayed(m, wave.valid, choose, "valid", reset=True)
+        first = delayed(m, wave.first, choose, "first")
+        start = delayed(m, wave.start, choose, "start")
+        maximum = delayed(m, wave.maximum, join, "maximum")
+        keep = delayed(m, wave.keep, join, "keep")
         address = delayed(m, wave.address, read, "address")
 
         # What a read returns in the cycle of a write to the same address is never used: pixels are
@@ -133,10 +135,10 @@ class ScaleUnit(wiring.Component):
         bias = Signal(form, reset_less=True)
         with m.If(valid & first & start):
             m.d.sync += bias.eq(constant(self.i_bias, spec.form))
-        operand = Signal(form, reset_less=True)
-        m.d.sync += operand.eq(
-            Mux(delayed(m, start, 1, "start_fetched"), Value.cast(bias), fetch.data)
-        )
+        fetched = Cut(m, "read" in spec.cuts)("fetched", fetch.data)
+        started = delayed(m, start, 1, "start_fetched")
+        chosen = Cut(m, "choose" in spec.cuts)
+        operand = chosen.signal("operand", Mux(started, Value.cast(bias), fetched), form)
 
         m.submodules.adder = adder = _adder(spec.add)
         m.d.comb += [
@@ -146,10 +148,9 @@ class ScaleUnit(wiring.Component):
             adder.i_keep.eq(keep),
         ]
         store = memory.write_port()
-        remaining = spec.write_stage - read
-        valid_stored = delayed(m, valid, remaining, "valid_stored", reset=True)
+        valid_stored = delayed(m, valid, spec.write_stage - choose, "valid_stored", reset=True)
         m.d.comb += [
-            store.addr.eq(delayed(m, address, remaining, "address_stored")),
+            store.addr.eq(delayed(m, address, spec.write_stage - read, "address_stored")),
             store.data.eq(adder.o),
             store.en.eq(valid_stored),
         ]
