@@ -143,7 +143,7 @@ def synthesized(
     """
     found = next(
         (each for each in samples
-         if (each["unit"], each["config"]) == (unit, asdict(config))),
+         if (each["unit"], HardwareConfig(**each["config"])) == (unit, config)),
         None,
     )  # fmt: skip
     if found is None or (seeds and found.get("fmax_mhz") is None):
@@ -213,8 +213,12 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
 
 def calibration_samples(samples: Sequence[Sample]) -> list[Sample]:
     """Those of `samples` that calibrate; the others are held out."""
-    drawn = [(unit, asdict(config)) for unit, config in wanted()]
-    return [sample for sample in samples if (sample["unit"], sample["config"]) in drawn]
+    drawn = {*wanted()}
+    return [
+        sample
+        for sample in samples
+        if (sample["unit"], HardwareConfig(**sample["config"])) in drawn
+    ]
 
 
 @click.command(help=__doc__)

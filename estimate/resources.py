@@ -67,7 +67,9 @@ def covers(config: HardwareConfig, family: str) -> bool:
     """Whether the accelerator of `config` can be estimated on `family`."""
     costs = _calibration().get(family)
     style = _STYLE_TERMS.get(config.multiplier)
-    if costs is None or config.array.family not in (None, family):
+    if costs is None or any(needed != family for needed in config.families.values()):
+        return False
+    if config.scale_multiplier not in ("lut", "dsp") or config.pipeline != "balanced":
         return False
     fixed = isinstance(config.accumulator_format, FixedFormat)
     return (style is None or style in costs["lut"]["array"]) and (
@@ -88,7 +90,8 @@ def area(config: HardwareConfig, family: str) -> Area:
     if not covers(config, family):
         raise ValueError(
             f"resources are not calibrated for multiplier {config.multiplier!r} with "
-            f"{config.accumulator} accumulators on {family}"
+            f"{config.accumulator} accumulators, scale_multiplier {config.scale_multiplier!r} and "
+            f"pipeline {config.pipeline!r} on {family}"
         )
     costs = known[family]
     found = {}

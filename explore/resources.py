@@ -49,10 +49,10 @@ def capacity(target: str, clock: float | None) -> dict[str, int]:
 
 
 def check_estimates(target: str, base: HardwareConfig, space: Space) -> None:
-    """Raise ``ValueError`` if there is no estimate for a form of PEs or of accumulators in `space`,
-    or of `base` where the space says nothing of it."""
+    """Raise ``ValueError`` if there is no estimate for a form of PEs or of scale units in `space`, or
+    of `base` where the space says nothing of it."""
     family = find(target).family
-    for key in ("multiplier", "accumulator"):
+    for key in ("multiplier", "accumulator", "scale_multiplier", "pipeline"):
         for choice in space.get(key, (getattr(base, key),)):
             # The narrowest operands, which every form takes.
             narrow = replace(HardwareConfig(1, 1, 2, 2), **{key: choice})

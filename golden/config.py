@@ -168,6 +168,12 @@ class HardwareConfig:
         return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values)
 
     @property
+    def families(self) -> dict[str, str]:
+        """Keys that ask for cells of a vendor, and the FPGA family that has them."""
+        chosen = {key: getattr(self, key) for key in ("multiplier", "scale_multiplier")}
+        return {key: "ecp5" for key, choice in chosen.items() if choice.startswith("ecp5")}
+
+    @property
     def accumulator_format(self) -> AccumulatorFormat:
         return accumulator_format(self.accumulator)
 

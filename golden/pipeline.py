@@ -67,8 +67,8 @@ PIPELINES: Mapping[str, Pipeline] = {
     "short": Pipeline(
         ("fine", "normalize", "saturate"),
         ("order", "add", "normalize fine", "saturate"),
-        ("exponents", "multiply"),
-        ("saturate",),
+        ("multiply",),
+        ("choose",),
         (),
     ),
     "fast": Pipeline(

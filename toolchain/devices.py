@@ -189,8 +189,7 @@ def find(name: str) -> Device:
 
 def check_primitives(config: HardwareConfig, family: str | None, target: str) -> None:
     """Raise ``ValueError`` if `config` instantiates cells that `target`, of a `family`, lacks."""
-    needed = config.array.family
-    if needed not in (None, family):
-        raise ValueError(
-            f"multiplier {config.multiplier!r} instantiates cells of {needed}, not of {target}"
-        )
+    for key, needed in config.families.items():
+        if needed != family:
+            choice = getattr(config, key)
+            raise ValueError(f"{key} {choice!r} instantiates cells of {needed}, not of {target}")

@@ -24,11 +24,11 @@ __all__ = [
 MODELS = Path(__file__).parent / "cells"
 """The models of cells that yosys ships none of, and of ``PRIMITIVES``."""
 
-PRIMITIVES = ("CCU2C",)
+PRIMITIVES = ("CCU2C", "MULT18X18D")
 """Vendors' cells that the RTL instantiates where the configuration asks for them."""
 
 FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "ecp5": ("ecp5/cells_sim.v", ("block_ram.sv", "ecp5.sv")),
+    "ecp5": ("ecp5/cells_sim.v", ("block_ram.sv", "ecp5.sv", "mult18x18d.sv")),
     "ice40": ("ice40/cells_sim.v", ()),
     "xilinx7": ("xilinx/cells_sim.v", ("block_ram.sv", "xilinx7.sv")),
 }

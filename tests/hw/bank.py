@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from amaranth.hdl import Module, Shape, Value
+from amaranth.hdl import Cat, Module, Shape, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from numpy.typing import ArrayLike, NDArray
@@ -54,6 +54,51 @@ class SideBySide(wiring.Component):
             m.submodules[f"unit_{k}"] = unit
             wiring.connect(m, unit, wiring.flipped(getattr(self, f"u{k}")))
         return m
+
+
+class SameInputs(wiring.Component):
+    """One component ``kind(spec)`` for each of `specs` with the same plain inputs; their outputs
+    ``o`` are side by side, the first one lowest."""
+
+    def __init__(self, kind, specs: Sequence):
+        self.units = [kind(spec) for spec in specs]
+        inputs = {
+            name: In(Shape.cast(port.shape).width)
+            for name, port in self.units[0].signature.members.items()
+            if port.flow == wiring.In
+        }
+        widths = [len(Value.cast(unit.o)) for unit in self.units]
+        super().__init__(inputs | {"o": Out(sum(widths))})
+
+    def elaborate(self, platform):
+        m = Module()
+        for k, unit in enumerate(self.units):
+            m.submodules[f"unit_{k}"] = unit
+            m.d.comb += [
+                Value.cast(getattr(unit, name)).eq(getattr(self, name))
+                for name, port in self.signature.members.items()
+                if port.flow == wiring.In
+            ]
+        m.d.comb += self.o.eq(Cat(*(Value.cast(unit.o) for unit in self.units)))
+        return m
+
+
+def run_forms(
+    kind,
+    specs: Sequence,
+    inputs: Mapping[str, tuple[NDArray, int]],
+    bits: int,
+    simulator: Simulator,
+) -> list[NDArray[np.int64]]:
+    """Send (n,) `inputs`, each with its width, to all `specs`; of each its `bits` wide output, read
+    ``spec.latency`` cycles later, (n,) unsigned."""
+    count = len(next(iter(inputs.values()))[0])
+    idle = [0] * (max(spec.latency for spec in specs) + 1)
+    words = {name: pack(values[:, None], width) + idle for name, (values, width) in inputs.items()}
+    job = PipelineJob(words, ("o",))
+    answer = simulate(SameInputs, kind, specs, bench="pipeline_bench", job=job, simulator=simulator)
+    found = unpack(answer["o"], bits, len(specs))
+    return [found[spec.latency :][:count, k] for k, spec in enumerate(specs)]
 
 
 def pack(fields: ArrayLike, width: int) -> list[int]:

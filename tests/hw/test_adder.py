@@ -3,10 +3,11 @@
 import numpy as np
 
 from shiftcore.golden.floats import FLOAT32, FloatFormat
+from shiftcore.golden.pipeline import PIPELINES
 from shiftcore.golden.scale_unit import AddSpec
 from shiftcore.hw.adder import FloatAdder
 from shiftcore.sim.runner import Simulator
-from shiftcore.tests.hw.bank import run_bank
+from shiftcore.tests.hw.bank import run_bank, run_forms
 from shiftcore.tests.hw.operands import (
     adversarial_pairs,
     as_float,
@@ -37,6 +38,21 @@ def golden(spec: AddSpec, a, b, maximum, keep) -> np.ndarray:
 
 def test_latency():
     assert AddSpec().latency == 9
+    assert AddSpec(cuts=PIPELINES["short"].add).latency == 4
+
+
+def test_every_form(simulator):
+    """Presets of cuts, and any cuts, change the latency only."""
+    rng, count = np.random.default_rng(33), 6_000
+    specs = [AddSpec(cuts=pipeline.add) for pipeline in PIPELINES.values()]
+    for _ in range(5):
+        specs.append(AddSpec(cuts=tuple(step for step in AddSpec.STEPS if rng.random() < 0.5)))
+    a, b = adversarial_pairs(rng, count)
+    maximum, keep = rng.random(count) < 0.1, rng.random(count) < 0.3
+    inputs = {"i_a": (a, 32), "i_b": (b, 32), "i_maximum": (maximum, 1), "i_keep": (keep, 1)}
+    right = golden(AddSpec(), a, b, maximum, keep)
+    found = run_forms(FloatAdder, specs, inputs, 32, simulator)
+    assert [form for form, got in zip(specs, found, strict=True) if (got != right).any()] == []
 
 
 def test_float32_pairs(simulator):

@@ -1,13 +1,16 @@
 """Fixed-point products and sums against the golden model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from shiftcore.golden.fixed import FixedFormat
-from shiftcore.golden.scale_unit import FixedAddSpec, FixedProductSpec
+from shiftcore.golden.pipeline import PIPELINES
+from shiftcore.golden.scale_unit import MULTIPLIERS, FixedAddSpec, FixedProductSpec
 from shiftcore.hw.fixed_adder import FixedAdder
 from shiftcore.hw.fixed_product import FixedProduct
-from shiftcore.tests.hw.bank import run_bank, signed
+from shiftcore.tests.hw.bank import run_bank, run_forms, signed
 from shiftcore.tests.hw.operands import fixed_products, scale_values
 
 PRODUCTS = [
@@ -72,6 +75,54 @@ def test_products(spec: FixedProductSpec, simulator):
     exact = spec.exact(sums, scale_values(spec, scales), fields, is_signed)
     assert (np.abs(exact - np.floor(exact)) == 0.5).sum() > 100
     assert (form.high + 1 in right) == (form.bits == 20)
+
+
+@pytest.mark.parametrize("scale_bits", [8, 1])
+def test_every_form_of_products(scale_bits, simulator):
+    """Presets of cuts, and any cuts, change the latency, and multipliers nothing."""
+    spec = FixedProductSpec(12, scale_bits, 4, FixedFormat(24))
+    form, rng = spec.form, np.random.default_rng(scale_bits)
+    specs = [
+        replace(spec, multiplier=multiplier, cuts=pipeline.fixed_product)
+        for multiplier in MULTIPLIERS
+        for pipeline in PIPELINES.values()
+    ]
+    for multiplier in MULTIPLIERS * 2:
+        some = tuple(step for step in spec.STEPS if rng.random() < 0.5)
+        specs.append(replace(spec, multiplier=multiplier, cuts=some))
+    operands = fixed_products(spec, rng, 5_000)
+    names, widths = ("i_sum", "i_scale", "i_exponent", "i_signed"), (12, scale_bits + 8, 8, 1)
+    inputs = dict(zip(names, zip(operands, widths, strict=True), strict=True))
+    sums, scales, fields, is_signed = operands
+    right = patterns(spec.compute(sums, scale_values(spec, scales), fields, is_signed), form)
+    assert len(np.unique(right)) > 500
+    for one, got in zip(
+        specs, run_forms(FixedProduct, specs, inputs, form.bits + 3, simulator), strict=True
+    ):
+        beyond = got >> form.bits + 1 != 0
+        assert np.array_equal(np.where(beyond, got & ~((1 << form.bits + 1) - 1), got), right), one
+
+
+def test_every_form_of_sums(simulator):
+    """The same of sums."""
+    form, rng, count = FixedFormat(20), np.random.default_rng(7), 5_000
+    specs = [FixedAddSpec(form, pipeline.fixed_add) for pipeline in PIPELINES.values()]
+    for _ in range(5):
+        some = tuple(step for step in FixedAddSpec.STEPS if rng.random() < 0.5)
+        specs.append(FixedAddSpec(form, some))
+    a = rng.integers(form.low, form.high + 1, count) >> rng.integers(0, 8, count)
+    b = rng.integers(form.low, form.high + 2, count).astype(float)
+    b = np.where(rng.random(count) < 0.1, rng.choice([-np.inf, np.inf], count), b)
+    maximum, keep = rng.random(count) < 0.4, rng.random(count) < 0.3
+    inputs = {
+        "i_a": (a, 20), "i_b": (patterns(b, form), 23), "i_maximum": (maximum, 1),
+        "i_keep": (keep, 1),
+    }  # fmt: skip
+    right = specs[0].compute(a, b, maximum, keep)
+    assert specs[0].saturated(a, b, maximum, keep).mean() > 0.05
+    found = run_forms(FixedAdder, specs, inputs, 20, simulator)
+    for one, got in zip(specs, found, strict=True):
+        assert np.array_equal(signed(got, 20), right), one
 
 
 @pytest.mark.parametrize("bits", [20, 32, 40])

@@ -1,13 +1,16 @@
 """The product of a block sum, a scale and an exponent, against numpy and the golden model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from shiftcore.golden.floats import FloatFormat
-from shiftcore.golden.scale_unit import ProductSpec
+from shiftcore.golden.pipeline import PIPELINES
+from shiftcore.golden.scale_unit import MULTIPLIERS, ProductSpec
 from shiftcore.hw.product import FloatProduct
 from shiftcore.sim.runner import Simulator
-from shiftcore.tests.hw.bank import run_bank
+from shiftcore.tests.hw.bank import run_bank, run_forms
 from shiftcore.tests.hw.operands import ieee_product, random_products, scale_values
 
 
@@ -89,6 +92,34 @@ def test_every_narrow_product(multiplier, simulator):
         part = live & (signed == signed_too)
         assert (magnitude[part] == 0b1110111).sum() > 100
         assert (magnitude[part & (sums != 0)] == 0).sum() > 100
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [ProductSpec(12, 8, 4), ProductSpec(18, 11, 8), ProductSpec(10, 1, 4)],
+    ids=["exact", "rounding", "e8m0"],
+)
+def test_every_form(spec, simulator):
+    """Presets of cuts, and any cuts, change the latency, and multipliers nothing."""
+    specs = [
+        replace(spec, multiplier=multiplier, cuts=pipeline.product)
+        for multiplier in MULTIPLIERS
+        for pipeline in PIPELINES.values()
+    ]
+    rng = np.random.default_rng(spec.scale_bits)
+    for multiplier in MULTIPLIERS * 2:
+        some = tuple(step for step in spec.STEPS if rng.random() < 0.5)
+        specs.append(replace(spec, multiplier=multiplier, cuts=some))
+    operands = random_products(spec, rng, 4_000)
+    inputs = dict(
+        zip(("i_sum", "i_scale", "i_exponent", "i_signed"),
+            zip(operands, (spec.sum_bits, spec.scale_bits + 8, 8, 1), strict=True), strict=True)
+    )  # fmt: skip
+    right = golden(spec, *operands)
+    assert len(np.unique(right)) > 1_000
+    assert len({form.latency for form in specs}) >= 4
+    found = run_forms(FloatProduct, specs, inputs, spec.form.storage_bits, simulator)
+    assert [form for form, got in zip(specs, found, strict=True) if (got != right).any()] == []
 
 
 def test_sum_that_does_not_fit():

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 
 from shiftcore.golden.fixed import FixedFormat
+from shiftcore.golden.pipeline import PIPELINES
 from shiftcore.golden.scale_unit import (
     AddSpec,
+    BlockProductSpec,
     FixedAddSpec,
     FixedProductSpec,
+    Multiplier,
     ProductSpec,
     ScaleUnitSpec,
+    add_spec,
+    product_spec,
 )
 from shiftcore.hw.scale_unit import ScaleUnit
 from shiftcore.sim.pipeline_bench import PipelineJob
@@ -25,6 +30,19 @@ FIXED = ScaleUnitSpec(
     FixedProductSpec(14, 8, 4, FixedFormat(36)), FixedAddSpec(FixedFormat(36)), 16
 )
 SPECS = [EXACT, ROUNDING, FIXED]
+
+
+def cut(spec: ScaleUnitSpec, name: str, multiplier: Multiplier = "dsp") -> ScaleUnitSpec:
+    """The same unit with the cuts of a preset."""
+    pipeline = PIPELINES[name]
+    block = BlockProductSpec(spec.product.sum_bits, spec.product.scale_bits, spec.product.act_bits)
+    product = product_spec(block, spec.form, multiplier, pipeline)
+    return ScaleUnitSpec(product, add_spec(spec.form, pipeline), spec.depth, pipeline.fetch)
+
+
+SPECS += [cut(spec, name) for name in ("short", "fast") for spec in (EXACT, ROUNDING, FIXED)]
+SPECS += [cut(FIXED, name, "ecp5-dsp") for name in PIPELINES]
+SPECS += [cut(EXACT, "fast", "ecp5-dsp")]
 
 FLAGS = ("valid", "first", "start", "maximum", "keep", "signed")
 
@@ -69,6 +87,7 @@ class Stimulus:
             "keep": (rng.random(n) < 0.3).astype(np.int64),
             "valid": np.zeros(n, np.int64),
         }
+        self.ports["drain_enable"][0] = 1  # before the first read there is nothing to compare
 
     def fixed(self) -> bool:
         """Whether accumulators can saturate."""
@@ -114,7 +133,7 @@ class Stimulus:
             address = int(given["address"][t])
             before = memory[address]
             if given["start"][t]:
-                bus = given["bias"][bias_at[t] + spec.read_stage + 1]
+                bus = given["bias"][bias_at[t] + spec.bias_stage + 1]
                 before = spec.form.decode(bus if bias_at[t] >= 0 else 0)
             operands = before, product, given["maximum"][t], given["keep"][t]
             memory[address] = spec.add.compute(*operands)
@@ -174,11 +193,14 @@ def run(stimuli: list[Stimulus], simulator) -> list[dict[str, np.ndarray]]:
 
 
 def test_formulas():
-    for spec in SPECS:
-        assert spec.read_stage == spec.product.latency - 2
+    for spec in SPECS[:3]:
+        assert spec.read_stage == spec.bias_stage == spec.product.latency - 2
         adder, revisit = (4, 7) if spec is FIXED else (9, 12)
         assert spec.write_stage == spec.product.latency + adder
         assert spec.revisit == spec.write_stage - spec.read_stage + 1 == revisit
+    short, fast = cut(FIXED, "short"), cut(FIXED, "fast")
+    assert (short.read_stage, short.bias_stage, short.write_stage, short.revisit) == (0, 0, 2, 3)
+    assert (fast.read_stage, fast.bias_stage, fast.write_stage, fast.revisit) == (3, 4, 10, 8)
 
 
 def test_random_waves(simulator):
@@ -204,7 +226,7 @@ def test_random_waves(simulator):
     for stimulus, found in zip(stimuli, run(stimuli, simulator), strict=True):
         drained = stimulus.drained()
         assert np.array_equal(found["drain"][drained >= 0], drained[drained >= 0])
-        assert (drained >= 0).mean() > 0.9
+        assert (drained >= 0).mean() > 0.85
         assert len(np.unique(found["drain"])) > 200
         if stimulus.fixed():
             saturated = [moment + 1 for moment, *_, over in stimulus.writes() if over]
@@ -242,7 +264,7 @@ def test_revisit_is_exact(distance, simulator):
         right = np.array_equal(found["drain"][drained >= 0], drained[drained >= 0])
         assert right == (distance == "exact")
         for t in (10, 100):
-            bias = spec.form.decode(given["bias"][t + spec.read_stage + 1])
+            bias = spec.form.decode(given["bias"][t + spec.bias_stage + 1])
             one, two = given["sum"][[t, t + spec.revisit - (not right)]].astype(spec.form.dtype)
             stale = two if not right else spec.add.compute(spec.add.compute(bias, one), two)
             # The memory was empty, so a second sum that came too early starts from zero.

@@ -1,5 +1,5 @@
-// ECP5: the cells that yosys maps to and has no model of, as far as it uses them.
-// Source: Lattice FPGA-TN-02204 (memories) and FPGA-TN-02205 (DSP blocks).
+// ECP5: the memory that yosys maps to and has no model of, as far as it uses it.
+// Source: Lattice FPGA-TN-02204.
 
 // A block RAM of 18 Kbit with two ports. A is 36 bits wide only for writing, B only for reading; the
 // upper half of the word is then on B's DI, the lower half of what B reads on A's DO.
@@ -96,28 +96,4 @@ module DP16KD #(
         DOA17, DOA16, DOA15, DOA14, DOA13, DOA12, DOA11, DOA10, DOA9, DOA8, DOA7, DOA6, DOA5, DOA4,
         DOA3, DOA2, DOA1, DOA0
     } = DATA_WIDTH_B == 36 ? q[1][17:0] : q[0][17:0];
-endmodule
-
-// A multiplier of a DSP block without its registers; what belongs to them has no pin or parameter here.
-module MULT18X18D (
-    input A0, A1, A2, A3, A4, A5, A6, A7, A8, A9, A10, A11, A12, A13, A14, A15, A16, A17,
-    input B0, B1, B2, B3, B4, B5, B6, B7, B8, B9, B10, B11, B12, B13, B14, B15, B16, B17,
-    input C0, C1, C2, C3, C4, C5, C6, C7, C8, C9, C10, C11, C12, C13, C14, C15, C16, C17,
-    input SIGNEDA, SIGNEDB, SOURCEA, SOURCEB,
-    output P0, P1, P2, P3, P4, P5, P6, P7, P8, P9, P10, P11, P12, P13, P14, P15, P16, P17, P18, P19,
-    P20, P21, P22, P23, P24, P25, P26, P27, P28, P29, P30, P31, P32, P33, P34, P35
-);
-    wire [17:0] a = {
-        A17, A16, A15, A14, A13, A12, A11, A10, A9, A8, A7, A6, A5, A4, A3, A2, A1, A0
-    };
-    wire [17:0] b = {
-        B17, B16, B15, B14, B13, B12, B11, B10, B9, B8, B7, B6, B5, B4, B3, B2, B1, B0
-    };
-    wire signed [37:0] product = $signed({SIGNEDA & a[17], a}) * $signed({SIGNEDB & b[17], b});
-    assign {
-        P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18,
-        P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0
-    } = product[35:0];
-
-    always @* if (SOURCEA | SOURCEB) $fatal(1, "%m: SOURCEA and SOURCEB must be 0");
 endmodule

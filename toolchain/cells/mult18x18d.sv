@@ -25,6 +25,7 @@ module MULT18X18D #(
     wire signed [18:0] right = REG_INPUTB_CLK == "NONE" ? b : b_held;
     wire signed [37:0] product = left * right;
     reg [35:0] middle, last;
+    initial {a_held, b_held, middle, last} = 0;
     wire [35:0] inner = REG_PIPELINE_CLK == "NONE" ? product[35:0] : middle;
     assign {
         P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18,
