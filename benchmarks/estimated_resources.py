@@ -1,8 +1,6 @@
 """Resources and clock, estimated and synthesized: a part of ``benchmarks/estimates.py``."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -25,11 +23,11 @@ def compare(family: str, samples: list[Row], count: int, clocks: int, missing: b
 
     Where `missing` is not set, only those that were synthesized before are compared.
     """
-    known = {json.dumps(sample["config"]) for sample in calibration_samples(samples)}
-    held_out = [c for c in take(f"held out {family}", count) if json.dumps(asdict(c)) not in known]
+    known = {HardwareConfig(**sample["config"]) for sample in calibration_samples(samples)}
+    held_out = [c for c in take(f"held out {family}", count) if c not in known]
     if not missing:
-        done = [sample["config"] for sample in samples if sample["unit"] == WHOLE]
-        held_out = [config for config in held_out if asdict(config) in done]
+        done = [HardwareConfig(**each["config"]) for each in samples if each["unit"] == WHOLE]
+        held_out = [config for config in held_out if config in done]
     row: Row = {"family": family, "configurations": len(held_out)}
     errors: dict[str, list[tuple[float, str]]] = {"lut": [], "ff": [], "fmax_mhz": []}
     wrong = []

@@ -49,7 +49,7 @@ def capacity(target: str, clock: float | None) -> dict[str, int]:
 
 
 def check_estimates(target: str, base: HardwareConfig, space: Space) -> None:
-    """Raise ``ValueError`` if there is no estimate for a form of PEs or of scale units in `space`, or
+    """Raise ``ValueError`` if there is no estimate for a form of PEs or scale units in `space`, or
     of `base` where the space says nothing of it."""
     family = find(target).family
     for key in ("multiplier", "accumulator", "scale_multiplier", "pipeline"):

@@ -15,7 +15,7 @@ from ..golden.compare import count_mismatches
 from ..golden.config import HardwareConfig
 from ..golden.passes import Drain, Engine, Pass
 from .harness import EngineRun, run_engine
-from .random_work import random_config, random_drains, random_passes
+from .random_work import random_config, random_drains, random_feet, random_passes
 from .resume import current_sources, resume
 from .runner import Simulator
 
@@ -55,7 +55,8 @@ def campaign_config(seed: int) -> HardwareConfig:
     if seed in _LARGE:
         return _LARGE[seed]
     rng = np.random.default_rng(seed)
-    return random_config(rng, macs=int(rng.choice([4, 16, 32, 64])))
+    config = random_config(rng, macs=int(rng.choice([4, 16, 32, 64])))
+    return random_feet(np.random.default_rng([seed, 3]), config)
 
 
 def work_of(seed: int, config: HardwareConfig, passes: int = 24) -> list[Pass | Drain]:

@@ -6,12 +6,13 @@ import numpy as np
 from numpy.random import Generator
 
 from ..golden.bfp import code_limits
-from ..golden.config import HardwareConfig
+from ..golden.config import ConfigError, HardwareConfig
 from ..golden.fixed import ACCUMULATORS, FixedFormat
 from ..golden.floats import FLOAT32, SCALE_FORMATS
 from ..golden.passes import Drain, Pass
+from ..golden.pipeline import PIPELINES
 
-__all__ = ["random_config", "random_drains", "random_passes"]
+__all__ = ["random_config", "random_drains", "random_feet", "random_passes"]
 
 
 def random_config(rng: Generator, macs: int = 64) -> HardwareConfig:
@@ -34,6 +35,17 @@ def random_config(rng: Generator, macs: int = 64) -> HardwareConfig:
     )
     if rng.random() < 0.4:
         config = replace(config, accumulator=str(rng.choice(ACCUMULATORS[1:])))
+    return config
+
+
+def random_feet(rng: Generator, config: HardwareConfig) -> HardwareConfig:
+    """`config` with any cuts in its scale units and, if operands fit, instanced DSP blocks."""
+    config = replace(config, pipeline=str(rng.choice(list(PIPELINES))))
+    if rng.random() < 0.4:
+        try:
+            return replace(config, scale_multiplier="ecp5-dsp")
+        except ConfigError:
+            pass
     return config
 
 

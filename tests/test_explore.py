@@ -359,6 +359,10 @@ def test_a_model_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
             ["--vary", "accumulator=float32,fixed32"],
             "there is no estimate for accumulator 'fixed32' on ecp5-85k-8",
         ),
+        (
+            ["--vary", "pipeline=balanced,fast"],
+            "there is no estimate for pipeline 'fast' on ecp5-85k-8",
+        ),
     ):
         refused = CliRunner().invoke(main, [*map(str, arguments), *changes])
         assert refused.exit_code == 1

@@ -227,6 +227,15 @@ def test_a_form_that_is_not_calibrated_is_refused(monkeypatch):
     message = "^resources are not calibrated for multiplier 'lut' with fixed24 acc"
     with pytest.raises(ValueError, match=message):
         resources.area(replace(CONFIG, accumulator="fixed24"), "ecp5")
+    for change, named in (
+        ({"pipeline": "fast"}, "scale_multiplier 'dsp' and pipeline 'fast'"),
+        ({"scale_multiplier": "ecp5-dsp"}, "scale_multiplier 'ecp5-dsp' and pipeline 'balanced'"),
+    ):
+        other = replace(CONFIG, **change)
+        assert not resources.covers(other, "ecp5")
+        message = f"^resources are not calibrated for multiplier 'lut' with .*, {named} on ecp5$"
+        with pytest.raises(ValueError, match=message):
+            resources.area(other, "ecp5")
     known["ecp5"]["lut"]["array"]["carry chain bits"] = 1.0
     assert resources.covers(config, "ecp5")
     assert resources.area(config, "ecp5").dsp == resources.area(CONFIG, "ecp5").dsp

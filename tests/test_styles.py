@@ -39,11 +39,13 @@ def ternary(network: QuantizedNetwork) -> QuantizedNetwork:
         replace(SMALL, rows=3, cols=2, multiplier="ecp5-carry"),
         replace(SMALL, multiplier="packed18"),
         TERNARY,
+        replace(SMALL, scale_multiplier="ecp5-dsp", pipeline="fast"),
+        replace(SMALL, rows=3, accumulator="fixed24", pipeline="short"),
     ],
-    ids=lambda config: config.multiplier,
+    ids=lambda config: f"{config.multiplier}-{config.pipeline}",
 )
 def test_a_small_network(config):
-    """Every stored word; the form of the PEs costs no cycle."""
+    """Every stored word, and every cycle; the form of the PEs costs none."""
     network = random_network(np.random.default_rng(4), config)
     if config is TERNARY:
         network = ternary(network)
@@ -66,6 +68,9 @@ def test_cells_of_another_family_are_refused(style):
         with pytest.raises(ValueError, match=message):
             check_primitives(config, family, "this")
         check_primitives(replace(config, multiplier="packed16"), family, "this")
+        message = "^scale_multiplier 'ecp5-dsp' instantiates cells of ecp5, not of this$"
+        with pytest.raises(ValueError, match=message):
+            check_primitives(replace(SMALL, scale_multiplier="ecp5-dsp"), family, "this")
 
 
 @pytest.mark.parametrize(

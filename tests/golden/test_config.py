@@ -12,8 +12,8 @@ from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
 
 KEYS = (
     "rows, cols, weight_bits, act_bits, scale, accumulator, accumulator_depth, bus_bits, "
-    "multiplier, scale_multiplier, clamp, buffer_depth, queue_depth, weight_fifo, load_fifo, "
-    "store_fifo, burst_beats, outstanding"
+    "multiplier, scale_multiplier, pipeline, clamp, buffer_depth, queue_depth, weight_fifo, "
+    "load_fifo, store_fifo, burst_beats, outstanding"
 )
 LISTED = ", ".join(map(repr, STYLES))
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -39,6 +39,7 @@ def test_every_key(tmp_path: Path):
         bus_bits = 128
         multiplier = "dsp"
         scale_multiplier = "lut"
+        pipeline = "short"
         clamp = false
         buffer_depth = 321
         queue_depth = 5
@@ -50,8 +51,9 @@ def test_every_key(tmp_path: Path):
         """
     )
     config = HardwareConfig(
-        8, 12, 3, 5, "fp16", "float32", 100, 128, "dsp", "lut", False, 321, 5, 64, 70, 80, 32, 3
-    )
+        8, 12, 3, 5, "fp16", "float32", 100, 128, "dsp", "lut", "short", False, 321, 5, 64, 70, 80,
+        32, 3,
+    )  # fmt: skip
     assert HardwareConfig.load(str(path)) == config
     path.write_text(config.dumps())
     assert HardwareConfig.load(path) == config
@@ -61,8 +63,9 @@ def test_defaults(tmp_path: Path):
     path = tmp_path / "hw.toml"
     path.write_text("rows = 1\ncols = 128\n")
     assert HardwareConfig.load(path) == HardwareConfig(
-        1, 128, 4, 4, "bf16", "float32", 512, 64, "lut", "dsp", True, 4096, 8, 128, 64, 64, 16, 8
-    )
+        1, 128, 4, 4, "bf16", "float32", 512, 64, "lut", "dsp", "balanced", True, 4096, 8, 128, 64,
+        64, 16, 8,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,15 @@ def test_defaults(tmp_path: Path):
             "weight_bits = 8\nmultiplier = 'packed18'",
             "multiplier 'packed18' needs 2 * weight_bits + act_bits + 1 of at most 18, not 21",
         ),
-        ("scale_multiplier = false", "scale_multiplier must be one of 'lut', 'dsp', not False"),
+        (
+            "scale_multiplier = false",
+            "scale_multiplier must be one of 'lut', 'dsp', 'ecp5-dsp', not False",
+        ),
+        (
+            "scale = 'fp32'\nscale_multiplier = 'ecp5-dsp'",
+            "multiplier 'ecp5-dsp' of scale units takes 18 bits at most, not 24",
+        ),
+        ("pipeline = 'long'", "pipeline must be one of 'balanced', 'short', 'fast', not 'long'"),
         ("clamp = 1", "clamp must be one of False, True, not 1"),
         (
             "buffer_depth = 15",

@@ -1,5 +1,6 @@
 """`ProductSpec`, `AddSpec` and `ScaleUnitSpec`: tight widths, exact products, sums and maxima."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -8,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.fixed import FixedFormat
 from shiftcore.golden.floats import FLOAT32, SCALE_FORMATS, FloatFormat
-from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
+from shiftcore.golden.scale_unit import (
+    AddSpec,
+    FixedAddSpec,
+    FixedProductSpec,
+    ProductSpec,
+    ScaleUnitSpec,
+)
 from shiftcore.tests.golden.exact import nearest, pattern, power
 from shiftcore.tests.hw.operands import (
     adversarial_pairs,
@@ -203,6 +211,23 @@ def test_latencies(rows: int, bits: int, latency: int):
     assert spec.form == FLOAT32
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "accumulator", "stages"),
+    [
+        ("short", "float32", (2, 4, 1, 6, 6)),
+        ("short", "fixed32", (1, 1, 0, 2, 3)),
+        ("fast", "float32", (6, 9, 3, 15, 13)),
+        ("fast", "fixed32", (6, 4, 3, 10, 8)),
+    ],
+)
+def test_latencies_follow_from_the_cuts(pipeline: str, accumulator: str, stages: tuple[int, ...]):
+    config = HardwareConfig(16, 4, accumulator=accumulator, pipeline=pipeline)
+    spec, engine = config.scale_unit, config.engine
+    found = spec.product.latency, spec.add.latency, spec.read_stage, spec.write_stage, spec.revisit
+    assert found == stages
+    assert engine.retire_cycles == 16 + 4 + spec.write_stage + 3
+
+
 PRODUCT = ProductSpec(10, 8, 4)
 
 
@@ -215,7 +240,28 @@ PRODUCT = ProductSpec(10, 8, 4)
         (lambda: ProductSpec(10, 25, 4), r"scale_bits must be 1 to 24, not 25"),
         (
             lambda: ProductSpec(10, 8, 4, FLOAT32, "gate"),  # pyright: ignore[reportArgumentType]
-            r"multiplier must be 'lut' or 'dsp', not 'gate'",
+            r"multiplier must be one of 'lut', 'dsp', 'ecp5-dsp', not 'gate'",
+        ),
+        (
+            lambda: ProductSpec(20, 8, 4, multiplier="ecp5-dsp"),
+            r"multiplier 'ecp5-dsp' of scale units takes 18 bits at most, not 19",
+        ),
+        (
+            lambda: FixedProductSpec(12, 11, 4, FixedFormat(24), "ecp5-dsp"),
+            r"multiplier 'ecp5-dsp' of scale units takes 18 bits at most, not 19",
+        ),
+        (
+            lambda: FixedAddSpec(FixedFormat(24), ("add", "choose")),
+            r"cuts must be some of 'compare', 'choose', 'add', 'saturate', in this order, "
+            r"not \('add', 'choose'\)",
+        ),
+        (
+            lambda: ScaleUnitSpec(PRODUCT, AddSpec(), cuts=("write",)),
+            r"cuts must be some of 'read', 'choose', in this order, not \('write',\)",
+        ),
+        (
+            lambda: ScaleUnitSpec(replace(PRODUCT, cuts=("fine", "round")), AddSpec()),
+            r"the product must take the 2 cycles of a fetch or more, not 1",
         ),
         (lambda: ScaleUnitSpec(PRODUCT, AddSpec(), 1), r"depth must be at least 2, not 1"),
         (
