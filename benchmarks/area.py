@@ -56,7 +56,8 @@ class Columns(wiring.Component):
                 m.d.comb += inner.eq(outer) if member.flow == wiring.In else outer.eq(inner)
         moving = [name for name in ("wave", "saturated") if f"i_{name}" in self.signature.members]
         left = {name: getattr(self, f"i_{name}") for name in moving}
-        shared = ("i_scale", "i_bias", "i_drain_address", "i_drain_enable")
+        kept = ("i_scale", "i_bias", "i_drain_")
+        shared = [name for name in self.signature.members if name.startswith(kept)]
         for c, unit in enumerate(self.units):
             m.submodules[f"unit_{c}"] = unit
             m.d.comb += [
@@ -95,6 +96,7 @@ def designs() -> list[Design]:
     config = HardwareConfig(rows=16, cols=16)
     column = HardwareConfig(rows=16, cols=1)
     small = replace(config, multiplier="ecp5-carry", accumulator="fixed32")
+    fast = replace(small, cols=1, scale_multiplier="ecp5-dsp", pipeline="ecp5-fast")
     found = [
         Design("PE, last row", lambda: ProcessingElement(config.array, 15), 1),
         Design(
@@ -144,6 +146,7 @@ def designs() -> list[Design]:
         Design("requantizer, 32-bit fixed point", lambda: Requantizer(small.requantizer)),
         Design("column of 16, scale unit", lambda: Columns(column), 16, least_mhz=140),
         Design("column of 16, fixed point", lambda: Columns(replace(small, cols=1)), 16),
+        Design("column of 16, ECP5's registers", lambda: Columns(fast), 16, least_mhz=190),
         *(
             Design(
                 f"array {rows}×16 with scale units, fixed point",

@@ -170,7 +170,7 @@ class HardwareConfig:
     @property
     def families(self) -> dict[str, str]:
         """Keys that ask for cells of a vendor, and the FPGA family that has them."""
-        chosen = {key: getattr(self, key) for key in ("multiplier", "scale_multiplier")}
+        chosen = {key: getattr(self, key) for key in ("multiplier", "scale_multiplier", "pipeline")}
         return {key: "ecp5" for key, choice in chosen.items() if choice.startswith("ecp5")}
 
     @property
@@ -195,7 +195,8 @@ class HardwareConfig:
         )
         cuts = PIPELINES[self.pipeline]
         product = product_spec(block, form, self.scale_multiplier, cuts)
-        return ScaleUnitSpec(product, add_spec(form, cuts), self.accumulator_depth, cuts.fetch)
+        add, depth = add_spec(form, cuts), self.accumulator_depth
+        return ScaleUnitSpec(product, add, depth, cuts.fetch, cuts.memory)
 
     @property
     def requantizer(self) -> RequantizerSpec:

@@ -30,7 +30,7 @@ class EngineSpec:
     @property
     def drain_cycles(self) -> int:
         """Cycles from a drain to its raw row, or to the requantizer."""
-        return 1 + self.clamp
+        return max(self.scale_unit.drain_cycles, 1 + self.clamp)
 
     @property
     def wave_delay(self) -> int:

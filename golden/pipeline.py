@@ -6,9 +6,10 @@ depends on it follows. A preset names the cuts of all units.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-__all__ = ["BALANCED", "PIPELINES", "Pipeline", "Pipelined", "check_cuts"]
+__all__ = ["BALANCED", "PIPELINES", "AccumulatorMemory", "Pipeline", "Pipelined", "check_cuts"]
 
 
 def check_cuts(cuts: tuple[str, ...], steps: tuple[str, ...]) -> None:
@@ -16,6 +17,9 @@ def check_cuts(cuts: tuple[str, ...], steps: tuple[str, ...]) -> None:
     if tuple(step for step in steps if step in cuts) != cuts:
         listed = ", ".join(map(repr, steps))
         raise ValueError(f"cuts must be some of {listed}, in this order, not {cuts!r}")
+
+
+AccumulatorMemory = Literal["ecp5"] | None
 
 
 class Pipelined:
@@ -44,6 +48,7 @@ class Pipeline:
     product, add : of floating-point accumulators
     fixed_product, fixed_add : of fixed-point ones
     fetch : of reading an accumulator
+    memory : of the accumulators, see :class:`~shiftcore.golden.scale_unit.ScaleUnitSpec`
     """
 
     product: tuple[str, ...]
@@ -51,6 +56,7 @@ class Pipeline:
     fixed_product: tuple[str, ...]
     fixed_add: tuple[str, ...]
     fetch: tuple[str, ...]
+    memory: AccumulatorMemory = None
 
 
 BALANCED = Pipeline(
@@ -62,6 +68,14 @@ BALANCED = Pipeline(
     ("choose",),
 )  # fmt: skip
 
+FAST = Pipeline(
+    ("magnitude", "coarse", "fine", "multiply", "deliver", "normalize", "round", "saturate"),
+    BALANCED.add,
+    ("exponents", "fine", "multiply", "deliver", "coarse", "round"),
+    BALANCED.fixed_add,
+    ("read", "choose"),
+)
+
 PIPELINES: Mapping[str, Pipeline] = {
     "balanced": BALANCED,
     "short": Pipeline(
@@ -71,12 +85,8 @@ PIPELINES: Mapping[str, Pipeline] = {
         ("choose",),
         (),
     ),
-    "fast": Pipeline(
-        ("magnitude", "coarse", "fine", "multiply", "deliver", "normalize", "round", "saturate"),
-        BALANCED.add,
-        ("exponents", "fine", "multiply", "deliver", "coarse", "round"),
-        BALANCED.fixed_add,
-        ("read", "choose"),
-    ),
+    "fast": FAST,
+    "ecp5-fast": replace(FAST, memory="ecp5"),
 }
-"""The presets by name: "short" for small, slow devices, "fast" for the clock of ECP5."""
+"""The presets by name: "short" for small, slow devices, "fast" for devices whose block RAMs and DSP
+blocks have registers of their own, "ecp5-fast" the same with block RAMs of ECP5 instantiated."""

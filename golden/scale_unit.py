@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from .bfp import unit_exponent
 from .fixed import AccumulatorFormat, FixedFormat
 from .floats import FLOAT32, FloatFormat
-from .pipeline import BALANCED, Pipeline, Pipelined, check_cuts
+from .pipeline import BALANCED, AccumulatorMemory, Pipeline, Pipelined, check_cuts
 
 __all__ = [
     "MULTIPLIERS",
@@ -30,6 +30,8 @@ MULTIPLIERS: tuple[Multiplier, ...] = get_args(Multiplier)
 """Forms of the multiplication by a scale."""
 BLOCK_BITS = 18
 """Widest operand of MULT18X18D, the multiplier of ECP5's DSP blocks."""
+BLOCK_RAM_WIDTHS = {512: 36, 1024: 18, 2048: 9, 4096: 4, 8192: 2, 16384: 1}
+"""Words of DP16KD, ECP5's block RAM, and their bits."""
 
 
 @dataclass(frozen=True)
@@ -303,13 +305,16 @@ class ScaleUnitSpec:
     ----------
     product, add : the two arithmetic units; both in the accumulator's format
     depth : accumulators of the column, 2 or more
-    cuts : steps of the fetch after which there are registers
+    cuts : steps of the fetch after which there are registers; after "read" the drain has one, too
+    memory : the FPGA family whose block RAMs are instantiated, with the registers after "read"
+        inside; None leaves the memory to the synthesizer
     """
 
     product: ProductSpec | FixedProductSpec
     add: AddSpec | FixedAddSpec
     depth: int = 512
     cuts: tuple[str, ...] = BALANCED.fetch
+    memory: AccumulatorMemory = None
 
     def __post_init__(self) -> None:
         if self.depth < 2:
@@ -317,6 +322,13 @@ class ScaleUnitSpec:
         if self.product.form != self.add.form:
             raise ValueError("product and adder must have one format")
         check_cuts(self.cuts, ("read", "choose"))
+        if self.memory == "ecp5" and "read" not in self.cuts:
+            raise ValueError(f"memory 'ecp5' needs the cut 'read', not {self.cuts!r}")
+        if self.memory == "ecp5" and self.depth > max(BLOCK_RAM_WIDTHS):
+            raise ValueError(
+                f"block RAMs of ECP5 hold {max(BLOCK_RAM_WIDTHS)} accumulators at most, "
+                f"not {self.depth}"
+            )
         if self.read_stage < 0:
             raise ValueError(
                 f"the product must take the {self.fetch_cycles} cycles of a fetch or more, "
@@ -335,6 +347,11 @@ class ScaleUnitSpec:
     def fetch_cycles(self) -> int:
         """Cycles from the read of an accumulator to the adder."""
         return 1 + len(self.cuts)
+
+    @property
+    def drain_cycles(self) -> int:
+        """Cycles that a read for the drain takes."""
+        return 1 + ("read" in self.cuts)
 
     @property
     def read_stage(self) -> int:

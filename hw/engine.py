@@ -91,7 +91,7 @@ class Engine(wiring.Component):
 
     **Latency**: the first pixel of the first pass is issued ``spec.load_cycles(start)`` cycles
     after its first beat; a pixel is in the accumulators ``spec.retire_cycles`` cycles after its
-    issue; a raw row leaves ``1 + spec.clamp`` cycles after its drain is accepted.
+    issue; a raw row leaves ``spec.drain_cycles`` cycles after its drain is accepted.
     **Throughput**: a pass of P pixels takes ``max(P, spec.load_cycles(start of the next pass),
     spec.pass_cycles)`` cycles, and as many more as keep two updates of one accumulator
     ``spec.scale_unit.revisit`` cycles apart; one row is drained a cycle.
@@ -154,8 +154,9 @@ class Engine(wiring.Component):
         ]
 
         fetch, fetched = Signal(), Signal()
+        inside = spec.scale_unit.drain_cycles > 1
         drain = Signal(drain_layout(spec), reset_less=True)
-        columns, saturated = [], Const(0, 1)
+        units, columns, saturated = [], [], Const(0, 1)
         for c in range(spec.array.cols):
             unit = place(
                 m, platform, f"scale_unit_{c}", "scale_unit", partial(ScaleUnit, spec.scale_unit)
@@ -168,6 +169,7 @@ class Engine(wiring.Component):
                 unit.i_drain_address.eq(self.i_drain.payload.address),
                 unit.i_drain_enable.eq(fetch),
             ]
+            units.append(unit)
             wave = unit.o_wave
             columns.append(unit.o_drain)
             if fixed:
@@ -180,11 +182,17 @@ class Engine(wiring.Component):
         free = Signal()
         valid, row, values = fetched, drain, Cat(*columns)
         if spec.clamp:
-            clamped = Cat(*(_clamped(column, self.i_limits, form) for column in columns))
-            stage = Signal(name="valid_2"), Signal.like(drain, name="drain_2"), Signal.like(clamped)
+            values = Cat(*(_clamped(column, self.i_limits, form) for column in columns))
+        if spec.drain_cycles > 1:
+            # The second register of the numbers is after the clamp, or else that of the memories.
+            stage = [Signal(name="valid_2"), Signal.like(drain, name="drain_2")]
+            if inside:
+                m.d.comb += [unit.i_drain_move.eq(free) for unit in units]
+            else:
+                stage.append(Signal.like(values))
             with m.If(free):
-                m.d.sync += [s.eq(v) for s, v in zip(stage, (valid, row, clamped), strict=True)]
-            valid, row, values = stage
+                m.d.sync += [s.eq(v) for s, v in zip(stage, (valid, row, values), strict=False)]
+            valid, row, values = *stage, *[values][: 3 - len(stage)]
         m.d.comb += [
             free.eq(~valid | Mux(row.raw, self.o_raw.ready, requantizer.i.ready)),
             self.i_drain.ready.eq(free & ~(self.i_drain.payload.wait & issue.o_busy)),

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 from ..golden.fixed import AccumulatorFormat, FixedFormat
 from ..golden.scale_unit import AddSpec, FixedAddSpec, FixedProductSpec, ProductSpec, ScaleUnitSpec
 from .adder import FloatAdder
+from .block_ram import RegisteredMemory
 from .cuts import Cut
 from .delay import delayed
 from .fixed_adder import FixedAdder
@@ -65,7 +66,7 @@ class ScaleUnit(wiring.Component):
 
     **Latency**: a block sum, one cycle after its wave, is in the memory ``spec.write_stage + 1``
     cycles later; the same accumulator may be updated again ``spec.revisit`` cycles after a sum.
-    A read of ``i_drain_address`` takes one cycle.
+    A read of ``i_drain_address`` takes ``spec.drain_cycles``.
     **Throughput**: one block sum and one drain read a cycle.
 
     Members
@@ -76,6 +77,7 @@ class ScaleUnit(wiring.Component):
     i_saturated, o_saturated : of fixed point, whether a pixel saturated an accumulator of a column
         to the left, of this one or one to the left; ``spec.write_stage + 1`` cycles after the sums
     i_drain_address, i_drain_enable, o_drain : the second read port
+    i_drain_move : where it has an output register, that takes what was read
     """
 
     def __init__(self, spec: ScaleUnitSpec):
@@ -90,6 +92,8 @@ class ScaleUnit(wiring.Component):
             "i_drain_enable": In(1),
             "o_drain": Out(accumulator_shape(spec.form)),
         }
+        if spec.drain_cycles > 1:
+            members["i_drain_move"] = In(1)
         if isinstance(spec.form, FixedFormat):
             members |= {"i_saturated": In(1), "o_saturated": Out(1)}
         super().__init__(members)
@@ -127,18 +131,20 @@ class ScaleUnit(wiring.Component):
 
         # What a read returns in the cycle of a write to the same address is never used: pixels are
         # issued `spec.revisit` cycles apart and a drain waits for them.
-        m.submodules.memory = memory = Memory(
-            shape=spec.form.storage_bits, depth=spec.depth, init=[], attrs={"no_rw_check": True}
-        )
+        size, registered = spec.form.storage_bits, "read" in spec.cuts
+        if registered:
+            memory = RegisteredMemory(size, spec.depth, instanced=spec.memory == "ecp5")
+        else:
+            memory = Memory(shape=size, depth=spec.depth, init=[], attrs={"no_rw_check": True})
+        m.submodules.memory = memory
         fetch = memory.read_port()
         m.d.comb += [fetch.addr.eq(address), fetch.en.eq(1)]
         bias = Signal(form, reset_less=True)
         with m.If(valid & first & start):
             m.d.sync += bias.eq(constant(self.i_bias, spec.form))
-        fetched = Cut(m, "read" in spec.cuts)("fetched", fetch.data)
         started = delayed(m, start, 1, "start_fetched")
         chosen = Cut(m, "choose" in spec.cuts)
-        operand = chosen.signal("operand", Mux(started, Value.cast(bias), fetched), form)
+        operand = chosen.signal("operand", Mux(started, Value.cast(bias), fetch.data), form)
 
         m.submodules.adder = adder = _adder(spec.add)
         m.d.comb += [
@@ -164,4 +170,6 @@ class ScaleUnit(wiring.Component):
             drain.en.eq(self.i_drain_enable),
             self.o_drain.eq(drain.data),
         ]
+        if registered:
+            m.d.comb += [fetch.move.eq(1), drain.move.eq(self.i_drain_move)]
         return m

@@ -11,6 +11,7 @@ import pytest
 from shiftcore.estimate.cycles import closed_form, engine_cycles
 from shiftcore.golden.passes import Drain
 from shiftcore.golden.pipeline import PIPELINES
+from shiftcore.golden.scale_unit import MULTIPLIERS
 from shiftcore.sim.campaign import Case, campaign_config, run_work, work_of
 from shiftcore.sim.harness import engine_job
 from shiftcore.sim.random_work import random_passes
@@ -50,9 +51,8 @@ def test_configurations_cover_every_width_and_format() -> None:
     assert {c.weight_bits for c in configs} == set(range(2, 9))
     assert {c.act_bits for c in configs} == set(range(2, 9))
     assert {c.scale for c in configs} == {"bf16", "e8m0", "fp16", "fp32"}
-    assert {(c.pipeline, c.scale_multiplier) for c in configs} >= {
-        (pipeline, multiplier) for pipeline in PIPELINES for multiplier in ("dsp", "ecp5-dsp")
-    }
+    assert {c.pipeline for c in configs} == set(PIPELINES)
+    assert {c.scale_multiplier for c in configs} == set(MULTIPLIERS)
     assert all(c.rows * c.cols <= 64 for c in configs)
     assert any(c.cols > c.rows for c in configs)
     assert any(c.cols < c.rows for c in configs)

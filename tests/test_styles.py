@@ -39,7 +39,7 @@ def ternary(network: QuantizedNetwork) -> QuantizedNetwork:
         replace(SMALL, rows=3, cols=2, multiplier="ecp5-carry"),
         replace(SMALL, multiplier="packed18"),
         TERNARY,
-        replace(SMALL, scale_multiplier="ecp5-dsp", pipeline="fast"),
+        replace(SMALL, scale_multiplier="ecp5-dsp", pipeline="ecp5-fast"),
         replace(SMALL, rows=3, accumulator="fixed24", pipeline="short"),
     ],
     ids=lambda config: f"{config.multiplier}-{config.pipeline}",
@@ -71,6 +71,10 @@ def test_cells_of_another_family_are_refused(style):
         message = "^scale_multiplier 'ecp5-dsp' instantiates cells of ecp5, not of this$"
         with pytest.raises(ValueError, match=message):
             check_primitives(replace(SMALL, scale_multiplier="ecp5-dsp"), family, "this")
+        message = "^pipeline 'ecp5-fast' instantiates cells of ecp5, not of this$"
+        with pytest.raises(ValueError, match=message):
+            check_primitives(replace(SMALL, pipeline="ecp5-fast"), family, "this")
+        check_primitives(replace(SMALL, pipeline="fast"), family, "this")
 
 
 @pytest.mark.parametrize(

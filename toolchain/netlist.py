@@ -14,6 +14,7 @@ from .yosys import CACHE, ToolError, content_hash, keep, recall, run_yosys, tool
 __all__ = [
     "FAMILIES",
     "MODELS",
+    "PRIMITIVES",
     "Netlist",
     "cell_models",
     "models_hash",
@@ -24,7 +25,7 @@ __all__ = [
 MODELS = Path(__file__).parent / "cells"
 """The models of cells that yosys ships none of, and of ``PRIMITIVES``."""
 
-PRIMITIVES = ("CCU2C", "MULT18X18D")
+PRIMITIVES = ("CCU2C", "DP16KD", "MULT18X18D")
 """Vendors' cells that the RTL instantiates where the configuration asks for them."""
 
 FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {

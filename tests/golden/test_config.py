@@ -117,7 +117,14 @@ def test_defaults(tmp_path: Path):
             "scale = 'fp32'\nscale_multiplier = 'ecp5-dsp'",
             "multiplier 'ecp5-dsp' of scale units takes 18 bits at most, not 24",
         ),
-        ("pipeline = 'long'", "pipeline must be one of 'balanced', 'short', 'fast', not 'long'"),
+        (
+            "pipeline = 'long'",
+            "pipeline must be one of 'balanced', 'short', 'fast', 'ecp5-fast', not 'long'",
+        ),
+        (
+            "accumulator_depth = 16385\npipeline = 'ecp5-fast'",
+            "block RAMs of ECP5 hold 16384 accumulators at most, not 16385",
+        ),
         ("clamp = 1", "clamp must be one of False, True, not 1"),
         (
             "buffer_depth = 15",

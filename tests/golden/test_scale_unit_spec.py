@@ -263,6 +263,10 @@ PRODUCT = ProductSpec(10, 8, 4)
             lambda: ScaleUnitSpec(replace(PRODUCT, cuts=("fine", "round")), AddSpec()),
             r"the product must take the 2 cycles of a fetch or more, not 1",
         ),
+        (
+            lambda: ScaleUnitSpec(PRODUCT, AddSpec(), memory="ecp5"),
+            r"memory 'ecp5' needs the cut 'read', not \('choose',\)",
+        ),
         (lambda: ScaleUnitSpec(PRODUCT, AddSpec(), 1), r"depth must be at least 2, not 1"),
         (
             lambda: ScaleUnitSpec(PRODUCT, AddSpec(FloatFormat(8, 7))),

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from amaranth.lib.wiring import Component
+from amaranth.hdl import Module
+from amaranth.lib.wiring import Component, In, Out
 
 from shiftcore.hw import carry_chain
+from shiftcore.hw.cuts import Cut
+from shiftcore.hw.dsp_block import block_product
 from shiftcore.sim import runner
 from shiftcore.sim.pipeline_bench import PipelineJob
 from shiftcore.sim.runner import SimulationError, simulate
@@ -257,6 +260,38 @@ def test_the_carry_cell_is_that_of_yosys(inject, tmp_path):
         compare(ours.replace("INIT1[{2'b00", "INIT1[{2'b11"))
 
 
+class Products(Component):
+    """Of `a` and `b`, in a DSP block with each choice of registers; signed and unsigned."""
+
+    CHOICES = tuple(itertools.product((False, True), repeat=4))
+
+    def __init__(self):
+        outputs = {f"o_{k}": Out(36) for k in range(len(self.CHOICES))}
+        super().__init__({"i_a": In(18), "i_b": In(18), **outputs})
+
+    def elaborate(self, platform):
+        m = Module()
+        for k, (sign, *registered) in enumerate(self.CHOICES):
+            m.submodules[f"block_{k}"] = part = Module()
+            a, b = (x.as_signed() if sign else x for x in (self.i_a, self.i_b))
+            product = block_product(part, a, b, *(Cut(part, each) for each in registered))
+            m.d.comb += getattr(self, f"o_{k}").eq(product)
+        return m
+
+
+def test_the_multiplier_with_each_choice_of_registers(simulator):
+    rng, count = np.random.default_rng(18), 300
+    a, b = rng.integers(0, 1 << 18, (2, count)).tolist()
+    a[:4], b[:4] = [0x20000, 0x20000, 0x3FFFF, 0x1FFFF], [0x20000, 0x1FFFF, 0x3FFFF, 0x20000]
+    names = tuple(f"o_{k}" for k in range(len(Products.CHOICES)))
+    job = PipelineJob({"i_a": a + [0] * 4, "i_b": b + [0] * 4}, names)
+    found = simulate(Products, bench="pipeline_bench", job=job, simulator=simulator)
+    for name, (sign, *registered) in zip(names, Products.CHOICES, strict=True):
+        x, y = ([v - (v >> 17 << 18) * sign for v in each] for each in (a, b))
+        right = [p * q & (1 << 36) - 1 for p, q in zip(x, y, strict=True)]
+        assert found[name][sum(registered) :][:count] == right, (sign, registered)
+
+
 @pytest.mark.parametrize("port", ["A", "B"])
 def test_a_parameter_that_is_wrong_is_found(port, read):
     before = rf"DATA_WIDTH_{port}\(32'd18"
@@ -284,7 +319,7 @@ def test_a_model_that_is_wrong_is_found(read, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("family", "before", "after", "message"),
     [
-        ("ecp5", 'REGMODE_B("NOREG', 'REGMODE_B("OUTREG', "REGMODE_B must be NOREG, not OUTREG"),
+        ("ecp5", 'REGMODE_B("NOREG', 'REGMODE_B("IN', "REGMODE_B must be NOREG or OUTREG, not IN"),
         ("ecp5", 'CLKAMUX("CLKA', 'CLKAMUX("INV', "CLKAMUX must be CLKA, not INV"),
         ("ecp5", "DATA_WIDTH_B(32'd18", "DATA_WIDTH_B(32'd36", "DATA_WIDTH_A must be 36"),
         ("ecp5", 'GSR("DISABLED', 'WID("3', "Parameter not found: 'WID'"),

@@ -91,7 +91,8 @@ def test_every_form_of_products(scale_bits, simulator):
         some = tuple(step for step in spec.STEPS if rng.random() < 0.5)
         specs.append(replace(spec, multiplier=multiplier, cuts=some))
     operands = fixed_products(spec, rng, 5_000)
-    names, widths = ("i_sum", "i_scale", "i_exponent", "i_signed"), (12, scale_bits + 8, 8, 1)
+    names: tuple[str, ...] = ("i_sum", "i_scale", "i_exponent", "i_signed")
+    widths = (12, scale_bits + 8, 8, 1)
     inputs = dict(zip(names, zip(operands, widths, strict=True), strict=True))
     sums, scales, fields, is_signed = operands
     right = patterns(spec.compute(sums, scale_values(spec, scales), fields, is_signed), form)

@@ -9,8 +9,16 @@ import pytest
 from shiftcore.compiler.network import compile_network
 from shiftcore.golden.array import ArraySpec
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.fixed import FixedFormat
+from shiftcore.golden.pipeline import PIPELINES
 from shiftcore.golden.requantizer import RequantizerSpec
-from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
+from shiftcore.golden.scale_unit import (
+    AddSpec,
+    FixedAddSpec,
+    FixedProductSpec,
+    ProductSpec,
+    ScaleUnitSpec,
+)
 from shiftcore.hw.array import SystolicArray
 from shiftcore.hw.scale_unit import ScaleUnit
 from shiftcore.hw.verilog import TOP
@@ -91,6 +99,18 @@ def test_forms_of_elements(family, style, cell):
 def test_scale_unit_in_block_ram(family, monkeypatch):
     spec = ScaleUnitSpec(ProductSpec(6, 8, 2), AddSpec(), 512)
     assert HARD[family] <= {*synthesized(verilog_of(ScaleUnit, spec), "dut", family).cells}
+    monkeypatch.setattr(test_scale_unit, "SPECS", [spec])
+    test_scale_unit.test_random_waves("verilator")
+
+
+@pytest.mark.parametrize("family", ["ecp5"], indirect=True)
+def test_scale_unit_of_instances(family, monkeypatch):
+    """DSP block and block RAMs with their registers; the RTL's own models are simpler ones."""
+    form, cuts = FixedFormat(24), PIPELINES["ecp5-fast"]
+    product = FixedProductSpec(6, 8, 2, form, "ecp5-dsp", cuts.fixed_product)
+    spec = ScaleUnitSpec(product, FixedAddSpec(form, cuts.fixed_add), 300, cuts.fetch, cuts.memory)
+    cells = synthesized(verilog_of(ScaleUnit, spec), "dut", family).cells
+    assert (cells["MULT18X18D"], cells["DP16KD"]) == (1, 2)
     monkeypatch.setattr(test_scale_unit, "SPECS", [spec])
     test_scale_unit.test_random_waves("verilator")
 

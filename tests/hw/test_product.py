@@ -111,10 +111,9 @@ def test_every_form(spec, simulator):
         some = tuple(step for step in spec.STEPS if rng.random() < 0.5)
         specs.append(replace(spec, multiplier=multiplier, cuts=some))
     operands = random_products(spec, rng, 4_000)
-    inputs = dict(
-        zip(("i_sum", "i_scale", "i_exponent", "i_signed"),
-            zip(operands, (spec.sum_bits, spec.scale_bits + 8, 8, 1), strict=True), strict=True)
-    )  # fmt: skip
+    names: tuple[str, ...] = ("i_sum", "i_scale", "i_exponent", "i_signed")
+    widths = (spec.sum_bits, spec.scale_bits + 8, 8, 1)
+    inputs = dict(zip(names, zip(operands, widths, strict=True), strict=True))
     right = golden(spec, *operands)
     assert len(np.unique(right)) > 1_000
     assert len({form.latency for form in specs}) >= 4

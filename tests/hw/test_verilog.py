@@ -20,6 +20,7 @@ from shiftcore.golden.registers import configuration_hash
 from shiftcore.golden.scale_unit import AddSpec
 from shiftcore.hw.adder import FloatAdder
 from shiftcore.hw.verilog import TOP, WAIVERS, accelerator_ports, accelerator_verilog, emit
+from shiftcore.toolchain.netlist import PRIMITIVES, with_primitives
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [
@@ -112,6 +113,23 @@ def test_slang_has_nothing_to_say(written):
     assert driver.parseAllSources()
     driver.reportCompilation(driver.createCompilation(), True)
     assert driver.reportDiagnostics(True)
+
+
+def test_instances_and_their_models_are_taken(tmp_path):
+    """By each tool, of the cells of ECP5 that a configuration can ask for."""
+    config = HardwareConfig(
+        2, 2, multiplier="ecp5-carry", scale_multiplier="ecp5-dsp", pipeline="ecp5-fast"
+    )
+    text = with_primitives(accelerator_verilog(config))
+    assert all(f"\nmodule {cell} #(" in text for cell in PRIMITIVES)
+    path = tmp_path / "all.sv"
+    path.write_text(text, encoding="utf-8")
+    test_icarus_has_nothing_to_say((config, path), tmp_path)
+    test_slang_has_nothing_to_say((config, path))
+    # The models have parameters and pins that are not used.
+    quiet = "/* verilator lint_off UNUSEDPARAM */\n/* verilator lint_off WIDTHCONCAT */\n"
+    path.write_text(quiet + text, encoding="utf-8")
+    test_verilator_has_nothing_to_say((config, path))
 
 
 def test_names_are_plain_and_say_where_they_come_from(written):

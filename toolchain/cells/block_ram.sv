@@ -5,6 +5,9 @@
     if (name != value) $fatal(1, `"name must be value, not %0d`", name);
 `define MUST_SAY(name, value) \
     if (name != `"value`") $fatal(1, `"name must be value, not %s`", name);
+`define MUST_SAY_EITHER(name, one, other) \
+    if (name != `"one`" && name != `"other`") \
+        $fatal(1, `"name must be one or other, not %s`", name);
 
 // Sixteen parameters, numbered in hexadecimal: to declare them, and all in one word, number 0 lowest.
 `define DECLARED(name) \

@@ -28,8 +28,8 @@ module DP16KD #(
     output DOB0, DOB1, DOB2, DOB3, DOB4, DOB5, DOB6, DOB7, DOB8, DOB9, DOB10, DOB11, DOB12, DOB13,
     DOB14, DOB15, DOB16, DOB17
 );
-    `MUST_SAY(REGMODE_A, NOREG)
-    `MUST_SAY(REGMODE_B, NOREG)
+    `MUST_SAY_EITHER(REGMODE_A, NOREG, OUTREG)
+    `MUST_SAY_EITHER(REGMODE_B, NOREG, OUTREG)
     `MUST_SAY(CSDECODE_A, 0b000)
     `MUST_SAY(CSDECODE_B, 0b000)
     `MUST_SAY(CLKAMUX, CLKA)
@@ -52,7 +52,8 @@ module DP16KD #(
     wire [1:0] enable = {CEB & ~CSB0 & ~CSB1 & ~CSB2, CEA & ~CSA0 & ~CSA1 & ~CSA2};
     wire [1:0] writing = {WEB, WEA};
     wire [1:0] reset = {RSTB, RSTA};
-    wire [1:0][71:0] q;
+    wire [1:0][71:0] q, read;
+    bit [1:0][71:0] held;
 
     // Enables of bytes take the place of address bits that a wide word does not need.
     function automatic bit [7:0] bytes(int width, bit [3:0] low);
@@ -82,7 +83,13 @@ module DP16KD #(
     };
     initial for (int k = 0; k < 1024; k++) ram.memory[18*k+:18] = WORDS[20*k+:18];
 
+    assign read = {
+        REGMODE_B == "NOREG" ? q[1] : held[1], REGMODE_A == "NOREG" ? q[0] : held[0]
+    };
     always @(posedge clock) begin
+        if (OCEA) held[0] <= q[0];
+        if (OCEB) held[1] <= q[1];
+        if (reset != 0 && read != q) $fatal(1, "%m: an output register must not be reset");
         if ({CEB & ~CLKB, CEA & ~CLKA} != 0) $fatal(1, "%m: CLKA and CLKB must be one clock");
         if (reset != 0 && RESETMODE != "SYNC") $fatal(1, "%m: RESETMODE must be SYNC for a reset");
         if ((reset & enable & writing) != 0) $fatal(1, "%m: a reset must not meet a write");
@@ -91,9 +98,9 @@ module DP16KD #(
     assign {
         DOB17, DOB16, DOB15, DOB14, DOB13, DOB12, DOB11, DOB10, DOB9, DOB8, DOB7, DOB6, DOB5, DOB4,
         DOB3, DOB2, DOB1, DOB0
-    } = DATA_WIDTH_B == 36 ? q[1][35:18] : q[1][17:0];
+    } = DATA_WIDTH_B == 36 ? read[1][35:18] : read[1][17:0];
     assign {
         DOA17, DOA16, DOA15, DOA14, DOA13, DOA12, DOA11, DOA10, DOA9, DOA8, DOA7, DOA6, DOA5, DOA4,
         DOA3, DOA2, DOA1, DOA0
-    } = DATA_WIDTH_B == 36 ? q[1][17:0] : q[0][17:0];
+    } = DATA_WIDTH_B == 36 ? read[1][17:0] : read[0][17:0];
 endmodule

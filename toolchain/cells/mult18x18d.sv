@@ -32,7 +32,9 @@ module MULT18X18D #(
         P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0
     } = REG_OUTPUT_CLK == "NONE" ? inner : last;
 
-    always @(posedge CLK0)
-        if (RST0) {a_held, b_held, middle, last} <= 0;
-        else if (CE0) {a_held, b_held, middle, last} <= {a, b, product[35:0], inner};
+    always @(posedge CLK0) begin
+        {a_held, b_held, middle, last} <= {a, b, product[35:0], inner};
+        if (!CE0 || RST0) $fatal(1, "%m: CE0 must be 1 and RST0 0");
+        if (SOURCEA || SOURCEB) $fatal(1, "%m: SOURCEA and SOURCEB must be 0");
+    end
 endmodule
