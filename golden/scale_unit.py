@@ -141,6 +141,11 @@ class ProductSpec(Pipelined, BlockProductSpec):
         return self.magnitude_bits, self.scale_bits
 
     @property
+    def family(self) -> str | None:
+        """The FPGA family whose cells are instantiated; None if no vendor's are."""
+        return "ecp5" if self.multiplier.startswith("ecp5") else None
+
+    @property
     def magnitude_bits(self) -> int:
         return self.sum_bits - 1
 
@@ -193,6 +198,11 @@ class FixedProductSpec(Pipelined, BlockProductSpec):
     def operand_bits(self) -> tuple[int, int]:
         """Of the sum and of the significand with its sign, shifted by 7 at most; signed."""
         return self.sum_bits, self.scale_bits + 8
+
+    @property
+    def family(self) -> str | None:
+        """The FPGA family whose cells are instantiated; None if no vendor's are."""
+        return "ecp5" if self.multiplier.startswith("ecp5") else None
 
     @property
     def product_bits(self) -> int:
@@ -338,6 +348,11 @@ class ScaleUnitSpec:
     @property
     def form(self) -> AccumulatorFormat:
         return self.add.form
+
+    @property
+    def family(self) -> str | None:
+        """The FPGA family whose cells are instantiated; None if no vendor's are."""
+        return self.memory or self.product.family
 
     @property
     def address_bits(self) -> int:

@@ -120,6 +120,7 @@ _SUMS = "tests/hw/test_adder.py::test_every_pair_of_a_narrow_format"
 _PRODUCTS = (
     "tests/hw/test_product.py::test_every_narrow_product[dsp]",
     "tests/hw/test_product.py::test_float32_products[e8m0]",
+    "tests/hw/test_product.py::test_every_form[rounding]",
 )
 _DRIVEN = r"\.eq\("  # what is driven; widths of signals are often generous
 _PROGRAMS = "tests/test_accelerator_cycles.py::test_every_counter_of_random_networks_and_memories"
@@ -158,7 +159,7 @@ REGIONS = (
             ("hw/adder.py", "FloatAdder.elaborate", r"field_8|max_exponent"),
             ("hw/product.py", "FloatProduct.elaborate", r"\b(over|under|field_6|max_exponent)\b"),
         ),
-        (_PRODUCTS[0], _PRODUCTS[1], _SUMS),
+        (*_PRODUCTS, _SUMS),
     ),
     Region(
         "requantizer",
@@ -188,6 +189,7 @@ REGIONS = (
         (
             "tests/hw/test_fixed.py::test_products",
             "tests/hw/test_fixed.py::test_sums",
+            "tests/hw/test_fixed.py::test_every_form_of_products",
         ),
     ),
     Region(

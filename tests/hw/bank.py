@@ -9,7 +9,6 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from numpy.typing import ArrayLike, NDArray
 
-from shiftcore.golden.array import ArraySpec
 from shiftcore.hw.library import place
 from shiftcore.sim.pipeline_bench import PipelineJob
 from shiftcore.sim.runner import Simulator, simulate
@@ -121,7 +120,7 @@ def signed(values: ArrayLike, width: int) -> NDArray[np.int64]:
     return (field ^ (1 << (width - 1))) - (1 << (width - 1))
 
 
-def simulated(spec: ArraySpec) -> bool:
+def simulated(spec) -> bool:
     """Whether the cells of a spec are there: the RTL has models of all, a netlist its family's."""
     return spec.family in (None, os.environ.get("SHIFTCORE_NETLIST", spec.family))
 
