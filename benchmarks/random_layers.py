@@ -38,6 +38,11 @@ BUILDS = (
         *(3, 5, 2, 3, "e8m0"), accumulator_depth=200, buffer_depth=512, bus_bits=32, outstanding=4
     ),
     HardwareConfig(5, 1, 4, 8, accumulator_depth=128, buffer_depth=512, weight_fifo=40),
+    HardwareConfig(4, 3, accumulator_depth=64, buffer_depth=256, pipeline="short"),
+    HardwareConfig(
+        *(3, 4), accumulator_depth=64, buffer_depth=256, scale_multiplier="ecp5-dsp",
+        pipeline="ecp5-fast", clamp=False,
+    ),
 )  # fmt: skip
 """Each is compiled once, for all of its layers and memories."""
 

@@ -10,6 +10,7 @@ from shiftcore.golden.fixed import ACCUMULATORS, FixedFormat, Grid
 from shiftcore.golden.floats import FLOAT32, SCALE_FORMATS
 from shiftcore.golden.layers import Layer, Reduce, Term
 from shiftcore.golden.network import INPUT, QuantizedNetwork
+from shiftcore.golden.pipeline import PIPELINES
 from shiftcore.golden.vqk import VariableQuantizedKernel
 
 __all__ = ["Builder", "random_config", "random_network"]
@@ -148,7 +149,7 @@ def random_config(rng: np.random.Generator) -> HardwareConfig:
     own = np.random.default_rng([rows, cols, config.buffer_depth, config.accumulator_depth])
     if config.scale != "fp16" and own.random() < 0.5:
         config = replace(config, accumulator=str(own.choice(ACCUMULATORS[1:])))
-    return config
+    return replace(config, pipeline=str(own.choice(list(PIPELINES))))
 
 
 def _convolution(builder: Builder, source: str, raw: bool) -> str:
