@@ -92,9 +92,11 @@ def test_every_form_of_products(scale_bits, simulator):
         specs.append(replace(spec, multiplier=multiplier, cuts=some))
     specs = [form for form in specs if simulated(form)]
     operands = fixed_products(spec, rng, 5_000)
-    names: tuple[str, ...] = ("i_sum", "i_scale", "i_exponent", "i_signed")
-    widths = (12, scale_bits + 8, 8, 1)
-    inputs = dict(zip(names, zip(operands, widths, strict=True), strict=True))
+    widths = {"i_sum": 12, "i_scale": scale_bits + 8, "i_exponent": 8, "i_signed": 1}
+    inputs: dict[str, tuple[np.ndarray, int]] = {
+        name: (values, width)
+        for (name, width), values in zip(widths.items(), operands, strict=True)
+    }
     sums, scales, fields, is_signed = operands
     right = patterns(spec.compute(sums, scale_values(spec, scales), fields, is_signed), form)
     assert len(np.unique(right)) > 500

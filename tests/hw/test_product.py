@@ -112,9 +112,16 @@ def test_every_form(spec, simulator):
         specs.append(replace(spec, multiplier=multiplier, cuts=some))
     specs = [form for form in specs if simulated(form)]
     operands = random_products(spec, rng, 4_000)
-    names: tuple[str, ...] = ("i_sum", "i_scale", "i_exponent", "i_signed")
-    widths = (spec.sum_bits, spec.scale_bits + 8, 8, 1)
-    inputs = dict(zip(names, zip(operands, widths, strict=True), strict=True))
+    widths = {
+        "i_sum": spec.sum_bits,
+        "i_scale": spec.scale_bits + 8,
+        "i_exponent": 8,
+        "i_signed": 1,
+    }
+    inputs: dict[str, tuple[np.ndarray, int]] = {
+        name: (values, width)
+        for (name, width), values in zip(widths.items(), operands, strict=True)
+    }
     right = golden(spec, *operands)
     assert len(np.unique(right)) > 1_000
     assert len({form.latency for form in specs}) >= 4
