@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..golden.accelerator import PAGE_BYTES
 from ..golden.config import HardwareConfig
 from ..golden.isa import COUNT_BITS, Drain, Instruction, Load, Weights
 from ..golden.network import INPUT, QuantizedNetwork
@@ -94,7 +95,7 @@ def compile_with_plan(network: QuantizedNetwork, config: HardwareConfig) -> Comp
         tuple(instructions),
         np.frombuffer(listing.weights, np.uint8),
         tuple(listing.places),
-        _region_sizes(works, tensors, listing, scratch_beats, config),
+        _check_memory(_region_sizes(works, tensors, listing, scratch_beats, config), config),
         _input_shape(network, tensors),
         {work.layer.name: (work.layer.bias.size, *work.size) for work in works},
         network.layers[-1].name,
@@ -195,6 +196,21 @@ def _region_sizes(
         scratch,
         output,
     )
+
+
+def _check_memory(
+    sizes: tuple[int, int, int, int], config: HardwareConfig
+) -> tuple[int, int, int, int]:
+    """`sizes`, if addresses are long enough for them."""
+    spec = config.accelerator
+    pages = sum(-(-size * spec.beat_bytes // PAGE_BYTES) for size in sizes)
+    if pages * PAGE_BYTES > 1 << config.address_bits:
+        raise ValueError(
+            f"the network takes {pages * PAGE_BYTES} bytes of memory for one image, address_bits = "
+            f"{config.address_bits} has {1 << config.address_bits}: it must be at least "
+            f"{(pages * PAGE_BYTES - 1).bit_length()}"
+        )
+    return sizes
 
 
 def _traffic(program: Program) -> tuple[int, int]:

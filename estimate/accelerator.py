@@ -162,6 +162,9 @@ def _spec(config: HardwareConfig) -> np.ndarray:
         "max_stages": requantizer.max_stages,
         "requantizer_depth": requantizer.waiting_rows,
         "accumulator_depth": config.accumulator_depth,
+        "load_rows": spec.load_rows,
+        "accumulator_mask": (1 << spec.space_bits("accumulators")) - 1,
+        "offset_mask": (1 << spec.offset_bits) - 1,
         "field_beats": [spec.field_beats(op) for op in ENGINES],
     }
     found = np.zeros(1, SPEC)
@@ -183,6 +186,8 @@ def _table(program: Program) -> np.ndarray:
         part["opcode"] = kind.opcode
         for name in (*_TICKETS, *names):
             part[name] = list(map(attrgetter(name), items))
+        part["offset"] &= (1 << spec.offset_bits) - 1
+        part["accumulator"] &= (1 << spec.space_bits("accumulators")) - 1
         if kind is Load:
             fixed = np.array([item.fixed for item in items], bool)
             part["item_beats"] = np.where(fixed, spec.code_beats, spec.word_beats)

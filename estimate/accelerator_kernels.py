@@ -34,7 +34,8 @@ SPEC = _record(
     "queue_depth weight_fifo program_fifo load_fifo store_fifo instruction_beats "
     "burst_beats outstanding page_beats code_rows_beats scale_beats tile_beats biased_tile_beats "
     "cols scale_tiles bias_tiles bias_beats scale_play bias_play revisit pass_cycles "
-    "retire_cycles clamp block_rows max_stages requantizer_depth accumulator_depth",
+    "retire_cycles clamp block_rows max_stages requantizer_depth accumulator_depth "
+    "load_rows accumulator_mask offset_mask",
     field_beats=4,
 )
 """Constants of the hardware; ``code_rows_beats`` are those of a tile before its scales,
@@ -71,7 +72,7 @@ _SCALES, _BIASES, _PASSES = range(3)
 
 # Depths that the gateware fixes: queues of WEIGHTS and LOAD, instructions ahead.
 _WEIGHTS_DEPTH = 4
-_LOAD_ROWS = 16
+_ROWS_RING = 16
 _AHEAD = 4
 _QUEUE_RING = 64
 """the largest queue_depth"""
@@ -105,12 +106,14 @@ _WRITE = _record(
 )
 _MEMORY = _record("writing confirmed response responses", response_time=_FLYING)
 _SEQUENCER = _record(
-    "offset flying beat arriving full item ended image reader_free",
+    "offset asking flying beat arriving full item ended image reader_free",
     completed=_TICKETED,
     dispatched=_TICKETED,
 )
-_LOADER = _record("active row block offset first_offset item level first word beat valid completes",
-                  rows=_LOAD_ROWS, last=_LOAD_ROWS)  # fmt: skip
+_LOADER = _record(
+    "active asking row block offset first_offset item level first word beat valid completes",
+    rows=_ROWS_RING, last=_ROWS_RING,
+)  # fmt: skip
 _TILES = _record("asking address beats first level beat index", items=_WEIGHTS_DEPTH)
 _TILE_LOADER = _record("position done biased")
 _PLAYER = _record("held beat")
@@ -370,11 +373,14 @@ def _ready(sequencer, item):
 
 
 @njit(cache=True)
-def _tick_fetch(sequencer, spec, requested, taken, dispatch, ends):
+def _tick_fetch(sequencer, spec, wanted, requested, taken, dispatch, ends):
     """`taken` beats of an instruction come in; what is behind END is dropped."""
     arrived = sequencer.beat + taken == spec.instruction_beats
-    sequencer.flying += requested - arrived
+    sequencer.flying += wanted - arrived
+    if wanted:
+        sequencer.asking = 1
     if requested:
+        sequencer.asking = 0
         sequencer.offset += spec.instruction_beats
     if taken:
         sequencer.beat = 0 if arrived else sequencer.beat + taken
@@ -424,7 +430,9 @@ def _restart(sequencer):
 
 
 @njit(cache=True)
-def _tick_load(load, table, accept, item, step, last_row, last_block, beats, row, written):
+def _tick_load(
+    load, spec, table, accept, item, asked, step, last_row, last_block, beats, row, written
+):
     """`beats` are taken; `row`: the only one completes a row. The buffer takes every word at once
     where there is more than one."""
     if beats:
@@ -441,10 +449,13 @@ def _tick_load(load, table, accept, item, step, last_row, last_block, beats, row
     elif written:
         load.valid = 0
     if row:
-        load.first = (load.first + 1) % _LOAD_ROWS
+        load.first = (load.first + 1) % _ROWS_RING
         load.level -= 1
+    if asked:
+        load.asking = 0
     if step:
-        end = (load.first + load.level) % _LOAD_ROWS
+        load.asking = not (last_row and last_block)
+        end = (load.first + load.level) % _ROWS_RING
         load.rows[end] = load.item
         load.last[end] = last_row and last_block
         load.level += 1
@@ -457,10 +468,10 @@ def _tick_load(load, table, accept, item, step, last_row, last_block, beats, row
             load.first_offset += table[load.item].block_step
             load.offset = load.first_offset
             load.active = not last_block
-        load.offset &= 0xFFFFFFFF
-        load.first_offset &= 0xFFFFFFFF
+        load.offset &= spec.offset_mask
+        load.first_offset &= spec.offset_mask
     if accept:
-        load.active = 1
+        load.active = load.asking = 1
         load.item = item
         load.block = 0
         load.offset = load.first_offset = table[item].offset
@@ -522,7 +533,7 @@ def _tick_tile_loader(loader, spec, beats, last, take):
 
 
 @njit(cache=True)
-def _tick_passes(walk, table, accept, item, move):
+def _tick_passes(walk, spec, table, accept, item, move):
     current = table[walk.item]
     final = walk.remaining == 1
     if move:
@@ -546,15 +557,15 @@ def _tick_passes(walk, table, accept, item, move):
         walk.active = not final
         walk.remaining -= 1
         if not final:
-            _next_pixel(walk, current)
+            _next_pixel(walk, current, spec.accumulator_mask)
 
 
 @njit(cache=True)
-def _next_pixel(walk, current):
+def _next_pixel(walk, current, address_mask):
     k = LEVELS - 1
     while not walk.left[k]:
         k -= 1
-    moved = (walk.position[k] + current.step[k]) & 0xFFFF
+    moved = (walk.position[k] + current.step[k]) & address_mask
     walk.left[k] -= 1
     walk.begun = (walk.begun & ((1 << k) - 1)) | (1 << k)
     walk.first = current.tile_level > k
@@ -581,7 +592,7 @@ def _tick_issue(issue, spec, walk, visited, now, accept, issued):
 
 
 @njit(cache=True)
-def _tick_stream(walk, issue, table, visited, now, revisit, n):
+def _tick_stream(walk, issue, spec, table, visited, now, n):
     """Up to `n` edges at which a pixel is issued that takes no tile, and two follow it; how many.
 
     What :func:`_tick_passes` and :func:`_tick_issue` do; the first one may be issued.
@@ -595,7 +606,7 @@ def _tick_stream(walk, issue, table, visited, now, revisit, n):
     next_first, next_start, next_final = walk.sent_first != 0, walk.sent_start != 0, walk.sent_final
     next_address = walk.sent_address
     n = min(n, walk.remaining - 1)
-    depth = len(visited)
+    depth, revisit, address_mask = len(visited), spec.revisit, spec.accumulator_mask
     done = 0
     stops = False
     while done < n and not stops:
@@ -617,13 +628,13 @@ def _tick_stream(walk, issue, table, visited, now, revisit, n):
             if walk.left[inside]:
                 begun |= 1 << inside
                 from_walk = single
-                position = (position + step) & 0xFFFF
+                position = (position + step) & address_mask
         done += moved
         if walk.left[inside]:
             walk.left[inside] -= moved
             walk.begun, walk.position[inside], walk.first = begun, position, from_walk
         elif moved:
-            _next_pixel(walk, current)
+            _next_pixel(walk, current, address_mask)
     issue.first, issue.start, issue.final, issue.address = first, start, final, address
     walk.sent_first, walk.sent_start, walk.sent_address = next_first, next_start, next_address
     walk.sent_final = next_final
@@ -673,7 +684,7 @@ def _begin_drain(drain, item, begin):
 
 
 @njit(cache=True)
-def _tick_drain(drain, row_step, fetch, last_row, available, done, put, announced, stored):
+def _tick_drain(drain, spec, row_step, fetch, last_row, available, done, put, announced, stored):
     if fetch:
         drain.beat = 0 if last_row else drain.beat + 1
         drain.reads -= last_row
@@ -687,7 +698,7 @@ def _tick_drain(drain, row_step, fetch, last_row, available, done, put, announce
             drain.store_beat += 1
     if announced:
         drain.to_announce -= 1
-        drain.offset = (drain.offset + row_step) & 0xFFFFFFFF
+        drain.offset = (drain.offset + row_step) & spec.offset_mask
     drain.to_confirm -= stored
 
 
@@ -771,7 +782,16 @@ def _run_drain(state, spec, table, sizes, now, latency, store_times, buffer_time
         )
         _tick_stages(stages, free, fetch, raw, last_row)
         _tick_drain(
-            drain, item.row_step, fetch, last_row, available, item_done, put, store_run, run_stored
+            drain,
+            spec,
+            item.row_step,
+            fetch,
+            last_row,
+            available,
+            item_done,
+            put,
+            store_run,
+            run_stored,
         )
 
 
@@ -920,7 +940,8 @@ def run(
         load_item = table[load.item]
         last_of_block = load.row == load_item.rows - 1
         last_block = load.block == load_item.blocks - 1
-        load_asks = load.active and load.level != _LOAD_ROWS
+        load_asks = load.asking and load.level != spec.load_rows
+        load_steps = load.active and not load.asking
         loading = load.active or load.level != 0 or load.valid
 
         # Memory: the first client that can has its way.
@@ -930,11 +951,15 @@ def run(
         next_client = _next_client(bursts, spec, read.room)
         check = bursts.checked and not burst_asked
         more = sequencer.offset + spec.instruction_beats <= sizes[_MODEL]
-        program_asks = not sequencer.ended and more and sequencer.flying != _AHEAD
+        wanted = (
+            not sequencer.ended and more and sequencer.flying != _AHEAD and not sequencer.asking
+        )
         taker = -1
         if not bursts.checked or check:
             for index in range(_CLIENTS):
-                asks = weights.asking if index == 0 else program_asks if index == 1 else load_asks
+                asks = (
+                    weights.asking if index == 0 else sequencer.asking if index == 1 else load_asks
+                )
                 own = bursts.active[index] or (bursts.checked and bursts.owner == index)
                 if asks and not own:
                     taker = index
@@ -963,13 +988,9 @@ def run(
         pass_offered = now >= queues[2].ready and _ready(sequencer, table[next_pass])
         drain_offered = now >= queues[3].ready and _ready(sequencer, table[next_drain])
         load_begins = load_offered and (
-            not load.active or (load_run and last_of_block and last_block)
+            not load.active or (load_steps and last_of_block and last_block)
         )
-        weights_begin = (
-            weights_offered
-            and (not weights.asking or weight_run)
-            and weights.level != _WEIGHTS_DEPTH
-        )
+        weights_begin = weights_offered and not weights.asking and weights.level != _WEIGHTS_DEPTH
         pass_begins = pass_offered and pass_ready
         drain_begins = drain_offered and not drain.active
 
@@ -1013,6 +1034,8 @@ def run(
             or next_client >= 0
             or check
             or taker >= 0
+            or wanted
+            or load_steps
             or dispatch
             or load_begins
             or weights_begin
@@ -1089,10 +1112,10 @@ def run(
         stalled = not walk.active and not walk.valid and pixel_ready
         hazard = issue.held and not issued and not starved
         if streaming:
-            n = _tick_stream(walk, issue, table, visited, now, spec.revisit, n)
+            n = _tick_stream(walk, issue, spec, table, visited, now, n)
         elif pixel_moves or issued or pass_begins or (pass_moves and (walk.active or walk.valid)):
             _tick_issue(issue, spec, walk, visited, now, pixel_moves, issued)
-            _tick_passes(walk, table, pass_begins, next_pass, pass_moves)
+            _tick_passes(walk, spec, table, pass_begins, next_pass, pass_moves)
 
         counters.cycles = now + n
         counters.instructions += dispatch
@@ -1154,8 +1177,8 @@ def run(
             )  # fmt: skip
         if loading or load_begins:
             _tick_load(
-                load, table, load_begins, next_load, load_run, last_of_block, last_block,
-                n * load_beat, load_full_row, written,
+                load, spec, table, load_begins, next_load, load_run, load_steps, last_of_block,
+                last_block, n * load_beat, load_full_row, written,
             )  # fmt: skip
         if drain_begins:
             _begin_drain(drain, next_drain, table[next_drain])
@@ -1170,8 +1193,8 @@ def run(
         dispatched[0] += to_load
         dispatched[1] += to_pass
         dispatched[2] += to_drain
-        if fetched or program_beat or dispatch:
-            _tick_fetch(sequencer, spec, fetched, n * program_beat, dispatch, ends)
+        if wanted or fetched or program_beat or dispatch:
+            _tick_fetch(sequencer, spec, wanted, fetched, n * program_beat, dispatch, ends)
         if idle:
             sequencer.image += 1
             _restart(sequencer)

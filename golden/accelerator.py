@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from .bfp import BlockFloat
 from .engine import EngineSpec
-from .isa import ENGINES, LAYOUTS, WORDS, Opcode
+from .isa import ENGINES, LAYOUTS, WORDS, Field, Opcode, Space
 
-__all__ = ["HALT_CYCLES", "PAGE_BYTES", "AcceleratorSpec", "longest_run"]
+__all__ = ["ADDRESS_BITS", "HALT_CYCLES", "PAGE_BYTES", "AcceleratorSpec", "longest_run"]
 
+ADDRESS_BITS = 40
+"""most bits of a byte's address"""
 PAGE_BYTES = 4096
 """no burst crosses a multiple of it, a rule of AXI; regions begin at one"""
 HALT_CYCLES = 10
@@ -41,6 +43,7 @@ class AcceleratorSpec:
     weight_fifo, load_fifo, store_fifo : beats between memory and each unit
     burst_beats : longest burst; a FIFO holds at least two
     outstanding : bursts on their way at once, in each direction
+    address_bits : of a byte in memory, 16 to :data:`ADDRESS_BITS`
     """
 
     engine: EngineSpec
@@ -51,6 +54,7 @@ class AcceleratorSpec:
     store_fifo: int
     burst_beats: int
     outstanding: int
+    address_bits: int
 
     @property
     def bus_bits(self) -> int:
@@ -88,6 +92,30 @@ class AcceleratorSpec:
     def raw_beats(self) -> int:
         """Beats of a raw row of accumulators in memory."""
         return -(-32 * self.engine.array.cols // self.bus_bits)
+
+    def space_bits(self, space: Space) -> int:
+        """Bits in which addresses count: of beats in memory as many as it has, at most 32; of words
+        and accumulators the fewest that hold their number too."""
+        if space == "memory":
+            return min(32, self.address_bits - (self.beat_bytes - 1).bit_length())
+        if space == "buffer":
+            return min(20, self.buffer_depth.bit_length())
+        return min(16, self.engine.scale_unit.depth.bit_length())
+
+    def field_bits(self, field: Field) -> int:
+        """Bits of a field that count."""
+        return field.bits if field.space is None else min(field.bits, self.space_bits(field.space))
+
+    @property
+    def offset_bits(self) -> int:
+        """Of a beat in a region."""
+        return self.space_bits("memory")
+
+    @property
+    def load_rows(self) -> int:
+        """Rows of words that LOAD has asked for and that have not all come, at most: short ones are
+        a burst each, of which as many again may wait."""
+        return min(16, 2 * self.outstanding)
 
     @property
     def instruction_beats(self) -> int:

@@ -5,7 +5,7 @@ import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from .accelerator import AcceleratorSpec
+from .accelerator import ADDRESS_BITS, AcceleratorSpec
 from .array import STYLES, ArraySpec, Style, TileFormat
 from .engine import EngineSpec
 from .fixed import ACCUMULATORS, AccumulatorFormat, accumulator_format
@@ -92,6 +92,7 @@ KEYS: dict[str, Key] = {
     "store_fifo": _fifo("beats between `DRAIN` and memory"),
     "burst_beats": Key(range(2, 257), "beats of the longest burst on the memory port"),
     "outstanding": Key(range(2, 33), "bursts on their way at once, in each direction"),
+    "address_bits": Key(range(16, ADDRESS_BITS + 1), "bits of a byte's address in memory"),
 }
 """All keys, in the order of :class:`HardwareConfig`."""
 
@@ -122,6 +123,7 @@ class HardwareConfig:
     store_fifo: int = 64
     burst_beats: int = 16
     outstanding: int = 8
+    address_bits: int = 32
 
     def __post_init__(self) -> None:
         for name, key in KEYS.items():
@@ -217,4 +219,5 @@ class HardwareConfig:
             self.store_fifo,
             self.burst_beats,
             self.outstanding,
+            self.address_bits,
         )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain
 from math import prod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ __all__ = [
     "Opcode",
     "Pass",
     "Region",
+    "Space",
     "Weights",
     "decode",
     "encode",
@@ -110,6 +111,12 @@ class Error(IntEnum):
     TIMEOUT = 12
 
 
+Space = Literal["buffer", "accumulators", "memory"]
+"""What has addresses. They count in as many bits as
+:meth:`~shiftcore.golden.accelerator.AcceleratorSpec.space_bits` says; a field's others are ignored.
+"""
+
+
 class Field(NamedTuple):
     """Where a field of an instruction is: `bits` from `offset` on in `word`."""
 
@@ -118,6 +125,15 @@ class Field(NamedTuple):
     offset: int
     bits: int
     signed: bool
+
+    @property
+    def space(self) -> Space | None:
+        """What it is an address of, or a step in, if anything."""
+        if self.name in ("offset", "row_step", "block_step"):
+            return "memory"
+        if self.name == "beat_step" or self.name.startswith("accumulator"):
+            return "accumulators"
+        return "buffer" if self.name.startswith("buffer") else None
 
 
 _HEADER = "opcode:4 after_load:20 after_pass:20 after_drain:20"
@@ -213,7 +229,7 @@ class Load(_Ticketed):
     buffer : address of the first word there
     words, rows, blocks : counts; the words of a row are adjacent in memory and buffer
     row_step, block_step : in memory
-    buffer_row_step, buffer_block_step : in the buffer, modulo 2**20
+    buffer_row_step, buffer_block_step : in the buffer
     fixed, exponent : the words in memory are codes only; all get this exponent field
     """
 
@@ -249,7 +265,7 @@ class Pass(_Ticketed):
     Five nested loops, outermost first, walk over a position: buffer address, accumulator address,
     and the coordinates (y, x) of the input pixel. It begins at `buffer`, `accumulator`, `y`, `x`;
     when loop k advances, its steps are added to the position at which its current turn began, and
-    the loops inside begin there. Addresses wrap at their field's width, coordinates at 12 bits.
+    the loops inside begin there. Addresses wrap as in :data:`Space`, coordinates at 12 bits.
 
     A pixel outside ``0 <= y < height, 0 <= x < width`` is zero and reads no buffer; under `maximum`
     it leaves the accumulator as it is.

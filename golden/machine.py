@@ -250,7 +250,7 @@ class Machine:
             config.act_bits,
             bool(item.fixed),
             item.exponent,
-            load_buffer(item).astype(np.int32),
+            load_buffer(item, sizes_of(config)).astype(np.int32),
             state.codes,
             state.exponents,
         )
@@ -262,7 +262,7 @@ class Machine:
         key = (*where, start, level, item.loops)
         if key in self._positions:
             return self._positions[key]
-        found = positions(item)
+        found = positions(item, sizes_of(self.program.config))
         buffer = np.where(found.inside, found.buffer, -1).astype(np.int32)
         starting = prod(loop.count for loop in item.loops[level:]) if start else 0
         walk = buffer, found.accumulator.astype(np.int32), starting
@@ -332,7 +332,7 @@ class Machine:
                 index,
             )
         if item.to_buffer:
-            where = drain_buffer(item)
+            where = drain_buffer(item, known)
             state.codes[:, where] = codes
             state.exponents[:, where] = exponents
         if item.to_memory:

@@ -4,11 +4,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
+from .accelerator import ADDRESS_BITS, AcceleratorSpec
 from .config import HardwareConfig
 from .isa import ISA_VERSION, Error, Region
 
 __all__ = [
-    "ADDRESS_BITS",
     "COUNTERS",
     "ID",
     "MAP_BITS",
@@ -18,12 +18,11 @@ __all__ = [
     "Register",
     "c_header",
     "configuration_hash",
+    "implemented",
     "markdown",
     "register",
 ]
 
-ADDRESS_BITS = 40
-"""of a byte in memory"""
 MAP_BITS = 12
 """of a byte among the registers, which fill one page"""
 ID = int.from_bytes(b"SHFT", "big")
@@ -214,6 +213,19 @@ def register(name: str) -> Register:
     if name not in _BY_NAME:
         raise ValueError(f"there is no register {name!r}")
     return _BY_NAME[name]
+
+
+def implemented(each: Register, spec: AcceleratorSpec) -> int:
+    """The bits of a register that an accelerator has: fewer where addresses are shorter than
+    :data:`~shiftcore.golden.accelerator.ADDRESS_BITS`. The others read as 0 and are ignored."""
+    part = each.name.partition("_")[2]
+    limits = {
+        "BASE_LO": spec.address_bits,
+        "BASE_HI": max(spec.address_bits - 32, 0),
+        "SIZE": spec.offset_bits,
+        "STRIDE": spec.offset_bits,
+    }
+    return each.mask & ((1 << limits.get(part, 32)) - 1)
 
 
 def configuration_hash(config: HardwareConfig) -> int:

@@ -19,13 +19,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .config import HardwareConfig
-from .isa import Drain, End, Error, Form, Instruction, Load, Loop, Opcode, Pass, Region, Weights
+from .isa import (
+    Drain,
+    End,
+    Error,
+    Form,
+    Instruction,
+    Load,
+    Loop,
+    Opcode,
+    Pass,
+    Region,
+    Space,
+    Weights,
+)
 from .program import Program
 
 __all__ = [
@@ -97,6 +110,10 @@ class Sizes(NamedTuple):
     code_beats: int
     word_beats: int
     raw_beats: int
+    buffer_mask: int
+    accumulator_mask: int
+    offset_mask: int
+    """of the bits in which addresses count"""
 
 
 @lru_cache(maxsize=64)
@@ -112,6 +129,7 @@ def sizes_of(config: HardwareConfig) -> Sizes:
         spec.code_beats,
         spec.word_beats,
         spec.raw_beats,
+        *((1 << spec.space_bits(space)) - 1 for space in get_args(Space)),
     )
 
 
@@ -135,19 +153,20 @@ def _coordinates(start: int, counts: Sequence[int], steps: Sequence[int]) -> Ind
     return ((_outer(start, counts, steps) + 2048) & 0xFFF) - 2048
 
 
-def positions(item: Pass) -> Positions:
+def positions(item: Pass, sizes: Sizes) -> Positions:
     """All pixels of a PASS; (pixels,) each."""
     counts = [loop.count for loop in item.loops]
     y = _coordinates(item.y, counts, [loop.y_step for loop in item.loops])
     x = _coordinates(item.x, counts, [loop.x_step for loop in item.loops])
     return Positions(
-        _outer(item.buffer, counts, [loop.buffer_step for loop in item.loops]) & 0xFFFFF,
-        _outer(item.accumulator, counts, [loop.accumulator_step for loop in item.loops]) & 0xFFFF,
+        _outer(item.buffer, counts, [loop.buffer_step for loop in item.loops]) & sizes.buffer_mask,
+        _outer(item.accumulator, counts, [loop.accumulator_step for loop in item.loops])
+        & sizes.accumulator_mask,
         (y >= 0) & (y < item.height) & (x >= 0) & (x < item.width),
     )
 
 
-def _parts(item: Pass) -> Iterator[tuple[Positions, int]]:
+def _parts(item: Pass, sizes: Sizes) -> Iterator[tuple[Positions, int]]:
     """The pixels of a PASS in parts of bearable size, and how many of each start: its first."""
     counts = [loop.count for loop in item.loops]
     level = 0
@@ -161,14 +180,14 @@ def _parts(item: Pass) -> Iterator[tuple[Positions, int]]:
             accumulator = item.accumulator + sum(n * loop.accumulator_step for n, loop in steps)
             part = replace(
                 item,
-                buffer=buffer & 0xFFFFF,
-                accumulator=accumulator & 0xFFFF,
+                buffer=buffer & sizes.buffer_mask,
+                accumulator=accumulator & sizes.accumulator_mask,
                 y=_coordinate(item.y + sum(n * loop.y_step for n, loop in steps)),
                 x=_coordinate(item.x + sum(n * loop.x_step for n, loop in steps)),
                 loops=(Loop(),) * level + item.loops[level:],
             )
         starts = item.start and not any(turn[: item.start_level])
-        yield positions(part), prod(counts[max(level, item.start_level) :]) if starts else 0
+        yield positions(part, sizes), prod(counts[max(level, item.start_level) :]) if starts else 0
 
 
 def _checked(code: Error, what: str, found: Indices, depth: int) -> Indices:
@@ -197,7 +216,7 @@ def _pass_accesses(item: Pass, sizes: Sizes) -> Accesses:
     _bounded(item.pixels, _LONGEST_PASS, "pixels")
     read = np.zeros(sizes.buffer_depth, bool)
     started, continued = np.zeros((2, sizes.accumulator_depth), bool)
-    for found, starts in _parts(item):
+    for found, starts in _parts(item, sizes):
         read[_buffer(found.buffer[found.inside], sizes)] = True
         touched = _accumulators(found.accumulator, sizes)
         started[touched[:starts]] = True
@@ -213,31 +232,36 @@ def drain_accumulators(item: Drain, sizes: Sizes) -> Indices:
     """(rows * pixels, beats) accumulator addresses in the order in which they are read."""
     beats = 1 if item.form == Form.RAW else sizes.beats_per_block
     pixels = np.arange(item.rows * item.pixels, dtype=np.int64)
-    return (item.accumulator + pixels[:, None] + np.arange(beats) * item.beat_step) & 0xFFFF
+    found = item.accumulator + pixels[:, None] + np.arange(beats) * item.beat_step
+    return found & sizes.accumulator_mask
 
 
-def drain_buffer(item: Drain) -> Indices:
+def drain_buffer(item: Drain, sizes: Sizes) -> Indices:
     """(rows * pixels,) buffer addresses that a DRAIN writes."""
-    return _outer(item.buffer, (item.rows, item.pixels), (item.buffer_row_step, 1)) & 0xFFFFF
+    found = _outer(item.buffer, (item.rows, item.pixels), (item.buffer_row_step, 1))
+    return found & sizes.buffer_mask
 
 
 def drain_memory(item: Drain, sizes: Sizes) -> Indices:
     """(rows * pixels,) offset in beats of each word or raw row that a DRAIN writes."""
     beats = sizes.raw_beats if item.form == Form.RAW else sizes.word_beats
-    return _outer(item.offset, (item.rows, item.pixels), (item.row_step, beats)) & 0xFFFFFFFF
+    found = _outer(item.offset, (item.rows, item.pixels), (item.row_step, beats))
+    return found & sizes.offset_mask
 
 
-def load_buffer(item: Load) -> Indices:
+def load_buffer(item: Load, sizes: Sizes) -> Indices:
     """(words,) buffer addresses that a LOAD writes, in order."""
     counts = (item.blocks, item.rows, item.words)
-    return _outer(item.buffer, counts, (item.buffer_block_step, item.buffer_row_step, 1)) & 0xFFFFF
+    found = _outer(item.buffer, counts, (item.buffer_block_step, item.buffer_row_step, 1))
+    return found & sizes.buffer_mask
 
 
 def load_memory(item: Load, sizes: Sizes) -> Indices:
     """(words,) offset in beats of each word that a LOAD reads."""
     beats = sizes.code_beats if item.fixed else sizes.word_beats
     counts = (item.blocks, item.rows, item.words)
-    return _outer(item.offset, counts, (item.block_step, item.row_step, beats)) & 0xFFFFFFFF
+    found = _outer(item.offset, counts, (item.block_step, item.row_step, beats))
+    return found & sizes.offset_mask
 
 
 def _beats(words: Indices, beats: int) -> Indices:
@@ -261,7 +285,7 @@ def accesses(instruction: Instruction, config: HardwareConfig) -> Accesses:
         scratch = instruction.region == Region.SCRATCH
         beats = sizes.code_beats if instruction.fixed else sizes.word_beats
         return Accesses(
-            buffer_writes=np.unique(_buffer(load_buffer(instruction), sizes)),
+            buffer_writes=np.unique(_buffer(load_buffer(instruction, sizes), sizes)),
             scratch_reads=_beats(load_memory(instruction, sizes), beats) if scratch else _NONE,
         )
     if isinstance(instruction, Drain):
@@ -270,7 +294,9 @@ def accesses(instruction: Instruction, config: HardwareConfig) -> Accesses:
         _bounded(rows, _LONGEST_MOVE, "accumulators")
         scratch = instruction.to_memory and instruction.region == Region.SCRATCH
         beats = sizes.raw_beats if instruction.form == Form.RAW else sizes.word_beats
-        written = _buffer(drain_buffer(instruction), sizes) if instruction.to_buffer else _NONE
+        written = (
+            _buffer(drain_buffer(instruction, sizes), sizes) if instruction.to_buffer else _NONE
+        )
         return Accesses(
             buffer_writes=np.unique(written),
             accumulator_reads=np.unique(

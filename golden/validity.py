@@ -100,28 +100,30 @@ def _memory(item: Instruction, config: HardwareConfig) -> tuple[Region, int] | N
     if isinstance(item, Load):
         beats = known.code_beats if item.fixed else known.word_beats
         turns = (item.blocks, item.block_step), (item.rows, item.row_step)
-        return Region(item.region), _last_row(item.offset, *turns) + item.words * beats
+        return Region(item.region), _last_row(
+            item.offset, known.offset_mask, *turns
+        ) + item.words * beats
     if isinstance(item, Weights):
         tile = config.tile
         size = item.tiles * tile.beats(False) + (tile.bias_beats if item.biased else 0)
-        return Region.MODEL, item.offset + size
+        return Region.MODEL, (item.offset & known.offset_mask) + size
     if isinstance(item, Drain) and item.to_memory:
         beats = known.raw_beats if item.form == Form.RAW else known.word_beats
-        last = _last_row(item.offset, (item.rows, item.row_step))
+        last = _last_row(item.offset, known.offset_mask, (item.rows, item.row_step))
         return Region(item.region), last + item.pixels * beats
     return None
 
 
-def _last_row(offset: int, *turns: tuple[int, int]) -> int:
-    """The highest offset, modulo 2**32, at which a row begins: after any of `count` turns of each
-    ``(count, step)``."""
+def _last_row(offset: int, mask: int, *turns: tuple[int, int]) -> int:
+    """The highest offset, of the bits of `mask`, at which a row begins: after any of `count` turns
+    of each ``(count, step)``."""
     highest = offset + sum((count - 1) * step for count, step in turns)
-    if highest < 1 << 32:
+    if highest <= mask:
         return highest
     rows = np.array(offset, np.int64)
     for count, step in turns:
         rows = rows[..., None] + np.arange(count) * step
-    return int((rows & 0xFFFFFFFF).max())
+    return int((rows & mask).max())
 
 
 def _check_memory(

@@ -109,6 +109,11 @@ class Accelerator:
             address += (
                 -(-size * spec.beat_bytes * (images if own else 1) // PAGE_BYTES) * PAGE_BYTES
             )
+        if address > 1 << spec.address_bits:
+            raise AcceleratorError(
+                f"{images} images need memory up to byte {address - 1}, and address_bits = "
+                f"{spec.address_bits} ends at {(1 << spec.address_bits) - 1}: run fewer at a time"
+            )
         return places
 
     def run(self, inputs: NDArray[np.uint8], *, timeout: int = 0) -> NDArray[np.uint8]:

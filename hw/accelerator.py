@@ -43,8 +43,8 @@ def accelerator_signature(config: HardwareConfig, *, trace: bool = False) -> wir
     spec = config.accelerator
     members = {
         **control_ports(),
-        **read_ports(spec.bus_bits),
-        **write_ports(spec.bus_bits),
+        **read_ports(spec.bus_bits, spec.address_bits),
+        **write_ports(spec.bus_bits, spec.address_bits),
         "o_interrupt": Out(1),
     }
     if trace:
@@ -77,7 +77,7 @@ class Accelerator(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         spec = self.config.accelerator
-        m.submodules.registers = registers = ControlRegisters(configuration_hash(self.config))
+        m.submodules.registers = registers = ControlRegisters(spec, configuration_hash(self.config))
         forward(m, registers, self)
         m.d.comb += self.o_interrupt.eq(registers.o_interrupt)
 
@@ -141,7 +141,7 @@ class Accelerator(wiring.Component):
             m.d.comb += self.o_trace.eq(drain.o_trace)
 
         # Regions move on by their strides from image to image.
-        regions = Signal(region_layout(), reset_less=True)
+        regions = Signal(region_layout(spec), reset_less=True)
         shift = (spec.beat_bytes - 1).bit_length()
         m.d.comb += [read.i_regions.eq(regions), write.i_regions.eq(regions)]
         with m.If(sequencer.o_next_image):

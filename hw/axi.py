@@ -1,13 +1,13 @@
 """Ports of the two buses, under their usual flat names, and the runs that DMA engines move."""
 
-from amaranth.hdl import Const, Module, Value
+from amaranth.hdl import Const, Module, Mux, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..golden.registers import ADDRESS_BITS, MAP_BITS
+from ..golden.accelerator import AcceleratorSpec
+from ..golden.registers import MAP_BITS
 
 __all__ = [
-    "BEATS_BITS",
     "CACHE",
     "INCREMENTING",
     "OKAY",
@@ -16,13 +16,11 @@ __all__ = [
     "forward",
     "read_ports",
     "region_layout",
+    "run_beats",
     "run_layout",
     "times",
     "write_ports",
 ]
-
-BEATS_BITS = 33
-"""Width of a number of beats: the largest WEIGHTS instruction needs it."""
 
 OKAY, SLVERR = 0b00, 0b10
 INCREMENTING = 0b01
@@ -31,24 +29,35 @@ CACHE = 0b0011
 """normal memory, bufferable, not cached"""
 
 
-def run_layout() -> data.StructLayout:
+def run_layout(spec: AcceleratorSpec) -> data.StructLayout:
     """Adjacent beats of memory: ``beats`` of them, from beat ``offset`` of ``region`` on."""
-    return data.StructLayout({"offset": 32, "region": 2, "beats": BEATS_BITS})
-
-
-def region_layout() -> data.StructLayout:
-    """The memory regions: ``base`` in bytes, of which the bits below a beat are ignored, and
-    ``size`` in beats; both arrays are indexed by :class:`~shiftcore.golden.isa.Region`."""
     return data.StructLayout(
-        {"base": data.ArrayLayout(ADDRESS_BITS, 4), "size": data.ArrayLayout(32, 4)}
+        {"offset": spec.offset_bits, "region": 2, "beats": spec.offset_bits + 1}
     )
 
 
-def read_ports(bus_bits: int) -> dict[str, wiring.Member]:
+def run_beats(spec: AcceleratorSpec, beats: Value) -> Value:
+    """A number of `beats` in a run, where the highest stands for all that no region has."""
+    bits = spec.offset_bits + 1
+    return Mux(beats[bits:].any(), (1 << bits) - 1, beats[:bits]) if len(beats) > bits else beats
+
+
+def region_layout(spec: AcceleratorSpec) -> data.StructLayout:
+    """The memory regions: ``base`` in bytes, of which the bits below a beat are ignored, and
+    ``size`` in beats; both arrays are indexed by :class:`~shiftcore.golden.isa.Region`."""
+    return data.StructLayout(
+        {
+            "base": data.ArrayLayout(spec.address_bits, 4),
+            "size": data.ArrayLayout(spec.offset_bits, 4),
+        }
+    )
+
+
+def read_ports(bus_bits: int, address_bits: int) -> dict[str, wiring.Member]:
     """Read channels of an AXI4 manager; its transactions have ID 0."""
     return {
         "m_axi_arid": Out(1),
-        "m_axi_araddr": Out(ADDRESS_BITS),
+        "m_axi_araddr": Out(address_bits),
         "m_axi_arlen": Out(8),
         "m_axi_arsize": Out(3),
         "m_axi_arburst": Out(2),
@@ -65,11 +74,11 @@ def read_ports(bus_bits: int) -> dict[str, wiring.Member]:
     }
 
 
-def write_ports(bus_bits: int) -> dict[str, wiring.Member]:
+def write_ports(bus_bits: int, address_bits: int) -> dict[str, wiring.Member]:
     """Write channels of an AXI4 manager; its transactions have ID 0."""
     return {
         "m_axi_awid": Out(1),
-        "m_axi_awaddr": Out(ADDRESS_BITS),
+        "m_axi_awaddr": Out(address_bits),
         "m_axi_awlen": Out(8),
         "m_axi_awsize": Out(3),
         "m_axi_awburst": Out(2),

@@ -6,6 +6,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from ..golden.accelerator import ADDRESS_BITS
 from ..golden.block_memory import BlockMemorySpec
 from .axi import OKAY, SLVERR, read_ports, write_ports
 
@@ -14,7 +15,7 @@ __all__ = ["BlockMemory", "subordinate_ports"]
 
 def subordinate_ports(bus_bits: int) -> dict[str, wiring.Member]:
     """The other end of :func:`~shiftcore.hw.axi.read_ports` and ``write_ports``, as ``s_axi_*``."""
-    ports = {**read_ports(bus_bits), **write_ports(bus_bits)}
+    ports = {**read_ports(bus_bits, ADDRESS_BITS), **write_ports(bus_bits, ADDRESS_BITS)}
     return {name.replace("m_", "s_", 1): member.flip() for name, member in ports.items()}
 
 

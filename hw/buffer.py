@@ -6,11 +6,8 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..golden.accelerator import AcceleratorSpec
-from ..golden.isa import LAYOUTS, Opcode
 
 __all__ = ["ActivationBuffer", "word_layout", "write_layout"]
-
-_ADDRESS_BITS = next(f.bits for f in LAYOUTS[Opcode.DRAIN] if f.name == "buffer")
 
 
 def word_layout(spec: AcceleratorSpec) -> data.StructLayout:
@@ -21,7 +18,7 @@ def word_layout(spec: AcceleratorSpec) -> data.StructLayout:
 
 def write_layout(spec: AcceleratorSpec) -> data.StructLayout:
     """A word and where it goes."""
-    return data.StructLayout({"address": _ADDRESS_BITS, "word": word_layout(spec)})
+    return data.StructLayout({"address": spec.space_bits("buffer"), "word": word_layout(spec)})
 
 
 class ActivationBuffer(wiring.Component):

@@ -6,8 +6,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from ..golden.accelerator import PAGE_BYTES, AcceleratorSpec
-from ..golden.registers import ADDRESS_BITS
-from .axi import BEATS_BITS, region_layout, run_layout
+from .axi import region_layout, run_layout
 
 __all__ = ["BurstSplitter", "SharedSplitter", "burst_layout"]
 
@@ -15,7 +14,7 @@ __all__ = ["BurstSplitter", "SharedSplitter", "burst_layout"]
 def burst_layout(spec: AcceleratorSpec, clients: int = 1) -> data.StructLayout:
     """A burst of ``beats`` (1 to 256) from ``address``, counted in beats; ``last`` of its run, and
     of which ``client`` where there are several."""
-    members = {"address": ADDRESS_BITS - exact_log2(spec.beat_bytes), "beats": 9, "last": 1}
+    members = {"address": spec.address_bits - exact_log2(spec.beat_bytes), "beats": 9, "last": 1}
     return data.StructLayout(members | ({"client": range(clients)} if clients > 1 else {}))
 
 
@@ -38,10 +37,11 @@ class _Lookup:
 
     def __init__(self, m: Module, spec: AcceleratorSpec, take: Value, run: data.View, regions):
         shift = exact_log2(spec.beat_bytes)
-        base = Signal(ADDRESS_BITS - shift, reset_less=True)
-        offset, size = Signal(32, reset_less=True), Signal(32, reset_less=True)
-        self.beats = Signal(BEATS_BITS, reset_less=True)
-        end = Signal(BEATS_BITS + 1, reset_less=True)
+        base = Signal(spec.address_bits - shift, reset_less=True)
+        offset = Signal(spec.offset_bits, reset_less=True)
+        size = Signal.like(offset)
+        self.beats = Signal.like(run.beats, name="beats", reset_less=True)
+        end = Signal(len(run.beats) + 1, reset_less=True)
         with m.If(take):
             m.d.sync += [
                 base.eq(regions.base[run.region][shift:]),
@@ -75,8 +75,8 @@ class BurstSplitter(wiring.Component):
         self.spec = spec
         super().__init__(
             {
-                "i": In(stream.Signature(run_layout())),
-                "i_regions": In(region_layout()),
+                "i": In(stream.Signature(run_layout(spec))),
+                "i_regions": In(region_layout(spec)),
                 "o": Out(stream.Signature(burst_layout(spec))),
                 "o_range": Out(1),
             }
@@ -98,7 +98,7 @@ class BurstSplitter(wiring.Component):
         active = Signal()
         burst = self.o.payload
         address = Signal(burst.address.shape(), reset_less=True)
-        left = Signal(32, reset_less=True)
+        left = Signal(spec.offset_bits, reset_less=True)
         length = Signal(9, reset_less=True)
         offered, final, step = Signal(), Signal(reset_less=True), Signal()
         m.d.comb += [
@@ -147,9 +147,9 @@ class SharedSplitter(wiring.Component):
         self.spec, self.clients = spec, clients
         super().__init__(
             {
-                "i": In(stream.Signature(run_layout())).array(clients),
+                "i": In(stream.Signature(run_layout(spec))).array(clients),
                 "i_able": In(clients),
-                "i_regions": In(region_layout()),
+                "i_regions": In(region_layout(spec)),
                 "o": Out(stream.Signature(burst_layout(spec, clients))),
                 "o_range": Out(1),
             }
@@ -164,7 +164,9 @@ class SharedSplitter(wiring.Component):
             Signal(burst.address.shape(), name=f"address_{k}", reset_less=True)
             for k in range(clients)
         )
-        left = Array(Signal(32, name=f"left_{k}", reset_less=True) for k in range(clients))
+        left = Array(
+            Signal(spec.offset_bits, name=f"left_{k}", reset_less=True) for k in range(clients)
+        )
 
         # Cycle 0: look the region of a run up. Cycle 1: add the base, judge the range, and begin.
         checked, check, step = Signal(), Signal(), Signal()
@@ -191,7 +193,7 @@ class SharedSplitter(wiring.Component):
         served = Signal.like(owner)
         m.d.comb += [able.eq(active & self.i_able), served.eq(_first(able))]
         beats, last = _next_burst(m, spec, addresses[served], left[served])
-        after = Signal(32, reset_less=True)
+        after = Signal(spec.offset_bits, reset_less=True)
         with m.If(~offered):
             m.d.sync += [
                 offered.eq(able.any()),

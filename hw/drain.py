@@ -8,7 +8,7 @@ from ..golden.accelerator import AcceleratorSpec
 from ..golden.fixed import FixedFormat
 from ..golden.floats import FLOAT32
 from ..golden.isa import LAYOUTS, Form, Opcode
-from .axi import run_layout, times
+from .axi import run_beats, run_layout, times
 from .buffer import write_layout
 from .engine import drain_layout, limits_layout
 from .floats import ordered
@@ -72,13 +72,13 @@ class DrainEngine(wiring.Component):
         super().__init__(
             ({"o_field": Out(8)} if fixed else {})
             | {
-                "i": In(stream.Signature(instruction_layout(Opcode.DRAIN))),
+                "i": In(stream.Signature(instruction_layout(Opcode.DRAIN, spec))),
                 "o_drain": Out(stream.Signature(drain_layout(engine))),
                 "o_limits": Out(limits_layout()),
                 "i_raw": In(stream.Signature(row)),
                 "i_block": In(stream.Signature(blocks)),
                 "o_write": Out(stream.Signature(write_layout(spec))),
-                "o_run": Out(stream.Signature(run_layout())),
+                "o_run": Out(stream.Signature(run_layout(spec))),
                 "o_data": Out(stream.Signature(spec.bus_bits)),
                 "i_stored": In(1),
                 "i_halt": In(1),
@@ -124,8 +124,8 @@ class DrainEngine(wiring.Component):
         """Addresses of accumulators: pixels in order, all rows of a block before the next pixel."""
         begin = self.i.payload
         beats = self.spec.engine.requantizer.beats_per_block
-        base = Signal(_BITS["accumulator"], reset_less=True)
-        address = Signal(_BITS["accumulator"], reset_less=True)
+        base = Signal(self.spec.space_bits("accumulators"), reset_less=True)
+        address = Signal(self.spec.space_bits("accumulators"), reset_less=True)
         rows = Signal(_BITS["rows"], reset_less=True)
         pixels = Signal(_BITS["pixels"], reset_less=True)
         beat = Signal(range(max(beats, 2)), reset_less=True)
@@ -166,8 +166,8 @@ class DrainEngine(wiring.Component):
         item = Signal(spec.bus_bits * max(spec.word_beats, spec.raw_beats))
         m.d.comb += item.eq(Mux(raw, row, word.as_value()))
 
-        address = Signal(_BITS["buffer"], reset_less=True)
-        row_address = Signal(_BITS["buffer"], reset_less=True)
+        address = Signal(spec.space_bits("buffer"), reset_less=True)
+        row_address = Signal(spec.space_bits("buffer"), reset_less=True)
         rows = Signal(_BITS["rows"], reset_less=True)
         pixels = Signal(_BITS["pixels"], reset_less=True)
         writing = Signal()
@@ -221,12 +221,14 @@ class DrainEngine(wiring.Component):
         """Runs of memory, one for each row of the output; whether all are confirmed."""
         spec = self.spec
         begin = self.i.payload
-        offset = Signal(_BITS["offset"], reset_less=True)
+        offset = Signal(spec.offset_bits, reset_less=True)
         to_announce = Signal(_BITS["rows"])
         to_confirm = Signal(_BITS["rows"])
         raw = current.form == Form.RAW
         beats = Mux(
-            raw, times(current.pixels, spec.raw_beats), times(current.pixels, spec.word_beats)
+            raw,
+            run_beats(spec, times(current.pixels, spec.raw_beats)),
+            run_beats(spec, times(current.pixels, spec.word_beats)),
         )
         m.d.comb += [
             self.o_run.valid.eq(active & to_announce.any() & ~self.i_halt),

@@ -81,7 +81,7 @@ class FieldCheck(wiring.Component):
 
     def _conditions(self, op: Opcode, bits: Value) -> Iterator[tuple[str, Value]]:
         """What must not be, and the last of the fields on which it depends."""
-        instruction = data.View(instruction_layout(op), bits)
+        instruction = data.View(instruction_layout(op, self.spec), bits)
         if op is Opcode.LOAD:
             for name in ("words", "rows", "blocks"):
                 yield name, ~instruction[name].any()

@@ -3,13 +3,15 @@
 from amaranth.hdl import signed, unsigned
 from amaranth.lib import data
 
+from ..golden.accelerator import AcceleratorSpec
 from ..golden.isa import LAYOUTS, WORDS, Opcode
 
 __all__ = ["instruction_layout"]
 
 
-def instruction_layout(opcode: Opcode) -> data.StructLayout:
-    """The 512 bits of an instruction, word 0 lowest, with the fields of ``LAYOUTS[opcode]``.
+def instruction_layout(opcode: Opcode, spec: AcceleratorSpec) -> data.StructLayout:
+    """The 512 bits of an instruction, word 0 lowest, with the fields of ``LAYOUTS[opcode]``, of
+    addresses and steps the bits that count.
 
     What the fields leave is in members ``reserved_0``, ``reserved_1``, ...
     """
@@ -24,7 +26,8 @@ def instruction_layout(opcode: Opcode) -> data.StructLayout:
     for field in LAYOUTS[opcode]:
         position = 64 * field.word + field.offset
         reserve(position - end)
-        members[field.name] = signed(field.bits) if field.signed else unsigned(field.bits)
-        end = position + field.bits
+        bits = spec.field_bits(field)
+        members[field.name] = signed(bits) if field.signed else unsigned(bits)
+        end = position + bits
     reserve(64 * WORDS - end)
     return data.StructLayout(members)

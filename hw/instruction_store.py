@@ -50,7 +50,7 @@ class InstructionStore(wiring.Component):
                 "o_empty": Out(queues),
                 "o_ready": Out(queues),
                 "i_begin": In(queues),
-                **{f"o_{op.name.lower()}": Out(instruction_layout(op)) for op in QUEUES},
+                **{f"o_{op.name.lower()}": Out(instruction_layout(op, spec)) for op in QUEUES},
             }
         )
 

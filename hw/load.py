@@ -7,26 +7,22 @@ from amaranth.lib.wiring import In, Out
 
 from ..golden.accelerator import AcceleratorSpec
 from ..golden.isa import Opcode
-from .axi import BEATS_BITS, run_layout, times
+from .axi import run_beats, run_layout, times
 from .buffer import write_layout
 from .instruction import instruction_layout
 
 __all__ = ["LoadEngine"]
 
-ROWS_DEPTH = 16
-"""rows of words that are asked for and have not all come"""
-
 
 class LoadEngine(wiring.Component):
     """Runs LOAD instructions whose tickets are there; counts in them must not be 0.
 
-    Reads of an instruction are asked for while words of those before it still come. Offsets count
-    modulo 2**32, buffer addresses modulo 2**20; whether a word is inside the buffer, the buffer
-    judges.
+    Reads of an instruction are asked for while words of those before it still come. Whether
+    a word is inside the buffer, the buffer judges.
 
     **Latency**: the first run is offered one cycle after an instruction is accepted, a word one
     cycle after its last beat.
-    **Throughput**: a beat a cycle and a run a cycle, also across instructions.
+    **Throughput**: a beat a cycle, and a run every 2 cycles, also across instructions.
 
     Members
     -------
@@ -41,8 +37,8 @@ class LoadEngine(wiring.Component):
         self.spec = spec
         super().__init__(
             {
-                "i": In(stream.Signature(instruction_layout(Opcode.LOAD))),
-                "o_run": Out(stream.Signature(run_layout())),
+                "i": In(stream.Signature(instruction_layout(Opcode.LOAD, spec))),
+                "o_run": Out(stream.Signature(run_layout(spec))),
                 "i_beats": In(stream.Signature(spec.bus_bits)),
                 "o_write": Out(stream.Signature(write_layout(spec))),
                 "o_completed": Out(1),
@@ -52,8 +48,11 @@ class LoadEngine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        row = data.StructLayout({"buffer": 20, "words": 12, "fixed": 1, "exponent": 8, "last": 1})
-        m.submodules.rows = rows = SyncFIFO(width=row.size, depth=ROWS_DEPTH)
+        address = self.spec.space_bits("buffer")
+        row = data.StructLayout(
+            {"buffer": address, "words": 12, "fixed": 1, "exponent": 8, "last": 1}
+        )
+        m.submodules.rows = rows = SyncFIFO(width=row.size, depth=self.spec.load_rows)
         reading = self._read(m, rows, data.View(row, rows.w_data))
         self._write(m, rows, data.View(row, rows.r_data))
         m.d.comb += self.o_busy.eq(reading | rows.r_rdy | self.o_write.valid)
@@ -65,14 +64,19 @@ class LoadEngine(wiring.Component):
         current = Signal(self.i.payload.shape(), reset_less=True)
         active, accept = Signal(), Signal()
         # `offset` and `buffer` of the current row, and of the first one of its block.
-        offset, first_offset = Signal(32, reset_less=True), Signal(32, reset_less=True)
-        buffer, first_buffer = Signal(20, reset_less=True), Signal(20, reset_less=True)
-        beats = Signal(BEATS_BITS, reset_less=True)
+        offset = Signal(spec.offset_bits, reset_less=True)
+        first_offset, next_offset = Signal.like(offset), Signal.like(offset)
+        buffer = Signal(spec.space_bits("buffer"), reset_less=True)
+        first_buffer, next_buffer = Signal.like(buffer), Signal.like(buffer)
+        beats = Signal(spec.offset_bits + 1, reset_less=True)
         row_index, block_index = Signal(12), Signal(12)
-        last_row, last_block, step = Signal(), Signal(), Signal()
+        last_row, last_block = Signal(), Signal()
+        # A run is offered, and in the cycle after it was taken comes the step to the next one: what
+        # takes it decides late in a cycle.
+        asking, step = Signal(), Signal()
         m.d.comb += [
-            self.o_run.valid.eq(active & rows.w_rdy),
-            step.eq(self.o_run.valid & self.o_run.ready),
+            self.o_run.valid.eq(asking & rows.w_rdy),
+            step.eq(active & ~asking),
             last_row.eq(row_index == current.rows - 1),
             last_block.eq(block_index == current.blocks - 1),
             self.i.ready.eq(~active | (step & last_row & last_block)),
@@ -87,12 +91,14 @@ class LoadEngine(wiring.Component):
             row.exponent.eq(current.exponent),
             row.last.eq(last_row & last_block),
         ]
-        next_offset, next_buffer = Signal(32), Signal(20)
         m.d.comb += [
             next_offset.eq(first_offset + current.block_step),
             next_buffer.eq(first_buffer + current.buffer_block_step),
         ]
+        with m.If(self.o_run.valid & self.o_run.ready):
+            m.d.sync += asking.eq(0)
         with m.If(step):
+            m.d.sync += asking.eq(~last_row | ~last_block)
             with m.If(~last_row):
                 m.d.sync += [
                     row_index.eq(row_index + 1),
@@ -113,6 +119,7 @@ class LoadEngine(wiring.Component):
         with m.If(accept):
             m.d.sync += [
                 active.eq(1),
+                asking.eq(1),
                 current.eq(i),
                 block_index.eq(0),
                 offset.eq(i.offset),
@@ -120,7 +127,11 @@ class LoadEngine(wiring.Component):
                 buffer.eq(i.buffer),
                 first_buffer.eq(i.buffer),
                 beats.eq(
-                    Mux(i.fixed, times(i.words, spec.code_beats), times(i.words, spec.word_beats))
+                    Mux(
+                        i.fixed,
+                        run_beats(spec, times(i.words, spec.code_beats)),
+                        run_beats(spec, times(i.words, spec.word_beats)),
+                    )
                 ),
             ]
         return active

@@ -15,11 +15,11 @@ __all__ = ["PassEngine"]
 _BITS = {field.name: field.bits for field in LAYOUTS[Opcode.PASS]}
 
 
-def _position() -> data.StructLayout:
+def _position(spec: AcceleratorSpec) -> data.StructLayout:
     return data.StructLayout(
         {
-            "buffer": _BITS["buffer"],
-            "accumulator": _BITS["accumulator"],
+            "buffer": spec.space_bits("buffer"),
+            "accumulator": spec.space_bits("accumulators"),
             "y": signed(_BITS["y"]),
             "x": signed(_BITS["x"]),
         }
@@ -51,7 +51,7 @@ class PassEngine(wiring.Component):
         self.spec = spec
         super().__init__(
             {
-                "i": In(stream.Signature(instruction_layout(Opcode.PASS))),
+                "i": In(stream.Signature(instruction_layout(Opcode.PASS, spec))),
                 "o": Out(stream.Signature(pixel_layout(spec.engine))),
                 "o_enable": Out(1),
                 "o_address": Out(range(spec.buffer_depth)),
@@ -70,7 +70,7 @@ class PassEngine(wiring.Component):
         current = Signal(begin.shape(), reset_less=True)
         active = Signal()
         position = [
-            Signal(_position(), name=f"position_{k}", reset_less=True) for k in range(LEVELS)
+            Signal(_position(spec), name=f"position_{k}", reset_less=True) for k in range(LEVELS)
         ]
         left = [Signal(_BITS["count_0"], name=f"left_{k}", reset_less=True) for k in range(LEVELS)]
         # Whether a loop has no turns left, and whether it has none at its start: in registers, as
@@ -100,7 +100,7 @@ class PassEngine(wiring.Component):
                     m.d.sync += position[k][name].eq(begin[name])
         with m.Elif(active & move):
             m.d.sync += active.eq(~final)
-            moved = Signal(_position())
+            moved = Signal(_position(spec))
             for k in range(LEVELS):
                 advances = ~exhausted[k] & exhausted[k + 1 :].all()
                 with m.If(advances):

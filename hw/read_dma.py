@@ -46,17 +46,17 @@ class ReadDma(wiring.Component):
 
     def __init__(self, spec: AcceleratorSpec):
         self.spec = spec
-        runs, beats = stream.Signature(run_layout()), stream.Signature(spec.bus_bits)
+        runs, beats = stream.Signature(run_layout(spec)), stream.Signature(spec.bus_bits)
         super().__init__(
             {
-                **read_ports(spec.bus_bits),
+                **read_ports(spec.bus_bits, spec.address_bits),
                 "i_weights": In(runs),
                 "i_program": In(runs),
                 "i_loads": In(runs),
                 "o_weights": Out(beats),
                 "o_program": Out(beats),
                 "o_loads": Out(beats),
-                "i_regions": In(region_layout()),
+                "i_regions": In(region_layout(spec)),
                 "i_halt": In(1),
                 "o_idle": Out(1),
                 "o_beat": Out(1),

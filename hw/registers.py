@@ -5,8 +5,9 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from ..golden.accelerator import AcceleratorSpec
 from ..golden.isa import ISA_VERSION, Region
-from ..golden.registers import COUNTERS, ID, MAP_BITS, REGISTERS, register
+from ..golden.registers import COUNTERS, ID, MAP_BITS, REGISTERS, implemented, register
 from .axi import OKAY, SLVERR, control_ports, region_layout
 from .counters import CounterBank
 
@@ -29,6 +30,7 @@ class ControlRegisters(wiring.Component):
 
     Parameters
     ----------
+    spec : widths of addresses
     configuration_hash : see :func:`shiftcore.golden.registers.configuration_hash`
     first_count : what counters count from; only tests of the carry set it
 
@@ -48,8 +50,9 @@ class ControlRegisters(wiring.Component):
     i_events : see :func:`events_layout`; counted a cycle later, as ``i_busy`` is
     """
 
-    def __init__(self, configuration_hash: int, first_count: int = 0):
-        self.configuration_hash, self.first_count = configuration_hash, first_count
+    def __init__(self, spec: AcceleratorSpec, configuration_hash: int, first_count: int = 0):
+        self.spec, self.first_count = spec, first_count
+        self.configuration_hash = configuration_hash
         super().__init__(
             {
                 **control_ports(),
@@ -57,8 +60,8 @@ class ControlRegisters(wiring.Component):
                 "o_soft_reset": Out(1),
                 "o_images": Out(32),
                 "o_timeout": Out(32),
-                "o_regions": Out(region_layout()),
-                "o_strides": Out(data.ArrayLayout(32, 4)),
+                "o_regions": Out(region_layout(spec)),
+                "o_strides": Out(data.ArrayLayout(spec.offset_bits, 4)),
                 "o_interrupt": Out(1),
                 "i_busy": In(1),
                 "i_finished": In(1),
@@ -71,7 +74,10 @@ class ControlRegisters(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        values = {each.name: Signal(32, name=each.name.lower()) for each in REGISTERS}
+        values = {}
+        for each in REGISTERS:
+            bits = implemented(each, self.spec).bit_length()
+            values[each.name] = Signal(bits, name=each.name.lower()) if bits else Const(0, 0)
         m.submodules.counters = counters = CounterBank(len(COUNTERS), self.first_count)
         command = self._write(m, values)
         self._read(m, values, counters)
@@ -168,9 +174,10 @@ class ControlRegisters(wiring.Component):
                         m.d.sync += self.s_axi_bresp.eq(OKAY)
                         if each.access == "rw":
                             value = values[each.name]
-                            for byte in range(4):
+                            given_bits = data_in & implemented(each, self.spec)
+                            for byte in range(-(-len(value) // 8)):
                                 with m.If(strobe[byte]):
-                                    given_byte = (data_in & each.mask).word_select(byte, 8)
+                                    given_byte = given_bits.word_select(byte, 8)
                                     m.d.sync += value.word_select(byte, 8).eq(given_byte)
                         elif each.access == "wo":
                             m.d.comb += command.eq(data_in & bits & each.mask)
@@ -193,7 +200,9 @@ class ControlRegisters(wiring.Component):
         # multiplexers, holes included, takes half the LUTs of a Switch.
         begin = register(f"{next(iter(COUNTERS))}_LO").offset >> 2
         words = {
-            each.offset >> 2: values[each.name] for each in REGISTERS if each.offset >> 2 < begin
+            each.offset >> 2: Cat(values[each.name], Const(0, 32 - len(values[each.name])))
+            for each in REGISTERS
+            if each.offset >> 2 < begin
         }
         index, behind = address[2:][: exact_log2(begin)], address[2:][exact_log2(begin) :]
         present = sum(1 << word for word in words)

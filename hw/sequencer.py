@@ -52,13 +52,13 @@ class Sequencer(wiring.Component):
             {
                 "i_start": In(1),
                 "i_images": In(32),
-                "i_model_beats": In(32),
-                "o_run": Out(stream.Signature(run_layout())),
+                "i_model_beats": In(spec.offset_bits),
+                "o_run": Out(stream.Signature(run_layout(spec))),
                 "i_beat": In(stream.Signature(spec.bus_bits)),
-                "o_load": Out(stream.Signature(instruction_layout(Opcode.LOAD))),
-                "o_weights": Out(stream.Signature(instruction_layout(Opcode.WEIGHTS))),
-                "o_pass": Out(stream.Signature(instruction_layout(Opcode.PASS))),
-                "o_drain": Out(stream.Signature(instruction_layout(Opcode.DRAIN))),
+                "o_load": Out(stream.Signature(instruction_layout(Opcode.LOAD, spec))),
+                "o_weights": Out(stream.Signature(instruction_layout(Opcode.WEIGHTS, spec))),
+                "o_pass": Out(stream.Signature(instruction_layout(Opcode.PASS, spec))),
+                "o_drain": Out(stream.Signature(instruction_layout(Opcode.DRAIN, spec))),
                 "i_load_completed": In(1),
                 "i_pass_completed": In(1),
                 "i_drain_completed": In(1),
@@ -172,15 +172,16 @@ class Sequencer(wiring.Component):
         spec = self.spec
         beats = spec.instruction_beats
         ahead = 4
-        offset = Signal(33)
+        offset = Signal(spec.offset_bits + 1)
         flying = Signal(range(ahead + 1))
         beat = Signal(range(beats))
         full = Signal()
         room = offset + beats <= self.i_model_beats
+        asking, ask = Signal(), Signal()
+        wanted = self.o_busy & ~ended & room & (flying != ahead) & ~asking
         m.d.comb += [
-            self.o_run.valid.eq(
-                self.o_busy & ~ended & room & (flying != ahead) & ~restart & ~self.i_halt
-            ),
+            ask.eq(wanted & ~restart & ~self.i_halt),
+            self.o_run.valid.eq(asking & ~self.i_halt),
             self.o_run.payload.region.eq(Region.MODEL),
             self.o_run.payload.offset.eq(offset),
             self.o_run.payload.beats.eq(beats),
@@ -189,7 +190,8 @@ class Sequencer(wiring.Component):
         requested = self.o_run.valid & self.o_run.ready
         taken = self.i_beat.valid & self.i_beat.ready
         arrived = taken & (beat == beats - 1)
-        m.d.sync += flying.eq(flying + requested - arrived)
+        m.d.sync += flying.eq(flying + ask - arrived)
+        m.d.sync += asking.eq(ask | (asking & ~requested))
         with m.If(requested):
             m.d.sync += offset.eq(offset + beats)
         with m.If(taken):

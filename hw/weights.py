@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..golden.accelerator import AcceleratorSpec
 from ..golden.isa import Opcode, Region
-from .axi import run_layout, times
+from .axi import run_beats, run_layout, times
 from .instruction import instruction_layout
 
 __all__ = ["WeightsEngine", "tile_layout"]
@@ -28,7 +28,7 @@ class WeightsEngine(wiring.Component):
 
     **Latency**: the run is offered one cycle after its instruction is accepted; beats pass in the
     same cycle.
-    **Throughput**: a beat a cycle, also across instructions, of which 4 overlap.
+    **Throughput**: a beat a cycle, and an instruction every 2 cycles, of which 4 overlap.
 
     Members
     -------
@@ -42,8 +42,8 @@ class WeightsEngine(wiring.Component):
         self.spec = spec
         super().__init__(
             {
-                "i": In(stream.Signature(instruction_layout(Opcode.WEIGHTS))),
-                "o_run": Out(stream.Signature(run_layout())),
+                "i": In(stream.Signature(instruction_layout(Opcode.WEIGHTS, spec))),
+                "o_run": Out(stream.Signature(run_layout(spec))),
                 "i_beats": In(stream.Signature(spec.bus_bits)),
                 "o_tile": Out(stream.Signature(tile_layout(spec))),
                 "o_busy": Out(1),
@@ -61,7 +61,7 @@ class WeightsEngine(wiring.Component):
         i, run = self.i.payload, self.o_run.payload
         accept = Signal()
         m.d.comb += [
-            self.i.ready.eq((~self.o_run.valid | self.o_run.ready) & queue.w_rdy),
+            self.i.ready.eq(~self.o_run.valid & queue.w_rdy),
             accept.eq(self.i.valid & self.i.ready),
             queue.w_en.eq(accept),
             entry.tiles.eq(i.tiles),
@@ -72,7 +72,12 @@ class WeightsEngine(wiring.Component):
             m.d.sync += [
                 self.o_run.valid.eq(1),
                 run.offset.eq(i.offset),
-                run.beats.eq(times(i.tiles, tile.beats(False)) + Mux(i.biased, tile.bias_beats, 0)),
+                run.beats.eq(
+                    run_beats(
+                        self.spec,
+                        times(i.tiles, tile.beats(False)) + Mux(i.biased, tile.bias_beats, 0),
+                    )
+                ),
             ]
         with m.Elif(self.o_run.ready):
             m.d.sync += self.o_run.valid.eq(0)

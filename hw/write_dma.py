@@ -47,11 +47,11 @@ class WriteDma(wiring.Component):
         self.spec = spec
         super().__init__(
             {
-                **write_ports(spec.bus_bits),
-                "i_run": In(stream.Signature(run_layout())),
+                **write_ports(spec.bus_bits, spec.address_bits),
+                "i_run": In(stream.Signature(run_layout(spec))),
                 "i": In(stream.Signature(spec.bus_bits)),
                 "o_done": Out(1),
-                "i_regions": In(region_layout()),
+                "i_regions": In(region_layout(spec)),
                 "i_halt": In(1),
                 "o_idle": Out(1),
                 "o_beat": Out(1),

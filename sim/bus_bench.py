@@ -262,7 +262,7 @@ class _Bus:
 
     async def monitor(self) -> None:
         """Look at every channel in every cycle."""
-        dut, names = self.dut, [*read_ports(32), *write_ports(32), *control_ports()]
+        dut, names = self.dut, [*read_ports(32, 32), *write_ports(32, 32), *control_ports()]
         ports = []
         for channel, handshake in self.handshakes.items():
             found = [name for name in names if name.startswith(channel) and channel in OUTPUTS]

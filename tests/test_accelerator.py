@@ -176,6 +176,10 @@ def test_errors_of_the_driver(digits):
             accelerator.run(content, timeout=500)
         assert error.value.code is Error.TIMEOUT
         assert accelerator.run(content).shape == (1, program.sizes[Region.OUTPUT] * 8)
+        accelerator.base = (1 << 32) - 4096
+        message = r"^2 images need memory up to byte \d+, and address_bits = 32 ends at 4294967295"
+        with pytest.raises(AcceleratorError, match=message + ": run fewer at a time$"):
+            accelerator.run(np.concatenate([content, content]))
         with pytest.raises(ValueError, match=r"^base must be a multiple of 4096, not 8$"):
             Accelerator(system, base=8)
 

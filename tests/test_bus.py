@@ -17,7 +17,7 @@ from shiftcore.golden.isa import ISA_VERSION, Error, Region
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.passes import BlockRows
 from shiftcore.golden.program import Program, pack_words
-from shiftcore.golden.registers import ID, REGISTERS, configuration_hash, register
+from shiftcore.golden.registers import ID, REGISTERS, configuration_hash, implemented, register
 from shiftcore.golden.tickets import drain_memory, sizes_of
 from shiftcore.hw.accelerator import QUIET_CYCLES, Accelerator
 from shiftcore.sim.bus_bench import OUTPUTS, BusAnswer, BusJob, BusResult, BusRun
@@ -41,7 +41,7 @@ def network_program(seed: int) -> Program:
 
 def placed(program: Program, rng: Generator, images: int = 1, **options) -> BusRun:
     """A run whose regions lie in any order, each across the end of a page, in random bytes."""
-    origin = int(rng.integers(0, 1 << 27)) * PAGE
+    origin = int(rng.integers(0, 1 << CONFIG.address_bits - 13)) * PAGE
     inputs = rng.integers(0, 256, (images, program.sizes[Region.INPUT] * BEAT)).astype(np.uint8)
     run = BusRun(program, inputs, dict.fromkeys(Region, 0), origin, b"", **options)
     end = origin
@@ -218,7 +218,8 @@ def test_registers(seed: int):
     words = {each.offset: 0 for each in REGISTERS}
     words |= {register("ID").offset: ID, register("ISA_VERSION").offset: ISA_VERSION}
     words[register("CONFIG_HASH").offset] = configuration_hash(CONFIG)
-    masks = {each.offset: each.mask if each.access == "rw" else 0 for each in REGISTERS}
+    spec = CONFIG.accelerator
+    masks = {e.offset: implemented(e, spec) if e.access == "rw" else 0 for e in REGISTERS}
     control = register("CONTROL").offset
     accesses, expected = [], []
     while len(accesses) < 250:

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 
 from ..golden.config import HardwareConfig
-from ..golden.registers import ADDRESS_BITS, MAP_BITS, REGISTERS
+from ..golden.registers import MAP_BITS, REGISTERS
 from ..hw.verilog import TOP, accelerator_inputs, accelerator_ports
 
 __all__ = ["component_xml"]
@@ -63,7 +63,7 @@ def component_xml(
 
     space = _add(_add(root, "addressSpaces"), "addressSpace")
     _add(space, "name", "m_axi")
-    _add(space, "range", str(1 << ADDRESS_BITS))
+    _add(space, "range", str(1 << config.address_bits))
     _add(space, "width", str(config.bus_bits))
     _registers(_add(root, "memoryMaps"))
     _model(root, ports, accelerator_inputs(config))

@@ -328,6 +328,22 @@ def test_what_does_not_fit_is_refused(
         compile_network(single(config, shape, taps, **options), config)
 
 
+def test_memory_that_cannot_be_addressed_is_refused():
+    shape = 1, 100, 100
+    config = HardwareConfig(4, 4, buffer_depth=1 << 14)
+    sizes = compile_network(single(config, shape, (1, 1)), config).sizes
+    need = sum(-(-8 * size // 4096) for size in sizes) * 4096
+    bits = (need - 1).bit_length()
+    fits, short = (replace(config, address_bits=b) for b in (bits, bits - 1))
+    assert compile_network(single(fits, shape, (1, 1)), fits).sizes == sizes
+    message = (
+        f"^the network takes {need} bytes of memory for one image, address_bits = {bits - 1} has "
+        f"{1 << bits - 1}: it must be at least {bits}$"
+    )
+    with pytest.raises(ValueError, match=message):
+        compile_network(single(short, shape, (1, 1)), short)
+
+
 def test_a_network_for_other_hardware_is_refused():
     config = HardwareConfig(4, 4)
     with pytest.raises(ValueError, match=r"^the network has blocks of 4 channels but the array"):

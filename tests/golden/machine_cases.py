@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from shiftcore.golden.accelerator import AcceleratorSpec
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.fixed import ACCUMULATORS, FixedFormat
 from shiftcore.golden.floats import FLOAT32
@@ -84,8 +85,9 @@ class Builder:
         )
 
 
-def walk(item: Pass) -> Iterator[tuple[int, int, int, int, tuple[int, ...]]]:
+def walk(item: Pass, spec: AcceleratorSpec) -> Iterator[tuple[int, int, int, int, tuple[int, ...]]]:
     """Buffer address, accumulator, y, x and turns of every pixel, as the instruction set says."""
+    words, accumulators = 2 ** spec.space_bits("buffer"), 2 ** spec.space_bits("accumulators")
 
     def loop(k: int, place: tuple[int, int, int, int], turns: tuple[int, ...]) -> Iterator:
         if k == len(item.loops):
@@ -96,7 +98,7 @@ def walk(item: Pass) -> Iterator[tuple[int, int, int, int, tuple[int, ...]]]:
             steps = item.loops[k][1:]
             buffer, accumulator, y, x = (a + b for a, b in zip(place, steps, strict=True))
             y, x = ((v + 2048) % 4096 - 2048 for v in (y, x))
-            place = (buffer % 2**20, accumulator % 2**16, y, x)
+            place = (buffer % words, accumulator % accumulators, y, x)
 
     yield from loop(0, (item.buffer, item.accumulator, item.y, item.x), ())
 
@@ -138,7 +140,8 @@ class Reference:
         size = self.spec.beat_bytes
         for b, r, w in np.ndindex(item.blocks, item.rows, item.words):
             offset = item.offset + b * item.block_step + r * item.row_step + w * beats
-            to = (item.buffer + b * item.buffer_block_step + r * item.buffer_row_step + w) % 2**20
+            to = item.buffer + b * item.buffer_block_step + r * item.buffer_row_step + w
+            to %= 2 ** self.spec.space_bits("buffer")
             data = self.memory[item.region][offset * size : (offset + beats) * size]
             assert len(data) == beats * size
             word = int.from_bytes(data.tobytes(), "little")
@@ -183,7 +186,7 @@ class Reference:
 
     def take(self, item: Pass) -> None:
         before, tile = None, None
-        for buffer, accumulator, y, x, turns in walk(item):
+        for buffer, accumulator, y, x, turns in walk(item, self.spec):
             if tile is None or turns[: item.tile_level] != before:
                 before, tile = turns[: item.tile_level], self.tile()
             starts = bool(item.start) and not any(turns[: item.start_level])
@@ -223,7 +226,8 @@ class Reference:
     def drain(self, item: Drain) -> None:
         beats = 1 if item.form == Form.RAW else self.config.requantizer.beats_per_block
         addresses = [
-            (item.accumulator + i + beat * item.beat_step) % 2**16
+            (item.accumulator + i + beat * item.beat_step)
+            % 2 ** self.spec.space_bits("accumulators")
             for i in range(item.rows * item.pixels)
             for beat in range(beats)
         ]
@@ -255,7 +259,8 @@ class Reference:
         for i in range(item.rows * item.pixels):
             row, column = divmod(i, item.pixels)
             if item.to_buffer and isinstance(result, BlockRows):
-                to = (item.buffer + row * item.buffer_row_step + column) % 2**20
+                to = item.buffer + row * item.buffer_row_step + column
+                to %= 2 ** self.spec.space_bits("buffer")
                 self.codes[to] = result.codes[i] & ((1 << self.config.act_bits) - 1)
                 self.fields[to] = result.exponents[i]
             if item.to_memory:

@@ -13,7 +13,7 @@ from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
 KEYS = (
     "rows, cols, weight_bits, act_bits, scale, accumulator, accumulator_depth, bus_bits, "
     "multiplier, scale_multiplier, pipeline, clamp, buffer_depth, queue_depth, weight_fifo, "
-    "load_fifo, store_fifo, burst_beats, outstanding"
+    "load_fifo, store_fifo, burst_beats, outstanding, address_bits"
 )
 LISTED = ", ".join(map(repr, STYLES))
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -559,7 +559,7 @@ BUFFER = [
     (changed(0, buffer=15), "instruction 0 (LOAD): buffer addresses must be 0 to 15, not 16"),
     (
         changed(0, buffer=2**20 - 1),
-        "instruction 0 (LOAD): buffer addresses must be 0 to 15, not 1048575",
+        "instruction 0 (LOAD): buffer addresses must be 0 to 15, not 31",
     ),
     (changed(2, buffer=15), "instruction 2 (PASS): buffer addresses must be 0 to 15, not 16"),
     (
@@ -590,7 +590,7 @@ MEMORY = [
     ),
     (
         changed(0, blocks=2, block_step=2**32 - 1),
-        "instruction 0 (LOAD): beats of INPUT must be 0 to 19, not 4294967296",
+        "instruction 0 (LOAD): beats of INPUT must be 0 to 19, not 536870912",
     ),
     (
         changed(0, region=2, words=11),
@@ -736,10 +736,14 @@ def test_the_model_region_ends_the_program():
 
 def test_offsets_in_memory_wrap():
     # The second block lies before the first one, the second row after the last beat of 2**32.
-    validate(changed(0, offset=10, blocks=2, block_step=2**32 - 10), CONFIG, SIZES)
+    wide = replace(CONFIG, address_bits=40)
+    validate(changed(0, offset=10, blocks=2, block_step=2**32 - 10), wide, SIZES)
     validate(
-        changed(3, offset=2**32 - 2**23, rows=2, row_step=2**23), CONFIG, (*SIZES[:3], 2**32 - 1)
+        changed(3, offset=2**32 - 2**23, rows=2, row_step=2**23), wide, (*SIZES[:3], 2**32 - 1)
     )
+    narrow = replace(CONFIG, address_bits=16)  # 2**13 beats
+    validate(changed(0, offset=2**31 + 2**13 + 5, row_step=2**20), narrow, SIZES)
+    validate(changed(1, offset=2**13 + 64), narrow, SIZES)
     with pytest.raises(MachineError, match=r"beats of INPUT must be 0 to 19, not 21$"):
         validate(changed(0, offset=20, blocks=2, block_step=2**32 - 10), CONFIG, SIZES)
 

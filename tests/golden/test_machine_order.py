@@ -90,7 +90,7 @@ def test_accesses_of_a_pass(seed: int, chunk: int, monkeypatch: pytest.MonkeyPat
     config = random_config(rng)
     item = random_pass(rng, config)
     read, started, continued = set(), set(), set()
-    for buffer, accumulator, y, x, turns in walk(item):
+    for buffer, accumulator, y, x, turns in walk(item, config.accelerator):
         if 0 <= y < item.height and 0 <= x < item.width:
             read.add(buffer)
         if item.start and not any(turns[: item.start_level]):

@@ -15,9 +15,10 @@ class Run:
     region: int
     beats: int
 
-    @property
-    def payload(self) -> int:
-        return self.offset | self.region << 32 | self.beats << 34
+    def payload(self, spec: AcceleratorSpec) -> int:
+        """As ports of runs have it."""
+        bits = spec.offset_bits
+        return self.offset | self.region << bits | self.beats << bits + 2
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Regions:
     @classmethod
     def random(cls, spec: AcceleratorSpec, rng: np.random.Generator, pages: int = 12) -> "Regions":
         step, part = spec.beat_bytes, pages // 4 * PAGE_BYTES
-        origin = int(rng.integers(1, 1 << 27)) * PAGE_BYTES
+        origin = int(rng.integers(1, (1 << spec.address_bits) // PAGE_BYTES - pages)) * PAGE_BYTES
         half = PAGE_BYTES // 2 // step
         begin = [int(rng.integers(0, half)) for _ in range(4)]
         end = [part // step - int(rng.integers(0, half)) for _ in range(4)]
@@ -45,8 +46,9 @@ class Regions:
     @property
     def port(self) -> int:
         """As i_regions has them; the lowest bit of a base is not looked at."""
-        value = sum((base | 1) << 40 * k for k, base in enumerate(self.bases))
-        return value | sum(size << 160 + 32 * k for k, size in enumerate(self.sizes))
+        address, offset = self.spec.address_bits, self.spec.offset_bits
+        value = sum((base | 1) << address * k for k, base in enumerate(self.bases))
+        return value | sum(size << 4 * address + offset * k for k, size in enumerate(self.sizes))
 
     def ranges(self, *regions: int) -> tuple[tuple[int, int], ...]:
         """(begin, end) bytes."""
@@ -68,9 +70,9 @@ class Regions:
         """A run of which at least one beat is outside its region."""
         region = int(rng.integers(0, 4))
         size = self.sizes[region]
-        beats = int(rng.choice([1, 2, size, size + 1, (1 << 32) - 1, 1 << 32, (1 << 33) - 1]))
-        first = max(size - beats + 1, 0)
-        last = (1 << 32) - 1
+        end = 1 << self.spec.offset_bits
+        beats = int(rng.choice([1, 2, size, size + 1, end - 1, end, 2 * end - 1]))
+        first, last = max(size - beats + 1, 0), end - 1
         return Run(int(rng.choice([first, max(first, size), last])), region, beats)
 
     def beats(self, run: Run) -> list[int]:

@@ -9,8 +9,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
+from shiftcore.golden.accelerator import ADDRESS_BITS
 from shiftcore.golden.block_memory import BlockMemorySpec
-from shiftcore.golden.registers import ADDRESS_BITS
 from shiftcore.hw.block_memory import BlockMemory
 from shiftcore.sim.runner import simulate
 from shiftcore.sim.stream_bench import StreamJob

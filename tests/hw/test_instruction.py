@@ -4,25 +4,36 @@ import numpy as np
 import pytest
 from amaranth.lib import data
 
+from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.isa import LAYOUTS, LEVELS, Load, Loop, Opcode, Pass, encode
 from shiftcore.hw.instruction import instruction_layout
+
+WIDE = HardwareConfig(
+    2, 2, bus_bits=32, address_bits=40, buffer_depth=1 << 20, accumulator_depth=1 << 16
+).accelerator
+NARROW = HardwareConfig(
+    2, 2, bus_bits=32, address_bits=16, buffer_depth=63, accumulator_depth=64
+).accelerator
+KEPT = {"memory": 14, "buffer": 6, "accumulators": 7, None: 64}
 
 
 @pytest.mark.parametrize("opcode", list(Opcode), ids=lambda opcode: opcode.name)
 def test_every_field_is_where_the_encoding_has_it(opcode):
-    layout = instruction_layout(opcode)
-    assert layout.size == 512
-    for field in LAYOUTS[opcode]:
-        assert layout[field.name].offset == 64 * field.word + field.offset
-        assert layout[field.name].shape.width == field.bits
-        assert layout[field.name].shape.signed == field.signed
-    others = {name for name, _ in layout} - {field.name for field in LAYOUTS[opcode]}
-    assert all(name.startswith("reserved_") for name in others)
+    for spec in (WIDE, NARROW):
+        layout = instruction_layout(opcode, spec)
+        assert layout.size == 512
+        for field in LAYOUTS[opcode]:
+            bits = min(field.bits, KEPT[field.space]) if spec is NARROW else field.bits
+            assert layout[field.name].offset == 64 * field.word + field.offset
+            assert layout[field.name].shape.width == bits
+            assert layout[field.name].shape.signed == field.signed
+        others = {name for name, _ in layout} - {field.name for field in LAYOUTS[opcode]}
+        assert all(name.startswith("reserved_") for name in others)
 
 
 def constant(opcode, instruction) -> data.Const:
     value = sum(int(word) << 64 * k for k, word in enumerate(encode([instruction])[0]))
-    return data.Const(instruction_layout(opcode), value)
+    return data.Const(instruction_layout(opcode, WIDE), value)
 
 
 def test_an_encoded_instruction_reads_back():

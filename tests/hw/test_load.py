@@ -15,9 +15,9 @@ from shiftcore.tests.hw.regions import Run
 
 # The exponent in a beat of its own or not; words of one beat and of several.
 CONFIGS = [
-    HardwareConfig(4, 4, act_bits=4),
+    HardwareConfig(4, 4, act_bits=4, address_bits=40, buffer_depth=1 << 20),
     HardwareConfig(4, 4, act_bits=8, bus_bits=32),
-    HardwareConfig(16, 4, act_bits=8, bus_bits=32),
+    HardwareConfig(16, 4, act_bits=8, bus_bits=32, address_bits=16, buffer_depth=37),
     HardwareConfig(7, 4, act_bits=6, bus_bits=32),
 ]
 
@@ -38,8 +38,12 @@ class Loads:
     """for every instruction how many writes there are when it is completed"""
 
     @classmethod
-    def random(cls, config: HardwareConfig, rng: np.random.Generator, count: int) -> "Loads":
+    def random(
+        cls, config: HardwareConfig, rng: np.random.Generator, count: int, words: int = 1
+    ) -> "Loads":
+        """Rows have at least so many `words`."""
         spec = config.accelerator
+        place = spec.space_bits("buffer")
         found = cls(config, [], [], [], [])
         for _ in range(count):
             load = Load(
@@ -48,7 +52,7 @@ class Loads:
                 buffer=int(rng.integers(0, 1 << 20)),
                 fixed=int(rng.integers(0, 2)),
                 exponent=int(rng.integers(0, 256)),
-                words=int(rng.integers(1, 6)),
+                words=int(rng.integers(words, 6)),
                 rows=int(rng.integers(1, 4)),
                 blocks=int(rng.integers(1, 4)),
                 row_step=int(rng.integers(0, 1 << 24)),
@@ -81,7 +85,7 @@ class Loads:
                         word = value & ((1 << spec.code_bits) - 1) | exponent << spec.code_bits
                         address = load.buffer + row * load.buffer_row_step
                         address += block * load.buffer_block_step + k
-                        found.writes.append(address % (1 << 20) | word << 20)
+                        found.writes.append(address % (1 << place) | word << place)
             found.ends.append(len(found.writes))
         return found
 
@@ -93,7 +97,8 @@ class Loads:
             for block in range(load.blocks):
                 for row in range(load.rows):
                     offset = load.offset + row * load.row_step + block * load.block_step
-                    found.append(Run(offset % (1 << 32), load.region, beats).payload)
+                    offset %= 1 << spec.offset_bits
+                    found.append(Run(offset, load.region, beats).payload(spec))
         return found
 
     @property
@@ -146,11 +151,11 @@ def test_loads(config, simulator):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.rows}x{c.act_bits}-{c.bus_bits}")
 def test_latency_and_throughput(config, simulator):
-    loads = Loads.random(config, np.random.default_rng(2), 25)
+    loads = Loads.random(config, np.random.default_rng(2), 25, words=3)
     answer = loads.simulate(0.0, simulator)
     assert answer.cycles["i"][0] == 0
     assert answer.cycles["o_run"][0] == 1
-    assert answer.cycles["i_beats"] == list(range(2, 2 + len(loads.beats)))
-    assert np.array_equal(answer.cycles["o_write"], 2 + np.cumsum(loads.beats_of_words))
-    # Runs are asked for ahead of their beats: as many as there is place for, at one a cycle.
-    assert np.array_equal(answer.cycles["o_run"][:10], 1 + np.arange(10))
+    assert answer.cycles["i_beats"] == list(range(3, 3 + len(loads.beats)))
+    assert np.array_equal(answer.cycles["o_write"], 3 + np.cumsum(loads.beats_of_words))
+    # Runs are asked for ahead of their beats, one every 2 cycles.
+    assert np.array_equal(answer.cycles["o_run"][:5], 1 + 2 * np.arange(5))

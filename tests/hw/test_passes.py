@@ -8,7 +8,7 @@ from amaranth.lib.wiring import Out
 
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.isa import Loop, Pass, encode
-from shiftcore.golden.tickets import positions
+from shiftcore.golden.tickets import positions, sizes_of
 from shiftcore.hw.buffer import ActivationBuffer
 from shiftcore.hw.passes import PassEngine
 from shiftcore.sim.pipeline_bench import PipelineJob
@@ -88,7 +88,7 @@ def random_pass(rng: np.random.Generator) -> Pass:
             width=int(rng.integers(1, 6)),
             loops=loops,
         )
-        where = positions(item)
+        where = positions(item, sizes_of(CONFIG))
         fits = where.accumulator.max() < CONFIG.accumulator_depth
         if fits and not (where.buffer[where.inside] >= CONFIG.buffer_depth).any():
             return item
@@ -98,7 +98,7 @@ def expected(items: list[Pass], words: np.ndarray) -> list[int]:
     """Payloads of all pixels; `words` (depth, rows + 1) holds codes and the exponent."""
     fields = []
     for item in items:
-        where = positions(item)
+        where = positions(item, sizes_of(CONFIG))
         turns = np.indices([loop.count for loop in item.loops]).reshape(5, -1)
         inner = turns[item.tile_level :]
         outer = turns[: item.start_level]
@@ -125,9 +125,10 @@ def test_walks(simulator, stall, shy):
     words = rng.integers(0, 1 << CONFIG.act_bits, (depth, CONFIG.rows + 1))
     words[:, -1] = rng.integers(0, 256, depth)
     codes = pack(words[:, :-1], CONFIG.act_bits)
-    shift = 20 + CONFIG.rows * CONFIG.act_bits
+    bits = CONFIG.accelerator.space_bits("buffer")
+    shift = bits + CONFIG.rows * CONFIG.act_bits
     exponents = words[:, -1].tolist()
-    writes = [a | codes[a] << 20 | exponents[a] << shift for a in range(depth)]
+    writes = [a | codes[a] << bits | exponents[a] << shift for a in range(depth)]
     instructions = [int.from_bytes(row.tobytes(), "little") for row in encode(items)]
     pixels = expected(items, words)
     assert sum(item.pixels for item in items) == len(pixels) > 2000

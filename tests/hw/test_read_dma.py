@@ -15,7 +15,9 @@ CLIENTS = ("weights", "program", "loads")
 WATCHED = ("o_idle", "o_beat", "o_memory_range", "o_read_failed")
 # FIFOs of exactly two bursts and of more; bursts of a whole page; of a length that divides nothing.
 CONFIGS = [
-    HardwareConfig(2, 2, weight_fifo=32, load_fifo=41, burst_beats=16, outstanding=4),
+    HardwareConfig(
+        2, 2, weight_fifo=32, load_fifo=41, burst_beats=16, outstanding=4, address_bits=40
+    ),
     HardwareConfig(2, 2, bus_bits=32, weight_fifo=15, load_fifo=14, burst_beats=7, outstanding=3),
     HardwareConfig(
         2,
@@ -27,7 +29,16 @@ CONFIGS = [
         burst_beats=256,
         outstanding=2,
     ),
-    HardwareConfig(2, 2, bus_bits=128, weight_fifo=5, load_fifo=4, burst_beats=2, outstanding=5),
+    HardwareConfig(
+        2,
+        2,
+        bus_bits=128,
+        weight_fifo=5,
+        load_fifo=4,
+        burst_beats=2,
+        outstanding=5,
+        address_bits=17,
+    ),
 ]
 
 
@@ -55,7 +66,10 @@ def read(
         bench="axi_bench",
         job=AxiJob(
             model,
-            {f"i_{name}": [run.payload for run in runs.get(name, [])] for name in CLIENTS},
+            {
+                f"i_{name}": [run.payload(config.accelerator) for run in runs.get(name, [])]
+                for name in CLIENTS
+            },
             {f"o_{name}": wanted.get(name, 0) for name in CLIENTS},
             {"i_regions": regions.port, "i_halt": 0},
             WATCHED,

@@ -36,6 +36,10 @@ from shiftcore.sim.control_bench import (
 from shiftcore.sim.runner import simulate
 
 HASH = configuration_hash(HardwareConfig(16, 16))
+WIDE = HardwareConfig(2, 2, bus_bits=32, address_bits=40).accelerator
+NARROW = HardwareConfig(2, 2, bus_bits=128, address_bits=18).accelerator
+KEPT = {"BASE_LO": (1 << 18) - 1, "BASE_HI": 0, "SIZE": (1 << 14) - 1, "STRIDE": (1 << 14) - 1}
+"""Bits of the registers that NARROW has."""
 OKAY, SLVERR = 0, 2
 INPUTS = ("i_busy", "i_finished", "i_failed", "i_error", "i_instruction", "i_events")
 RECORDED = ("o_images", "o_timeout", "o_regions", "o_strides")
@@ -91,9 +95,12 @@ def test_markdown():
     assert sum("`0x" in line for line in lines) == len(REGISTERS)
 
 
-def run(steps: list[Step], simulator, stall: float = 0.0, seed: int = 0) -> ControlAnswer:
+def run(
+    steps: list[Step], simulator, stall: float = 0.0, seed: int = 0, spec=WIDE
+) -> ControlAnswer:
     answer = simulate(
         ControlRegisters,
+        spec,
         HASH,
         bench="control_bench",
         job=ControlJob(steps, INPUTS, ("o_start", "o_soft_reset", "o_interrupt"), RECORDED, stall),
@@ -104,8 +111,10 @@ def run(steps: list[Step], simulator, stall: float = 0.0, seed: int = 0) -> Cont
     return answer
 
 
-@pytest.mark.parametrize("stall", [0.0, 0.4])
-def test_every_access(stall, simulator):
+@pytest.mark.parametrize(
+    ("stall", "spec"), [(0.0, WIDE), (0.4, WIDE), (0.4, NARROW)], ids=["still", "wide", "narrow"]
+)
+def test_every_access(stall, spec, simulator):
     rng = np.random.default_rng(1)
     values = dict.fromkeys((each.offset for each in REGISTERS), 0)
     values |= {register("ID").offset: 0x53484654, register("CONFIG_HASH").offset: HASH}
@@ -130,11 +139,16 @@ def test_every_access(stall, simulator):
             expected.append(SLVERR if each is None else OKAY)
             if each is not None and each.access == "rw":
                 bits = sum(255 << 8 * k for k in range(4) if strobe >> k & 1)
-                values[offset] = values[offset] & ~bits | word & bits & each.mask
+                word &= (
+                    KEPT.get(each.name.partition("_")[2], each.mask)
+                    if spec is NARROW
+                    else each.mask
+                )
+                values[offset] = values[offset] & ~bits | word & bits
         else:
             steps.append(Read(address))
             expected.append((0, SLVERR) if each is None else (values[offset], OKAY))
-    answer = run(steps, simulator, stall)
+    answer = run(steps, simulator, stall, spec=spec)
     assert answer.results == expected
     assert expected.count(SLVERR) > 20
     assert expected.count((0, SLVERR)) > 20
@@ -146,15 +160,16 @@ def test_every_access(stall, simulator):
         assert set(cycles[waits]) == {2 + 2 * len(COUNTERS)}
     read = {each.name: values[each.offset] for each in REGISTERS}
     bases = [read[f"{r.name}_BASE_HI"] << 32 | read[f"{r.name}_BASE_LO"] for r in Region]
-    regions = sum(base << 40 * k for k, base in enumerate(bases))
-    regions |= sum(read[f"{r.name}_SIZE"] << 160 + 32 * r for r in Region)
+    address, offset = (18, 14) if spec is NARROW else (40, 32)
+    regions = sum(base << address * k for k, base in enumerate(bases))
+    regions |= sum(read[f"{r.name}_SIZE"] << 4 * address + offset * r for r in Region)
     assert answer.recorded == {
         "o_images": read["IMAGES"],
         "o_timeout": read["TIMEOUT"],
         "o_regions": regions,
-        "o_strides": sum(read[f"{r.name}_STRIDE"] << 32 * r for r in Region),
+        "o_strides": sum(read[f"{r.name}_STRIDE"] << offset * r for r in Region),
     }
-    assert all(base >> 32 for base in bases)
+    assert all(base >> address - 8 for base in bases)
     assert read["IMAGES"] > 1
     assert answer.watched["o_start"] == answer.watched["o_soft_reset"] == []
 
@@ -270,6 +285,7 @@ def test_halves_of_a_counter_belong_together(simulator):
     steps += [read("LOAD_BUSY_LO"), read("PIXELS_HI")]
     answer = simulate(
         ControlRegisters,
+        WIDE,
         HASH,
         (1 << 32) - 3,
         bench="control_bench",
@@ -302,7 +318,7 @@ class ControlStreams(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.registers = inner = ControlRegisters(HASH)
+        m.submodules.registers = inner = ControlRegisters(WIDE, HASH)
         for channel, port in (("aw", self.i_aw), ("w", self.i_w), ("ar", self.i_ar)):
             m.d.comb += [
                 getattr(inner, f"s_axi_{channel}valid").eq(port.valid),

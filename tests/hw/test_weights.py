@@ -23,8 +23,8 @@ from shiftcore.tests.hw.regions import Regions, Run
 from shiftcore.tests.hw.test_load import number
 
 CONFIGS = [
-    HardwareConfig(4, 3, bus_bits=32),
-    HardwareConfig(1, 1, bus_bits=256, weight_fifo=32),
+    HardwareConfig(4, 3, bus_bits=32, address_bits=20),
+    HardwareConfig(1, 1, bus_bits=256, weight_fifo=32, address_bits=40),
     HardwareConfig(3, 20, weight_bits=8, scale="fp32", weight_fifo=64),
 ]
 
@@ -66,9 +66,10 @@ def test_weights(config, stall, simulator):
     count = len(shape(config, instructions))
     beats = [int.from_bytes(rng.bytes(config.bus_bits // 8), "little") for _ in range(count)]
     most = Weights(offset=5, tiles=(1 << 20) - 1, biased=1)
-    runs = [Run(w.offset, 0, len(shape(config, [w]))) for w in instructions] + [
-        Run(5, 0, most.tiles * config.tile.beats(False) + config.tile.bias_beats)
-    ]
+    last = 1 << config.accelerator.offset_bits
+    runs = [Run(w.offset % last, 0, len(shape(config, [w]))) for w in instructions]
+    size = most.tiles * config.tile.beats(False) + config.tile.bias_beats
+    runs.append(Run(5, 0, min(size, 2 * last - 1)))
     answer = simulate(
         WeightsEngine,
         config.accelerator,
@@ -83,12 +84,12 @@ def test_weights(config, stall, simulator):
         simulator=simulator,
     )
     assert answer.held == 0
-    assert answer.payloads["o_run"] == [run.payload for run in runs]
+    assert answer.payloads["o_run"] == [run.payload(config.accelerator) for run in runs]
     assert answer.payloads["o_tile"] == expected_tiles(config, instructions, beats)
     assert answer.cycles["o_tile"] == answer.cycles["i_beats"]
     if stall == 0:
-        assert answer.cycles["i"][:4] == [0, 1, 2, 3]
-        assert answer.cycles["o_run"][:4] == [1, 2, 3, 4]
+        assert answer.cycles["i"][:4] == [0, 2, 4, 6]
+        assert answer.cycles["o_run"][:4] == [1, 3, 5, 7]
         assert answer.cycles["i_beats"] == list(range(1, 1 + count))
         assert answer.watched["o_busy"][0] == 1
 
@@ -104,10 +105,10 @@ class Reader(wiring.Component):
         self.spec = spec
         super().__init__(
             {
-                **read_ports(spec.bus_bits),
-                "i_regions": In(region_layout()),
-                "i_weights": In(stream_of(instruction_layout(Opcode.WEIGHTS))),
-                "i_load": In(stream_of(instruction_layout(Opcode.LOAD))),
+                **read_ports(spec.bus_bits, spec.address_bits),
+                "i_regions": In(region_layout(spec)),
+                "i_weights": In(stream_of(instruction_layout(Opcode.WEIGHTS, spec))),
+                "i_load": In(stream_of(instruction_layout(Opcode.LOAD, spec))),
                 "o_tile": Out(stream_of(tile_layout(spec))),
                 "o_write": Out(stream_of(write_layout(spec))),
                 "o_beat": Out(1),
@@ -182,7 +183,7 @@ def test_from_memory(work, stall, simulator):
                     codes = data[k * beats]
                     exponent = 77 if fixed else data[k * beats + 1] & 255
                     address = load.buffer + 10 * row + k
-                    writes.append(address | codes << 20 | exponent << 52)
+                    writes.append(address | (codes | exponent << 32) << spec.space_bits("buffer"))
     answer = simulate(
         Reader,
         spec,

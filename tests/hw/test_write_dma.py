@@ -14,7 +14,7 @@ from shiftcore.tests.hw.regions import Regions, Run
 
 WATCHED = ("o_idle", "o_beat", "o_done", "o_memory_range", "o_write_failed")
 CONFIGS = [
-    HardwareConfig(2, 2, store_fifo=40, outstanding=4),
+    HardwareConfig(2, 2, store_fifo=40, outstanding=4, address_bits=40),
     HardwareConfig(2, 2, bus_bits=32, store_fifo=14, burst_beats=7, outstanding=2),
     HardwareConfig(
         *(2, 2),
@@ -25,7 +25,7 @@ CONFIGS = [
         burst_beats=256,
         outstanding=2,
     ),
-    HardwareConfig(2, 2, bus_bits=128, store_fifo=4, burst_beats=2, outstanding=5),
+    HardwareConfig(2, 2, bus_bits=128, store_fifo=4, burst_beats=2, outstanding=5, address_bits=17),
 ]
 
 
@@ -53,7 +53,7 @@ def write(
         bench="axi_bench",
         job=AxiJob(
             model,
-            {"i_run": [run.payload for run in runs], "i": beats},
+            {"i_run": [run.payload(config.accelerator) for run in runs], "i": beats},
             {},
             {"i_regions": regions.port, "i_halt": 0},
             WATCHED,
