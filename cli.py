@@ -439,7 +439,7 @@ def explore(
     """
     from .explore.pool import open_pool
     from .explore.report import figures, finish, front_table, write_exploration
-    from .explore.resources import capacity, check_estimates, estimated
+    from .explore.resources import capacity, check_estimates, estimated, multipliers
     from .explore.space import parse
     from .explore.study import Settings, Study, confirm
     from .explore.study import explore as search
@@ -450,8 +450,8 @@ def explore(
     if (network.suffix == ".pt2") != (calib is not None):
         raise ValueError(f"{network}: --calib goes with a model (.pt2), and a model needs it")
     base = HardwareConfig(16, 16) if hw is None else HardwareConfig.load(hw)
-    varied = dict(map(parse, vary))
     available = capacity(target, clock)
+    varied = {**multipliers(target), **dict(map(parse, vary))}
     check_estimates(target, base, varied)
     settings = Settings(
         File.of(network),

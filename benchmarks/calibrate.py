@@ -9,6 +9,7 @@ by least squares, none of them negative, and written to ``estimate/calibration.j
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from scipy.optimize import nnls
 from shiftcore.estimate.fabric import FABRICS
 from shiftcore.estimate.resources import clock_terms
 from shiftcore.estimate.structure import SHARED, UNITS
-from shiftcore.golden.config import ConfigError, HardwareConfig
+from shiftcore.golden.config import KEYS, ConfigError, HardwareConfig
 from shiftcore.hw.accelerator import Accelerator
 from shiftcore.hw.array import SystolicArray
 from shiftcore.hw.issue import PixelIssue
@@ -42,12 +43,22 @@ CLOCK_SEEDS = (1,)
 WHOLE = "accelerator"
 RESULTS = 24
 """Of each unit by itself, and of whole small accelerators."""
+FORM_RESULTS = 8
+"""More of a unit by itself in each other form that it has on a family."""
 WEIGHT = 3.0
 """A whole accelerator counts so much in the fit; a unit by itself counts 1."""
 KNOWN = {"memory bits": 1.0, "memory output bits": 1.0, "delay bits": 1.0}
 """Flip-flops that are what they are; nothing is fitted."""
 PRIOR = 0.02
 """The pull of every cost towards 1, as a share of the largest result in which its term occurs."""
+
+USUAL = {
+    "multiplier": ("lut", "dsp"),
+    "accumulator": ("float32",),
+    "scale_multiplier": ("lut", "dsp"),
+    "pipeline": ("balanced",),
+}
+"""Keys whose values are forms of units, and those that every family has and most have chosen."""
 
 MAKERS: dict[str, Callable[[HardwareConfig], Any]] = {
     "array": lambda config: SystolicArray(config.array),
@@ -60,9 +71,28 @@ MAKERS: dict[str, Callable[[HardwareConfig], Any]] = {
 Sample = dict[str, Any]
 
 
-def draw(purpose: str, largest: int = 64) -> Iterator[HardwareConfig]:
-    """Random configurations of at most `largest` PEs; another `purpose`, other ones."""
+def choices(family: str) -> dict[str, list[str]]:
+    """What else than the usual a family can have, by key of the configuration."""
+    return {
+        key: [
+            choice
+            for choice in KEYS[key].allowed
+            if choice.split("-")[0] in (family, choice) and choice not in USUAL[key]
+        ]
+        for key in USUAL
+    }  # fmt: skip
+
+
+def draw(
+    purpose: str, largest: int = 64, family: str | None = None, **given: Any
+) -> Iterator[HardwareConfig]:
+    """Random configurations of at most `largest` PEs; another `purpose`, other ones.
+
+    Of a `family` they have its forms of multipliers, accumulators and pipelines. Values that are
+    `given` do not vary; a sequence stands for one of its values.
+    """
     rng = np.random.default_rng([SEED, *purpose.encode()])
+    forms = np.random.default_rng([SEED, 1, *purpose.encode()])
 
     def pick(*values: Any) -> Any:
         return values[int(rng.integers(len(values)))]
@@ -92,7 +122,15 @@ def draw(purpose: str, largest: int = 64) -> Iterator[HardwareConfig]:
             "store_fifo": max(2 * burst, between(16, 256)),
             "burst_beats": burst,
             "outstanding": pick(2, 4, 8, 16),
+            "address_bits": int(forms.choice([20, 24, 32, 32, 40])),
         }
+        if family is not None:
+            for key, others in choices(family).items():
+                if others and forms.random() < 0.5:
+                    values[key] = str(forms.choice(others))
+        for key, value in given.items():
+            fixed = isinstance(value, str)
+            values[key] = value if fixed else str(forms.choice(value))
         if rows * cols > largest:
             continue
         try:
@@ -101,18 +139,62 @@ def draw(purpose: str, largest: int = 64) -> Iterator[HardwareConfig]:
             continue
 
 
-def take(purpose: str, count: int, largest: int = 64) -> list[HardwareConfig]:
+def take(
+    purpose: str, count: int, largest: int = 64, family: str | None = None, **given: Any
+) -> list[HardwareConfig]:
     """The first `count` of :func:`draw`."""
-    configurations = draw(purpose, largest)
-    return [next(configurations) for _ in range(count)]
+    return list(islice(draw(purpose, largest, family, **given), count))
 
 
-def wanted(units: int = RESULTS, wholes: int = RESULTS) -> Iterator[tuple[str, HardwareConfig]]:
-    """What the calibration synthesizes: `units` of each unit, `wholes` small accelerators."""
+def wanted(
+    family: str, units: int = RESULTS, wholes: int = RESULTS, forms: int = FORM_RESULTS
+) -> Iterator[tuple[str, HardwareConfig]]:
+    """What the calibration synthesizes: `units` of each unit, `wholes` small accelerators, and
+    `forms` of each other form of a unit."""
     for name in MAKERS:
-        largest = 16 if name in ("array", WHOLE) else 64
-        for config in take(f"calibrate {name}", wholes if name == WHOLE else units, largest):
-            yield name, replace(config, cols=1) if name == "scale_unit" else config
+        count = wholes if name == WHOLE else units
+        for config in _drawn(name, count):
+            yield name, config
+    for name in MAKERS:
+        for form in forms_of(name, family):
+            for config in _drawn(name, forms, **form):
+                yield name, config
+
+
+def _drawn(name: str, count: int, **form: Any) -> list[HardwareConfig]:
+    """Configurations of a unit by itself, or of accelerators."""
+    largest = 16 if name in ("array", WHOLE) else 64
+    purpose = " ".join(["calibrate", name, *map(str, form.values())])
+    drawn = take(purpose, count, largest, **form)
+    if name != "scale_unit":
+        return drawn
+    # Of one column, which may have to hold a whole block.
+    return [
+        replace(config, cols=1, accumulator_depth=max(config.accumulator_depth, config.rows))
+        for config in drawn
+    ]
+
+
+def forms_of(unit: str, family: str) -> list[dict[str, Any]]:
+    """The forms of a unit on a family other than the usual one, as values that
+    :func:`draw` is given."""
+    others = choices(family)
+    if unit == "array":
+        return [{"multiplier": style} for style in others["multiplier"]]
+    fixed: dict[str, Any] = {"accumulator": others["accumulator"]}
+    if unit == "requantizer":
+        return [fixed]
+    if unit != "scale_unit":
+        return []
+    pipelines = ["balanced", *others["pipeline"]]
+    multipliers = [USUAL["scale_multiplier"], *others["scale_multiplier"]]
+    found = [
+        {"pipeline": pipeline, "scale_multiplier": multiplier} | form
+        for form in ({}, fixed)
+        for pipeline in pipelines
+        for multiplier in multipliers
+    ]
+    return found[1:]
 
 
 def load(family: str) -> list[Sample]:
@@ -211,9 +293,9 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
     return found
 
 
-def calibration_samples(samples: Sequence[Sample]) -> list[Sample]:
+def calibration_samples(samples: Sequence[Sample], family: str) -> list[Sample]:
     """Those of `samples` that calibrate; the others are held out."""
-    drawn = {*wanted()}
+    drawn = {*wanted(family)}
     return [
         sample
         for sample in samples
@@ -227,23 +309,29 @@ def calibration_samples(samples: Sequence[Sample]) -> list[Sample]:
 @click.option(
     "--accelerators", default=RESULTS, show_default=True, help="Whole small accelerators."
 )
+@click.option("--forms", default=FORM_RESULTS, show_default=True, help="Of each form of a unit.")
 @click.option("--clocks", default=8, show_default=True, help="Of these, placed and routed (ECP5).")
 @click.option("--fit-only", is_flag=True, help="Synthesize nothing; fit what is there.")
 def main(
-    families: tuple[str, ...], units: int, accelerators: int, clocks: int, fit_only: bool
+    families: tuple[str, ...],
+    units: int,
+    accelerators: int,
+    forms: int,
+    clocks: int,
+    fit_only: bool,
 ) -> None:
     """Synthesize what is missing, fit, write."""
     progress = Console(stderr=True)
     for family in families or FABRICS:
         samples, placed = load(family), 0
-        for unit, config in wanted(units, accelerators):
+        for unit, config in wanted(family, units, accelerators, forms):
             if fit_only:
                 break
             clocked = family == "ecp5" and unit == WHOLE and placed < clocks
             placed += clocked
             with progress.status(f"{family}: {unit}, {len(samples)} results"):
                 synthesized(samples, family, unit, config, CLOCK_SEEDS if clocked else ())
-        chosen = calibration_samples(samples)
+        chosen = calibration_samples(samples, family)
         if any(sample["unit"] == WHOLE for sample in chosen):
             calibration = json.loads(CALIBRATION.read_text(encoding="utf-8"))
             calibration["families"][family] = fit(chosen, family)

@@ -23,8 +23,8 @@ def compare(family: str, samples: list[Row], count: int, clocks: int, missing: b
 
     Where `missing` is not set, only those that were synthesized before are compared.
     """
-    known = {HardwareConfig(**sample["config"]) for sample in calibration_samples(samples)}
-    held_out = [c for c in take(f"held out {family}", count) if c not in known]
+    known = {HardwareConfig(**sample["config"]) for sample in calibration_samples(samples, family)}
+    held_out = [c for c in take(f"held out {family}", count, family=family) if c not in known]
     if not missing:
         done = [HardwareConfig(**each["config"]) for each in samples if each["unit"] == WHOLE]
         held_out = [config for config in held_out if config in done]

@@ -35,14 +35,15 @@ BUILDS = (
     ),
     HardwareConfig(8, 8, 3, 5, accumulator_depth=256, buffer_depth=1024, burst_beats=32),
     HardwareConfig(
-        *(3, 5, 2, 3, "e8m0"), accumulator_depth=200, buffer_depth=512, bus_bits=32, outstanding=4
+        *(3, 5, 2, 3, "e8m0"), accumulator_depth=200, buffer_depth=512, bus_bits=32, outstanding=4,
+        address_bits=20,
     ),
     HardwareConfig(5, 1, 4, 8, accumulator_depth=128, buffer_depth=512, weight_fifo=40),
-    HardwareConfig(4, 3, accumulator_depth=64, buffer_depth=256, pipeline="short"),
     HardwareConfig(
-        *(3, 4), accumulator_depth=64, buffer_depth=256, scale_multiplier="ecp5-dsp",
-        pipeline="ecp5-fast", clamp=False,
+        *(6, 4), accumulator="fixed32", accumulator_depth=128, buffer_depth=512, address_bits=40,
+        multiplier="ecp5-carry", scale_multiplier="ecp5-dsp", pipeline="ecp5-fast", clamp=False,
     ),
+    HardwareConfig(4, 3, accumulator_depth=64, buffer_depth=256, pipeline="short"),
 )  # fmt: skip
 """Each is compiled once, for all of its layers and memories."""
 
@@ -152,7 +153,10 @@ def draw_case(seed: int, build: int) -> Case:
 
     latency = draw(0, 40) if draw(0, 1) else draw(41, 400)
     gap = 0 if draw(0, 2) == 0 else draw(1, 9)
-    quantization = QuantConfig(config.weight_bits, config.act_bits, config.rows, config.scale, "l2")
+    quantization = QuantConfig(
+        config.weight_bits, config.act_bits, config.rows, config.scale, "l2",
+        accumulator=config.accumulator,
+    )  # fmt: skip
     while True:
         channels, inner = draw(1, 6), 2 * draw(1, 12)
         size = (draw(2, 14), draw(2, 14))

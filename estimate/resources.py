@@ -8,19 +8,13 @@ from importlib.resources import files
 from math import log2
 from typing import Any
 
-from ..golden.array import STYLES
 from ..golden.config import HardwareConfig
-from ..golden.fixed import FixedFormat
 from .fabric import FABRICS
 from .structure import UNITS
 
 __all__ = ["Area", "UnitArea", "area", "calibrated", "clock_terms", "clocked", "covers"]
 
 CALIBRATION = "calibration.json"
-_STYLE_TERMS = {"ecp5-carry": "carry chain bits", "ecp5-ternary": "ternary chain bits"} | {
-    style: "packing bits" for style in STYLES if "packed" in style
-}
-"""The term of LUTs that only a form of PEs has."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +58,17 @@ def clocked() -> tuple[str, ...]:
 
 
 def covers(config: HardwareConfig, family: str) -> bool:
-    """Whether the accelerator of `config` can be estimated on `family`."""
+    """Whether the accelerator of `config` can be estimated on `family`: whether all that it is made
+    of was fitted."""
     costs = _calibration().get(family)
-    style = _STYLE_TERMS.get(config.multiplier)
     if costs is None or any(needed != family for needed in config.families.values()):
         return False
-    if config.scale_multiplier not in ("lut", "dsp") or config.pipeline != "balanced":
-        return False
-    fixed = isinstance(config.accumulator_format, FixedFormat)
-    return (style is None or style in costs["lut"]["array"]) and (
-        not fixed or "fixed-point units" in costs["lut"]["scale_unit"]
+    return all(
+        term in costs[kind]["shared"] or term in costs[kind][name]
+        for name, unit in UNITS.items()
+        for kind, terms in zip(("lut", "ff"), unit(config).mapped(FABRICS[family]), strict=False)
+        for term, amount in terms.items()
+        if amount
     )
 
 

@@ -11,12 +11,15 @@ from ..golden.config import HardwareConfig
 from ..golden.fixed import FixedFormat
 from ..golden.registers import COUNTERS
 from ..golden.requantizer import RequantizerSpec
-from ..golden.scale_unit import FixedProductSpec, ScaleUnitSpec
+from ..golden.scale_unit import BLOCK_BITS, FixedProductSpec, ProductSpec, ScaleUnitSpec
 from .fabric import Fabric, Memory, Multiplication
 
 __all__ = ["SHARED", "UNITS", "Unit", "units"]
 
 Terms = dict[str, float]
+
+_BLOCK = Multiplication(BLOCK_BITS, BLOCK_BITS, 2 * BLOCK_BITS, signed=True)
+"""An instanced multiplier."""
 
 SHARED = frozenset(
     {
@@ -143,11 +146,27 @@ def _array(config: HardwareConfig) -> Unit:
 
 
 def _scale_units(config: HardwareConfig) -> Unit:
-    """The scale units: product, adder, accumulators."""
+    """The scale units: product, adder, accumulators. What only they have costs something else with
+    every pipeline, and with instanced multipliers."""
     spec, cols = config.scale_unit, config.cols
-    product, address = spec.product, spec.address_bits
+    product = spec.product
     if isinstance(product, FixedProductSpec):
-        return _fixed_scale_units(spec, product, cols)
+        unit = _fixed_scale_units(spec, product, cols)
+    else:
+        unit = _float_scale_units(spec, product, cols)
+    chosen = {"pipeline": config.pipeline, "scale_multiplier": product.multiplier}
+    plain = {"pipeline": ("balanced",), "scale_multiplier": ("lut", "dsp")}
+    form = [choice for key, choice in chosen.items() if choice not in plain[key]]
+    if form:
+        for terms in (unit.lut, unit.ff):
+            for name in set(terms) - SHARED:
+                terms[", ".join([name, *form])] = terms.pop(name)
+    return unit
+
+
+def _float_scale_units(spec: ScaleUnitSpec, product: ProductSpec, cols: int) -> Unit:
+    """Scale units with floating-point accumulators."""
+    address = spec.address_bits
     magnitude, scale = product.magnitude_bits, product.scale_bits
     levels = (magnitude - 1).bit_length()
     lut: Terms = {
@@ -169,7 +188,9 @@ def _scale_units(config: HardwareConfig) -> Unit:
     read = spec.read_stage
     delays = [(cols * address, read), (cols * address, spec.write_stage - read)]
     multiplications = []
-    if scale > 1:
+    if product.multiplier == "ecp5-dsp":
+        multiplications.append((cols, _BLOCK))
+    elif scale > 1:
         if product.multiplier == "dsp":
             wanted = Multiplication(magnitude, scale, product.exact_bits, signed=False)
             multiplications.append((cols, wanted))
@@ -193,7 +214,9 @@ def _fixed_scale_units(spec: ScaleUnitSpec, product: FixedProductSpec, cols: int
     delays = [(cols * address, read), (cols * address, spec.write_stage - read)]
     lut = dict(shared)
     multiplications = []
-    if scale > 1 and product.multiplier == "dsp":
+    if product.multiplier == "ecp5-dsp":
+        multiplications.append((cols, _BLOCK))
+    elif scale > 1 and product.multiplier == "dsp":
         wanted = Multiplication(product.sum_bits, scale + 8, product.product_bits, signed=True)
         multiplications.append((cols, wanted))
     elif scale > 1:
@@ -320,12 +343,21 @@ def _control(config: HardwareConfig) -> Unit:
         (spec.load_fifo, bus, bus if spec.word_beats > 1 else word),
         (spec.store_fifo, bus, bus),
     ]
+    places = {
+        "address bits": spec.address_bits,
+        "offset bits": spec.offset_bits,
+        "buffer bits": spec.space_bits("buffer"),
+        "accumulator bits": spec.space_bits("accumulators"),
+    }
     memories = [(1, _queue(*fifo)) for fifo in fifos]
     memories += [
         (1, Memory(spec.stored_beats, bus)),
         (1, Memory(2 * len(COUNTERS), 32)),
         (1, Memory(spec.buffer_depth, word)),
-        (1, Memory(16, 42, synchronous=False)),  # rows of LOAD
+        (
+            1,
+            Memory(spec.load_rows, 22 + spec.space_bits("buffer"), synchronous=False),
+        ),  # rows of LOAD
         (1, Memory(4, 21, synchronous=False)),  # instructions of WEIGHTS
         (1, Memory(spec.outstanding, 2, synchronous=False)),
         (1, Memory(spec.outstanding, 8, synchronous=False)),
@@ -350,6 +382,7 @@ def _control(config: HardwareConfig) -> Unit:
         "additions": added,
         "level bits": levels,
         "lanes": config.rows * config.act_bits,
+        **places,
     }
     ff: Terms = {
         "controllers": 1,
@@ -361,6 +394,7 @@ def _control(config: HardwareConfig) -> Unit:
         "level bits": levels,
         "wave bits": (engine.wave_delay + config.cols) * wave,
         "play stages": engine.scale_play + engine.bias_play,
+        **places,
     }
     return Unit(lut, ff, memories)
 

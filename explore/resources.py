@@ -1,13 +1,14 @@
 """What a configuration takes of a target, estimated or synthesized, and what there is of it."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..estimate.resources import area, calibrated, clocked, covers
-from ..golden.config import HardwareConfig
+from ..golden.config import KEYS, HardwareConfig
 from ..toolchain.devices import KINDS, find
 from .space import Space
 
-__all__ = ["Area", "capacity", "check_estimates", "count", "estimated"]
+__all__ = ["Area", "capacity", "check_estimates", "count", "estimated", "multipliers"]
 
 CLOCKED = "ecp5-85k-8"
 """the device whose clock is estimated"""
@@ -51,13 +52,25 @@ def capacity(target: str, clock: float | None) -> dict[str, int]:
 def check_estimates(target: str, base: HardwareConfig, space: Space) -> None:
     """Raise ``ValueError`` if there is no estimate for a form of PEs or scale units in `space`, or
     of `base` where the space says nothing of it."""
-    family = find(target).family
     for key in ("multiplier", "accumulator", "scale_multiplier", "pipeline"):
         for choice in space.get(key, (getattr(base, key),)):
-            # The narrowest operands, which every form takes.
-            narrow = replace(HardwareConfig(1, 1, 2, 2), **{key: choice})
-            if not covers(narrow, family):
+            if not _covered(key, choice, target):
                 raise ValueError(f"there is no estimate for {key} {choice!r} on {target}")
+
+
+def multipliers(target: str) -> Space:
+    """All forms of multipliers with an estimate for a target: which suit it depends on its LUTs and
+    DSP blocks."""
+    return {
+        key: tuple(choice for choice in KEYS[key].allowed if _covered(key, choice, target))
+        for key in ("multiplier", "scale_multiplier")
+    }
+
+
+def _covered(key: str, choice: Any, target: str) -> bool:
+    # The narrowest operands, which every form takes.
+    narrow = replace(HardwareConfig(1, 1, 2, 2), **{key: choice})
+    return covers(narrow, find(target).family)
 
 
 def count(config: HardwareConfig, target: str) -> dict[str, int]:

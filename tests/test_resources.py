@@ -312,18 +312,22 @@ def test_the_fit_finds_the_costs_that_made_its_data(monkeypatch):
 
 
 def test_nothing_that_calibrates_is_held_out():
-    calibrating = {json.dumps(asdict(config)) for _, config in calibrate.wanted()}
     for family, count in estimated_resources.HELD_OUT.items():
         assert family in FAMILIES
-        drawn = calibrate.take(f"held out {family}", count)
-        assert len({json.dumps(asdict(config)) for config in drawn} - calibrating) == count
+        calibrating = {config for _, config in calibrate.wanted(family)}
+        drawn = calibrate.take(f"held out {family}", count, family=family)
+        assert len({*drawn} - calibrating) == count
+        for key, others in calibrate.choices(family).items():
+            assert {getattr(config, key) for config in drawn} & {*others} or not others
     assert calibrate.take("x", 2) == calibrate.take("x", 2) != calibrate.take("y", 2)
+    assert calibrate.choices("ecp5")["scale_multiplier"] == ["ecp5-dsp"]
+    assert calibrate.choices("ice40")["pipeline"] == ["short", "fast"]
 
 
 def test_what_is_shipped_is_the_fit_of_what_was_synthesized():
     shipped = json.loads(calibrate.CALIBRATION.read_text(encoding="utf-8"))["families"]
     for family, found in shipped.items():
-        chosen = calibrate.calibration_samples(calibrate.load(family))
+        chosen = calibrate.calibration_samples(calibrate.load(family), family)
         assert json.loads(json.dumps(calibrate.fit(chosen, family))) == found
 
 
