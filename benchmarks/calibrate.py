@@ -76,7 +76,7 @@ def choices(family: str) -> dict[str, list[str]]:
     return {
         key: [
             choice
-            for choice in KEYS[key].allowed
+            for choice in map(str, KEYS[key].allowed)
             if choice.split("-")[0] in (family, choice) and choice not in USUAL[key]
         ]
         for key in USUAL

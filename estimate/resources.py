@@ -66,7 +66,7 @@ def covers(config: HardwareConfig, family: str) -> bool:
     return all(
         term in costs[kind]["shared"] or term in costs[kind][name]
         for name, unit in UNITS.items()
-        for kind, terms in zip(("lut", "ff"), unit(config).mapped(FABRICS[family]), strict=False)
+        for kind, terms in zip(("lut", "ff"), unit(config).mapped(FABRICS[family])[:2], strict=True)
         for term, amount in terms.items()
         if amount
     )
