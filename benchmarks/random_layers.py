@@ -41,7 +41,7 @@ BUILDS = (
     HardwareConfig(5, 1, 4, 8, accumulator_depth=128, buffer_depth=512, weight_fifo=40),
     HardwareConfig(
         *(6, 4), accumulator="fixed32", accumulator_depth=128, buffer_depth=512, address_bits=40,
-        multiplier="ecp5-carry", scale_multiplier="ecp5-dsp", pipeline="ecp5-fast", clamp=False,
+        multiplier="ecp5-carry", scale_multiplier="ecp5-dsp", pipeline="ecp5-fast",
     ),
     HardwareConfig(4, 3, accumulator_depth=64, buffer_depth=256, pipeline="short"),
 )  # fmt: skip
