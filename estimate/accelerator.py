@@ -157,7 +157,7 @@ def _spec(config: HardwareConfig) -> np.ndarray:
         "revisit": engine.scale_unit.revisit,
         "pass_cycles": engine.pass_cycles,
         "retire_cycles": engine.retire_cycles,
-        "clamp": engine.drain_cycles > 1,
+        "drain_cycles": engine.drain_cycles,
         "block_rows": requantizer.beats_per_block,
         "max_stages": requantizer.max_stages,
         "requantizer_depth": requantizer.waiting_rows,

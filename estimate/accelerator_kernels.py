@@ -34,7 +34,7 @@ SPEC = _record(
     "queue_depth weight_fifo program_fifo load_fifo store_fifo instruction_beats "
     "burst_beats outstanding page_beats code_rows_beats scale_beats tile_beats biased_tile_beats "
     "cols scale_tiles bias_tiles bias_beats scale_play bias_play revisit pass_cycles "
-    "retire_cycles clamp block_rows max_stages requantizer_depth accumulator_depth "
+    "retire_cycles drain_cycles block_rows max_stages requantizer_depth accumulator_depth "
     "load_rows accumulator_mask offset_mask",
     field_beats=4,
 )
@@ -716,7 +716,7 @@ def _run_drain(state, spec, table, sizes, now, latency, store_times, buffer_time
     while True:
         now += 1
         maximum = tree[now % levels]
-        if spec.clamp:
+        if spec.drain_cycles > 1:
             row_valid, row_raw, row_end = stages.valid_2, stages.raw_2, stages.last_2
         else:
             row_valid, row_raw, row_end = stages.valid_1, stages.raw_1, stages.last_1

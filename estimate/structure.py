@@ -5,13 +5,19 @@ one costs on the family. This file counts; what one costs is fitted (``benchmark
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..golden.config import HardwareConfig
 from ..golden.fixed import FixedFormat
 from ..golden.registers import COUNTERS
 from ..golden.requantizer import RequantizerSpec
-from ..golden.scale_unit import BLOCK_BITS, FixedProductSpec, ProductSpec, ScaleUnitSpec
+from ..golden.scale_unit import (
+    BLOCK_BITS,
+    FixedProductSpec,
+    ProductSpec,
+    ScaleUnitSpec,
+    block_ram_bits,
+)
 from .fabric import Fabric, Memory, Multiplication
 
 __all__ = ["SHARED", "UNITS", "Unit", "units"]
@@ -39,6 +45,7 @@ class Unit:
     lut, ff : terms
     memories, multiplications : with how often each occurs
     delays : bits without reset, and the cycles by which they are delayed
+    blocks : block RAMs that are instantiated
     """
 
     lut: Terms
@@ -46,11 +53,12 @@ class Unit:
     memories: list[tuple[int, Memory]] = field(default_factory=list)
     multiplications: list[tuple[int, Multiplication]] = field(default_factory=list)
     delays: list[tuple[int, int]] = field(default_factory=list)
+    blocks: int = 0
 
     def mapped(self, fabric: Fabric) -> tuple[Terms, Terms, int, int]:
         """The terms of LUTs and flip-flops with those of the memories, DSP blocks, block RAMs."""
         lut, ff = dict(self.lut), dict(self.ff)
-        brams = 0
+        brams = self.blocks
         for count, memory in self.memories:
             found = fabric.memory(memory)
             brams += count * found.brams
@@ -154,9 +162,12 @@ def _scale_units(config: HardwareConfig) -> Unit:
         unit = _fixed_scale_units(spec, product, cols)
     else:
         unit = _float_scale_units(spec, product, cols)
-    chosen = {"pipeline": config.pipeline, "scale_multiplier": product.multiplier}
-    plain = {"pipeline": ("balanced",), "scale_multiplier": ("lut", "dsp")}
-    form = [choice for key, choice in chosen.items() if choice not in plain[key]]
+    if spec.memory == "ecp5":
+        # A copy for each of two readers, in slices of the words.
+        slices = -(-spec.form.storage_bits // block_ram_bits(spec.depth))
+        unit = replace(unit, memories=[], blocks=2 * cols * slices)
+    usual = ("balanced", "lut", "dsp")
+    form = [each for each in (config.pipeline, product.multiplier) if each not in usual]
     if form:
         for terms in (unit.lut, unit.ff):
             for name in set(terms) - SHARED:

@@ -95,7 +95,7 @@ class AcceleratorSpec:
 
     def space_bits(self, space: Space) -> int:
         """Bits in which addresses count: of beats in memory as many as it has, at most 32; of words
-        and accumulators the fewest that hold their number too."""
+        and accumulators the fewest that hold their number too, or all of the field."""
         if space == "memory":
             return min(32, self.address_bits - (self.beat_bytes - 1).bit_length())
         if space == "buffer":

@@ -21,6 +21,7 @@ __all__ = [
     "ProductSpec",
     "ScaleUnitSpec",
     "add_spec",
+    "block_ram_bits",
     "product_spec",
 ]
 
@@ -32,6 +33,11 @@ BLOCK_BITS = 18
 """Widest operand of MULT18X18D, the multiplier of ECP5's DSP blocks."""
 BLOCK_RAM_WIDTHS = {512: 36, 1024: 18, 2048: 9, 4096: 4, 8192: 2, 16384: 1}
 """Words of DP16KD, ECP5's block RAM, and their bits."""
+
+
+def block_ram_bits(depth: int) -> int:
+    """Of the widest words of which a DP16KD has `depth`."""
+    return max(bits for words, bits in BLOCK_RAM_WIDTHS.items() if words >= depth)
 
 
 @dataclass(frozen=True)

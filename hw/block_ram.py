@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from amaranth.hdl import Cat, ClockSignal, Const, Elaboratable, Instance, Module, Signal
 from amaranth.lib.memory import Memory
 
-from ..golden.scale_unit import BLOCK_RAM_WIDTHS
+from ..golden.scale_unit import block_ram_bits
 
 __all__ = ["RegisteredMemory"]
 
@@ -83,7 +83,7 @@ class RegisteredMemory(Elaboratable):
 
     def _blocks(self, m: Module, name: str, port: Port) -> None:
         """A copy of the memory for one port to read, in slices of the words."""
-        bits = max(BLOCK_RAM_WIDTHS[each] for each in BLOCK_RAM_WIDTHS if each >= self.depth)
+        bits = block_ram_bits(self.depth)
         for low in range(0, self.width, bits):
             part = self._write.data[low : low + bits]
             data = Signal(36, name=f"{name}_{low}")

@@ -215,6 +215,20 @@ def test_blocks_of_fixed_point_units_are_counted_exactly(family, accumulator, sc
         assert (dsp, bram) == (counted.dsp, counted.bram), name
 
 
+@pytest.mark.parametrize(
+    ("accumulator", "pipeline", "depth"),
+    [("float32", "ecp5-fast", 3000), ("fixed20", "ecp5-fast", 40), ("fixed40", "fast", 600)],
+)
+def test_instanced_blocks_are_counted_exactly(accumulator, pipeline, depth):
+    config = HardwareConfig(
+        *(6, 1), accumulator=accumulator, accumulator_depth=depth, scale_multiplier="ecp5-dsp",
+        pipeline=pipeline,
+    )  # fmt: skip
+    counted = synthesize(emit(ScaleUnit(config.scale_unit), "unit"), "unit")
+    _, _, dsp, bram = UNITS["scale_unit"](config).mapped(FABRICS["ecp5"])
+    assert (dsp, bram) == (counted.dsp, counted.bram)
+
+
 def test_a_form_that_is_not_calibrated_is_refused(monkeypatch):
     config = replace(CONFIG, multiplier="ecp5-carry")
     known = json.loads(json.dumps(resources._calibration()))
