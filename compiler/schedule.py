@@ -105,7 +105,7 @@ class _Writer:
             self._window.clear(self._kept[group.work.layer.name])
         for index, piece in enumerate(group.pieces, first):
             # As many as the queue takes beside the passes that use them.
-            ahead = min(2, self.config.queue_depth - 1)
+            ahead = min(2, self.spec.dispatched_weights - 1)
             while self._turns < min(len(self._weights), piece.turn + ahead + 1):
                 self.instructions.append(self._weights[self._turns])
                 self._turns += 1

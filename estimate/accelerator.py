@@ -19,6 +19,7 @@ from ..golden.isa import (
     Instruction,
     Load,
     Pass,
+    Region,
     Weights,
 )
 from ..golden.program import Program
@@ -71,7 +72,8 @@ def predict(program: Program, *, latency: int = 20, gap: int = 0, images: int = 
     ----------
     latency, gap : cycles from an address to its first beat, and between two beats; a write is
         confirmed `latency` cycles after its last beat
-    images : computed after one start, adjacent in memory, as the driver places them
+    images : computed after one start, adjacent in memory, as the driver places them; under serial
+        control each has its own, and the counters are those of the last one
 
     Raises :class:`~shiftcore.golden.tickets.MachineError` if the run does not come to its end. What
     :func:`~shiftcore.golden.validity.validate` refuses is not looked for.
@@ -123,6 +125,10 @@ def counters_at(
         )
     machine, counts = np.zeros(1, MACHINE), np.zeros(len(marks), COUNTS)
     sizes = np.array(program.sizes, np.int64)
+    if program.config.accelerator.serial:
+        for region in (Region.INPUT, Region.OUTPUT):
+            machine["bases"][0, region] = (images - 1) * sizes[region]
+        images = 1
     spec, table = _spec(program.config), _table(program)
     error = Error(run(machine, spec, table, sizes, images, latency, gap, marks, counts, leap))
     if error is not Error.NONE:
@@ -135,6 +141,8 @@ def _spec(config: HardwareConfig) -> np.ndarray:
     spec, engine, tile = config.accelerator, config.engine, config.tile
     requantizer = config.requantizer
     values = {
+        "serial": spec.serial,
+        "weights_ahead": spec.weights_ahead,
         "queue_depth": spec.queue_depth,
         "weight_fifo": spec.weight_fifo,
         "program_fifo": 2 * max(spec.burst_beats, spec.instruction_beats),

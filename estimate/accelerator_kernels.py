@@ -31,9 +31,9 @@ def _record(names: str, **arrays: int) -> np.dtype:
 
 
 SPEC = _record(
-    "queue_depth weight_fifo program_fifo load_fifo store_fifo instruction_beats "
-    "burst_beats outstanding page_beats code_rows_beats scale_beats tile_beats biased_tile_beats "
-    "cols scale_tiles bias_tiles bias_beats scale_play bias_play revisit pass_cycles "
+    "serial weights_ahead queue_depth weight_fifo program_fifo load_fifo store_fifo "
+    "instruction_beats burst_beats outstanding page_beats code_rows_beats scale_beats tile_beats "
+    "biased_tile_beats cols scale_tiles bias_tiles bias_beats scale_play bias_play revisit pass_cycles "
     "retire_cycles drain_cycles block_rows max_stages requantizer_depth accumulator_depth "
     "load_rows accumulator_mask offset_mask",
     field_beats=4,
@@ -70,7 +70,7 @@ _TICKETED = 3
 # What the array's pipeline lets go after a time: scales, biases, a PASS.
 _SCALES, _BIASES, _PASSES = range(3)
 
-# Depths that the gateware fixes: queues of WEIGHTS and LOAD, instructions ahead.
+# Depths that the gateware fixes, at most: queues of WEIGHTS and LOAD, instructions ahead.
 _WEIGHTS_DEPTH = 4
 _ROWS_RING = 16
 _AHEAD = 4
@@ -106,10 +106,11 @@ _WRITE = _record(
 )
 _MEMORY = _record("writing confirmed response responses", response_time=_FLYING)
 _SEQUENCER = _record(
-    "offset asking flying beat arriving full item ended image reader_free",
+    "offset asking flying beat arriving full begun item ended image reader_free",
     completed=_TICKETED,
     dispatched=_TICKETED,
 )
+"""Under serial control an instruction that has ``begun`` stays until it is completed."""
 _LOADER = _record(
     "active asking row block offset first_offset item level first word beat valid completes",
     rows=_ROWS_RING, last=_ROWS_RING,
@@ -373,7 +374,7 @@ def _ready(sequencer, item):
 
 
 @njit(cache=True)
-def _tick_fetch(sequencer, spec, wanted, requested, taken, dispatch, ends):
+def _tick_fetch(sequencer, spec, wanted, requested, taken, leaves, ends):
     """`taken` beats of an instruction come in; what is behind END is dropped."""
     arrived = sequencer.beat + taken == spec.instruction_beats
     sequencer.flying += wanted - arrived
@@ -384,7 +385,7 @@ def _tick_fetch(sequencer, spec, wanted, requested, taken, dispatch, ends):
         sequencer.offset += spec.instruction_beats
     if taken:
         sequencer.beat = 0 if arrived else sequencer.beat + taken
-    if dispatch:
+    if leaves:
         sequencer.full = 0
     if arrived and not sequencer.ended:
         sequencer.full = 1
@@ -415,6 +416,14 @@ def _tick_queue(queue, write, begins, item):
         queue.first = (queue.first + 1) % _QUEUE_RING
         queue.ready = _NEVER
     queue.count += write - begins
+
+
+@njit(cache=True)
+def _complete(sequencer, spec, kind):
+    """An instruction of a unit is completed; hw/serial_sequencer.py keeps it until then."""
+    sequencer.completed[kind] += 1
+    if spec.serial:
+        sequencer.full = sequencer.begun = 0
 
 
 @njit(cache=True)
@@ -889,14 +898,14 @@ def run(
             while left[kind] != entered[kind] and times[kind, left[kind] & mask] <= now:
                 left[kind] += 1
                 if kind == _PASSES:
-                    completed[1] += 1
+                    _complete(sequencer, spec, 1)
                 elif kind == _SCALES:
                     scales.held -= 1
                 else:
                     biases.held -= 1
         if drain.active and now > drain.end:
             drain.active = 0
-            completed[2] += 1
+            _complete(sequencer, spec, 2)
 
         # Issue stage and PASS engine.
         starved = issue.held and issue.first and not loader.done
@@ -972,27 +981,46 @@ def run(
         program_beat = fifos[_PROGRAM_BEATS].output and program_taken
         item = sequencer.item
         opcode = table[item].opcode if sequencer.full else 0
-        to_load = opcode == _LOAD and queues[0].count != spec.queue_depth
-        to_weights = opcode == _WEIGHTS and queues[1].count != spec.queue_depth
-        to_pass = opcode == _PASS and queues[2].count != spec.queue_depth
-        to_drain = opcode == _DRAIN and queues[3].count != spec.queue_depth
         ends = opcode == _END
-        dispatch = to_load or to_weights or to_pass or to_drain or ends
+        to_load = to_weights = to_pass = to_drain = False
 
         # Sequencer: what may begin.
-        _read_queues(queues, sequencer, spec, now)
-        next_load, next_weights = queues[0].ring[queues[0].first], queues[1].ring[queues[1].first]
-        next_pass, next_drain = queues[2].ring[queues[2].first], queues[3].ring[queues[3].first]
-        load_offered = now >= queues[0].ready and _ready(sequencer, table[next_load])
-        weights_offered = now >= queues[1].ready and _ready(sequencer, table[next_weights])
-        pass_offered = now >= queues[2].ready and _ready(sequencer, table[next_pass])
-        drain_offered = now >= queues[3].ready and _ready(sequencer, table[next_drain])
+        if spec.serial:
+            waits = not sequencer.begun
+            next_load = next_weights = next_pass = next_drain = item
+            load_offered, weights_offered = waits and opcode == _LOAD, opcode == _WEIGHTS
+            pass_offered, drain_offered = waits and opcode == _PASS, waits and opcode == _DRAIN
+            no_pass, pass_waits = not pass_offered, False
+        else:
+            to_load = opcode == _LOAD and queues[0].count != spec.queue_depth
+            to_weights = opcode == _WEIGHTS and queues[1].count != spec.queue_depth
+            to_pass = opcode == _PASS and queues[2].count != spec.queue_depth
+            to_drain = opcode == _DRAIN and queues[3].count != spec.queue_depth
+            _read_queues(queues, sequencer, spec, now)
+            next_load = queues[0].ring[queues[0].first]
+            next_weights = queues[1].ring[queues[1].first]
+            next_pass = queues[2].ring[queues[2].first]
+            next_drain = queues[3].ring[queues[3].first]
+            load_offered = now >= queues[0].ready and _ready(sequencer, table[next_load])
+            weights_offered = now >= queues[1].ready and _ready(sequencer, table[next_weights])
+            pass_offered = now >= queues[2].ready and _ready(sequencer, table[next_pass])
+            drain_offered = now >= queues[3].ready and _ready(sequencer, table[next_drain])
+            no_pass = now < queues[2].ready
+            pass_waits = not no_pass and not pass_offered
         load_begins = load_offered and (
             not load.active or (load_steps and last_of_block and last_block)
         )
-        weights_begin = weights_offered and not weights.asking and weights.level != _WEIGHTS_DEPTH
+        weights_begin = (
+            weights_offered and not weights.asking and weights.level != spec.weights_ahead
+        )
         pass_begins = pass_offered and pass_ready
         drain_begins = drain_offered and not drain.active
+        begins = load_begins or weights_begin or pass_begins or drain_begins
+        if spec.serial:
+            dispatch = begins or ends
+            leaves = weights_begin or load_completed or ends
+        else:
+            dispatch = leaves = to_load or to_weights or to_pass or to_drain or ends
 
         # Sequencer: the end of an image.
         passes_done = completed[1] == dispatched[1]
@@ -1037,10 +1065,7 @@ def run(
             or wanted
             or load_steps
             or dispatch
-            or load_begins
-            or weights_begin
-            or pass_begins
-            or drain_begins
+            or begins
             or load_completed
             or idle
             or take
@@ -1121,9 +1146,8 @@ def run(
         counters.instructions += dispatch
         counters.pixels += n * issued
         counters.stall_tile += n * starved
-        pass_read = now >= queues[2].ready
-        counters.stall_ticket += n * (stalled and pass_read and not pass_offered)
-        counters.stall_empty += n * (stalled and not pass_read)
+        counters.stall_ticket += n * (stalled and pass_waits)
+        counters.stall_empty += n * (stalled and no_pass)
         counters.stall_hazard += n * hazard
         counters.load_busy += n * loading
         counters.read_beats += n * came
@@ -1184,17 +1208,23 @@ def run(
             _begin_drain(drain, next_drain, table[next_drain])
             _run_drain(state, spec, table, sizes, now, latency, store_times, buffer_times)
 
-        if dispatch or load_begins or weights_begin or pass_begins or drain_begins:
+        if spec.serial:
+            sequencer.begun |= begins and not weights_begin
+            dispatched[0] += load_begins
+            dispatched[1] += pass_begins
+            dispatched[2] += drain_begins
+        elif dispatch or begins:
             _tick_queue(queues[0], to_load, load_begins, item)
             _tick_queue(queues[1], to_weights, weights_begin, item)
             _tick_queue(queues[2], to_pass, pass_begins, item)
             _tick_queue(queues[3], to_drain, drain_begins, item)
-        completed[0] += load_completed
+        if load_completed:
+            _complete(sequencer, spec, 0)
         dispatched[0] += to_load
         dispatched[1] += to_pass
         dispatched[2] += to_drain
-        if wanted or fetched or program_beat or dispatch:
-            _tick_fetch(sequencer, spec, wanted, fetched, n * program_beat, dispatch, ends)
+        if wanted or fetched or program_beat or leaves:
+            _tick_fetch(sequencer, spec, wanted, fetched, n * program_beat, leaves, ends)
         if idle:
             sequencer.image += 1
             _restart(sequencer)

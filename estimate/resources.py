@@ -61,7 +61,11 @@ def covers(config: HardwareConfig, family: str) -> bool:
     """Whether the accelerator of `config` can be estimated on `family`: whether all that it is made
     of was fitted."""
     costs = _calibration().get(family)
-    if costs is None or any(needed != family for needed in config.families.values()):
+    if (
+        costs is None
+        or config.control != "queued"
+        or any(needed != family for needed in config.families.values())
+    ):
         return False
     return all(
         term in costs[kind]["shared"] or term in costs[kind][name]
@@ -75,13 +79,15 @@ def covers(config: HardwareConfig, family: str) -> bool:
 def area(config: HardwareConfig, family: str) -> Area:
     """What the accelerator of `config` takes on `family`: the sum over its units.
 
-    Raises ``ValueError`` if the family, or the form of the PEs, is not calibrated.
+    Raises ``ValueError`` if the family, or a form of a unit, is not calibrated.
     """
     known = _calibration()
     if family not in known:
         raise ValueError(
             f"resources are calibrated for {', '.join(known) or 'no family'}, not for {family!r}"
         )
+    if config.control != "queued":
+        raise ValueError(f"resources are not calibrated for control {config.control!r}")
     if not covers(config, family):
         raise ValueError(
             f"resources are not calibrated for multiplier {config.multiplier!r} with "

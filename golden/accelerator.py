@@ -1,15 +1,26 @@
 """Spec of the accelerator around the engine: memory words, buffers, queues."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from .bfp import BlockFloat
 from .engine import EngineSpec
 from .isa import ENGINES, LAYOUTS, WORDS, Field, Opcode, Space
 
-__all__ = ["ADDRESS_BITS", "HALT_CYCLES", "PAGE_BYTES", "AcceleratorSpec", "longest_run"]
+__all__ = [
+    "ADDRESS_BITS",
+    "CONTROLS",
+    "HALT_CYCLES",
+    "PAGE_BYTES",
+    "AcceleratorSpec",
+    "Control",
+    "longest_run",
+]
 
 ADDRESS_BITS = 40
 """most bits of a byte's address"""
+Control = Literal["queued", "serial"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
 PAGE_BYTES = 4096
 """no burst crosses a multiple of it, a rule of AXI; regions begin at one"""
 HALT_CYCLES = 10
@@ -39,7 +50,8 @@ class AcceleratorSpec:
     ----------
     engine : array, scale units, requantizer
     buffer_depth : words of the activation buffer, 16 to 2**20
-    queue_depth : instructions that wait in front of each unit
+    control : whether instructions overlap: "queued" for each unit, or "serial", one after the other
+    queue_depth : instructions that wait in front of each unit, where they are queued
     weight_fifo, load_fifo, store_fifo : beats between memory and each unit
     burst_beats : longest burst; a FIFO holds at least two
     outstanding : bursts on their way at once, in each direction
@@ -48,6 +60,7 @@ class AcceleratorSpec:
 
     engine: EngineSpec
     buffer_depth: int
+    control: Control
     queue_depth: int
     weight_fifo: int
     load_fifo: int
@@ -55,6 +68,11 @@ class AcceleratorSpec:
     burst_beats: int
     outstanding: int
     address_bits: int
+
+    @property
+    def serial(self) -> bool:
+        """Whether instructions are executed one after the other."""
+        return self.control == "serial"
 
     @property
     def bus_bits(self) -> int:
@@ -116,6 +134,16 @@ class AcceleratorSpec:
         """Rows of words that LOAD has asked for and that have not all come, at most: short ones are
         a burst each, of which as many again may wait."""
         return min(16, 2 * self.outstanding)
+
+    @property
+    def weights_ahead(self) -> int:
+        """WEIGHTS instructions whose tiles have not all left for the array, at most."""
+        return 2 if self.serial else 4
+
+    @property
+    def dispatched_weights(self) -> int:
+        """WEIGHTS instructions that can be dispatched before a PASS takes a tile, at least."""
+        return self.weights_ahead if self.serial else self.queue_depth
 
     @property
     def instruction_beats(self) -> int:

@@ -5,7 +5,7 @@ import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from .accelerator import ADDRESS_BITS, AcceleratorSpec
+from .accelerator import ADDRESS_BITS, CONTROLS, AcceleratorSpec, Control
 from .array import STYLES, ArraySpec, Style, TileFormat
 from .engine import EngineSpec
 from .fixed import ACCUMULATORS, AccumulatorFormat, accumulator_format
@@ -86,7 +86,13 @@ KEYS: dict[str, Key] = {
     "buffer_depth": Key(
         range(16, (1 << 20) + 1), "words (blocks of one pixel) of the activation buffer"
     ),
-    "queue_depth": Key(range(2, 65), "instructions that wait in front of each unit"),
+    "control": Key(
+        CONTROLS,
+        "whether instructions overlap: queued for each unit, or one after the other in less area",
+    ),
+    "queue_depth": Key(
+        range(2, 65), "instructions that wait in front of each unit, under queued control"
+    ),
     "weight_fifo": _fifo("beats between memory and `WEIGHTS`"),
     "load_fifo": _fifo("beats between memory and `LOAD`"),
     "store_fifo": _fifo("beats between `DRAIN` and memory"),
@@ -117,6 +123,7 @@ class HardwareConfig:
     pipeline: str = "balanced"
     clamp: bool = True
     buffer_depth: int = 4096
+    control: Control = "queued"
     queue_depth: int = 8
     weight_fifo: int = 128
     load_fifo: int = 64
@@ -198,7 +205,8 @@ class HardwareConfig:
         cuts = PIPELINES[self.pipeline]
         product = product_spec(block, form, self.scale_multiplier, cuts)
         add, depth = add_spec(form, cuts), self.accumulator_depth
-        return ScaleUnitSpec(product, add, depth, cuts.fetch, cuts.memory)
+        shared = self.control == "serial" and "read" not in cuts.fetch
+        return ScaleUnitSpec(product, add, depth, cuts.fetch, cuts.memory, shared)
 
     @property
     def requantizer(self) -> RequantizerSpec:
@@ -213,6 +221,7 @@ class HardwareConfig:
         return AcceleratorSpec(
             self.engine,
             self.buffer_depth,
+            self.control,
             self.queue_depth,
             self.weight_fifo,
             self.load_fifo,

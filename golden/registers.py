@@ -18,6 +18,7 @@ __all__ = [
     "Register",
     "c_header",
     "configuration_hash",
+    "counters",
     "implemented",
     "markdown",
     "register",
@@ -215,9 +216,24 @@ def register(name: str) -> Register:
     return _BY_NAME[name]
 
 
+_CYCLES = register("CYCLES_LO").offset
+
+
+def counters(spec: AcceleratorSpec) -> tuple[str, ...]:
+    """The counters that an accelerator has: under serial control only CYCLES."""
+    return ("CYCLES",) if spec.serial else tuple(COUNTERS)
+
+
 def implemented(each: Register, spec: AcceleratorSpec) -> int:
     """The bits of a register that an accelerator has: fewer where addresses are shorter than
-    :data:`~shiftcore.golden.accelerator.ADDRESS_BITS`. The others read as 0 and are ignored."""
+    :data:`~shiftcore.golden.accelerator.ADDRESS_BITS`, and under serial control only what one image
+    without a time-out needs, and 32 bits of CYCLES. The others read as 0 and are ignored."""
+    if spec.serial:
+        absent = each.name in ("IMAGES", "TIMEOUT") or each.name.endswith("_STRIDE")
+        if absent or each.offset > _CYCLES:
+            return 0
+        if each.name == "ERROR":
+            return each.field("CODE").mask
     part = each.name.partition("_")[2]
     limits = {
         "BASE_LO": spec.address_bits,

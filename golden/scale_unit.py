@@ -324,6 +324,8 @@ class ScaleUnitSpec:
     cuts : steps of the fetch after which there are registers; after "read" the drain has one, too
     memory : the FPGA family whose block RAMs are instantiated, with the registers after "read"
         inside; None leaves the memory to the synthesizer
+    shared : one read port serves pixels and the drain, which must never come together; not with
+        registers after "read"
     """
 
     product: ProductSpec | FixedProductSpec
@@ -331,6 +333,7 @@ class ScaleUnitSpec:
     depth: int = 512
     cuts: tuple[str, ...] = BALANCED.fetch
     memory: AccumulatorMemory = None
+    shared: bool = False
 
     def __post_init__(self) -> None:
         if self.depth < 2:
@@ -340,6 +343,8 @@ class ScaleUnitSpec:
         check_cuts(self.cuts, ("read", "choose"))
         if self.memory == "ecp5" and "read" not in self.cuts:
             raise ValueError(f"memory 'ecp5' needs the cut 'read', not {self.cuts!r}")
+        if self.shared and "read" in self.cuts:
+            raise ValueError(f"a shared port needs cuts without 'read', not {self.cuts!r}")
         if self.memory == "ecp5" and self.depth > max(BLOCK_RAM_WIDTHS):
             raise ValueError(
                 f"block RAMs of ECP5 hold {max(BLOCK_RAM_WIDTHS)} accumulators at most, "

@@ -443,13 +443,15 @@ def schedule(
     instructions, which one leaves when it is complete, and a WEIGHTS when all its tiles were taken:
     the accelerator, whose engines take an instruction from the queue when it begins, has a little
     more room; `queue_depth` stands for the configuration's. The tickets of the END are not looked
-    at; it waits for all.
+    at; it waits for all. Under serial control a LOAD, a PASS or a DRAIN is complete before the next
+    instruction is dispatched, and tickets mean nothing.
 
     Raises ``MachineError``: PROGRAM_RANGE without an END, WEIGHTS_LEFT if tiles remain when
     everything is dispatched and every PASS complete, DEADLOCK if no engine can go on.
     """
+    spec = config.accelerator
     if queue_depth is None:
-        queue_depth = config.queue_depth
+        queue_depth = spec.dispatched_weights
     end = next((i for i, item in enumerate(instructions) if isinstance(item, End)), None)
     if end is None:
         raise MachineError(
@@ -466,7 +468,7 @@ def schedule(
 
     def ready(index: int) -> bool:
         item = instructions[index]
-        return (
+        return spec.serial or (
             item.after_load <= done[0]
             and item.after_pass <= done[1]
             and item.after_drain <= done[2]
@@ -486,7 +488,10 @@ def schedule(
 
     while True:
         able = [op for op in _ENGINES if completable(op)]
-        room = following < end and (len(queues[instructions[following].opcode]) < queue_depth)
+        room = following < end and (
+            len(queues[instructions[following].opcode]) < queue_depth
+            and not (spec.serial and any(queues[op] for op in _ENGINES))
+        )
         if not able and not room:
             break
         if room and (rng is None or rng.integers(len(able) + 1) == 0):

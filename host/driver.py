@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ..golden.accelerator import PAGE_BYTES
 from ..golden.isa import ISA_VERSION, Error, Region
 from ..golden.program import Program
-from ..golden.registers import ID, TIMED, configuration_hash, register
+from ..golden.registers import COUNTERS, ID, TIMED, configuration_hash, counters, register
 
 __all__ = ["Accelerator", "AcceleratorError", "Transport"]
 
@@ -119,29 +119,50 @@ class Accelerator:
     def run(self, inputs: NDArray[np.uint8], *, timeout: int = 0) -> NDArray[np.uint8]:
         """Compute images: (N, input bytes) to (N, output bytes).
 
-        ``Program.encode_input`` and ``decode_output`` convert them.
+        ``Program.encode_input`` and ``decode_output`` convert them. Under serial control every
+        image has a start of its own.
 
         Parameters
         ----------
-        timeout : cycles after which the run halts, 0 for none
+        timeout : cycles after which the run halts, 0 for none; only that under serial control
 
         Raises :class:`AcceleratorError` if the run halts.
         """
         if self.program is None:
             raise AcceleratorError("load a program first")
-        beat_bytes = self.program.config.accelerator.beat_bytes
+        spec = self.program.config.accelerator
+        if spec.serial and timeout:
+            raise ValueError(f"timeout must be 0 under serial control, not {timeout}")
         images = len(inputs)
         places = self.place(images)
-        size = self.program.sizes[Region.OUTPUT] * beat_bytes
+        size = self.program.sizes[Region.OUTPUT] * spec.beat_bytes
         for region, (address, stride) in places.items():
-            self.write(f"{region.name}_BASE_LO", address & 0xFFFFFFFF)
-            self.write(f"{region.name}_BASE_HI", address >> 32)
+            self._write_base(region, address)
             self.write(f"{region.name}_SIZE", self.program.sizes[region])
-            self.write(f"{region.name}_STRIDE", stride)
+            if not spec.serial:
+                self.write(f"{region.name}_STRIDE", stride)
         self.transport.write_memory(places[Region.INPUT][0], inputs.ravel())
-        self.write("IMAGES", images)
-        self.write("TIMEOUT", timeout)
         self.write("INTERRUPT_ENABLE", 3)
+        if spec.serial:
+            for image in range(images):
+                for region, (address, stride) in places.items():
+                    if image and stride:
+                        self._write_base(region, address + image * stride * spec.beat_bytes)
+                self._start()
+        else:
+            self.write("IMAGES", images)
+            self.write("TIMEOUT", timeout)
+            self._start()
+        return self.transport.read_memory(places[Region.OUTPUT][0], images * size).reshape(
+            images, size
+        )
+
+    def _write_base(self, region: Region, address: int) -> None:
+        self.write(f"{region.name}_BASE_LO", address & 0xFFFFFFFF)
+        self.write(f"{region.name}_BASE_HI", address >> 32)
+
+    def _start(self) -> None:
+        """Start a run and wait for its end."""
         self.write("CONTROL", register("CONTROL").field("CLEAR_INTERRUPT").mask)
         self.write("CONTROL", register("CONTROL").field("START").mask)
         self.transport.wait()
@@ -159,22 +180,24 @@ class Accelerator:
             )
         if not status.field("DONE").of(value):
             raise AcceleratorError(f"an interrupt came, but STATUS reads 0x{value:08x}")
-        return self.transport.read_memory(places[Region.OUTPUT][0], images * size).reshape(
-            images, size
-        )
 
     def reset(self) -> None:
         """Abandon a run and reset everything but the registers."""
         self.write("CONTROL", register("CONTROL").field("SOFT_RESET").mask)
 
     def counters(self) -> dict[str, int]:
-        """The 64-bit counters of the last run that no number of an image changes, by lower-case
-        name."""
-        return {name.lower(): self._counter(name) for name in TIMED}
+        """The counters of the last run that no number of an image changes, by lower-case name."""
+        return {name.lower(): self._counter(name) for name in self._counters if name in TIMED}
 
-    def saturated(self) -> int:
-        """Pixels of the last run that saturated a fixed-point accumulator."""
-        return self._counter("SATURATED")
+    def saturated(self) -> int | None:
+        """Pixels of the last run that saturated a fixed-point accumulator; None if the accelerator
+        does not count them."""
+        return self._counter("SATURATED") if "SATURATED" in self._counters else None
+
+    @property
+    def _counters(self) -> tuple[str, ...]:
+        """Those that the accelerator has; all, if nothing was loaded."""
+        return counters(self.program.config.accelerator) if self.program else tuple(COUNTERS)
 
     def _counter(self, name: str) -> int:
         return self.read(f"{name}_LO") | self.read(f"{name}_HI") << 32

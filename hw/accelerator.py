@@ -26,6 +26,7 @@ from .passes import PassEngine
 from .read_dma import ReadDma
 from .registers import ControlRegisters
 from .sequencer import Sequencer
+from .serial_sequencer import SerialSequencer
 from .weights import WeightsEngine
 from .write_dma import WriteDma
 
@@ -93,7 +94,7 @@ class Accelerator(wiring.Component):
             m.submodules[name] = DomainRenamer("core")(component)
             return component
 
-        sequencer = part("sequencer", Sequencer(spec))
+        sequencer = part("sequencer", SerialSequencer(spec) if spec.serial else Sequencer(spec))
         load = part("load", LoadEngine(spec))
         weights = part("weights", WeightsEngine(spec))
         passes = part("passes", PassEngine(spec))
@@ -142,12 +143,15 @@ class Accelerator(wiring.Component):
 
         # Regions move on by their strides from image to image.
         regions = Signal(region_layout(spec), reset_less=True)
-        shift = (spec.beat_bytes - 1).bit_length()
         m.d.comb += [read.i_regions.eq(regions), write.i_regions.eq(regions)]
-        with m.If(sequencer.o_next_image):
-            for k in range(4):
-                stride = registers.o_strides[k] << shift
-                m.d.sync += regions.base[k].eq(regions.base[k] + stride)
+        if spec.serial:
+            m.d.comb += regions.eq(registers.o_regions)
+        else:
+            shift = (spec.beat_bytes - 1).bit_length()
+            with m.If(sequencer.o_next_image):
+                for k in range(4):
+                    stride = registers.o_strides[k] << shift
+                    m.d.sync += regions.base[k].eq(regions.base[k] + stride)
 
         moves = Cat(source.valid & source.ready for source, _ in streams)
         error = self._error(m, registers, sequencer, passes, drain, buffer, engine, read, write)
@@ -221,7 +225,9 @@ class Accelerator(wiring.Component):
                     m.next = "RESET"
             with m.State("BEGIN"):
                 m.d.comb += reset.eq(1)
-                m.d.sync += [halted.eq(0), failing.eq(0), regions.eq(registers.o_regions)]
+                m.d.sync += [halted.eq(0), failing.eq(0)]
+                if not self.config.accelerator.serial:
+                    m.d.sync += regions.eq(registers.o_regions)
                 m.next = "START"
             with m.State("START"):
                 m.d.comb += sequencer.i_start.eq(1)

@@ -12,7 +12,7 @@ from .axi import run_beats, run_layout, times
 from .buffer import write_layout
 from .engine import drain_layout, limits_layout
 from .floats import ordered
-from .instruction import instruction_layout
+from .instruction import held_instruction, instruction_layout
 from .requantizer import block_layout
 
 __all__ = ["DrainEngine", "trace_layout"]
@@ -91,27 +91,28 @@ class DrainEngine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        current, given = Signal(self.i.payload.shape(), reset_less=True), self.i.payload
-        active = Signal()
-        accept = Signal()
+        active, accept = Signal(), Signal()
+        current = held_instruction(m, self.spec, self.i.payload, accept)
         m.d.comb += [
             self.i.ready.eq(~active & ~self.i_halt),
             accept.eq(self.i.valid & self.i.ready),
             self.o_active.eq(active),
             self.o_limits.enable.eq(current.limited),
-            self.o_limits.low.eq(current.low),
-            self.o_limits.high.eq(current.high),
         ]
         if isinstance(self.spec.engine.scale_unit.form, FixedFormat):
             m.d.comb += self.o_field.eq(current.exponent)
         with m.If(accept):
-            m.d.sync += [active.eq(1), current.eq(self.i.payload)]
+            m.d.sync += active.eq(1)
             if self.spec.engine.clamp:
                 # The engine takes no zero but +0, and no lower limit above the upper one.
-                form = self.spec.engine.scale_unit.form
+                form, given, limits = (
+                    self.spec.engine.scale_unit.form,
+                    self.i.payload,
+                    self.o_limits,
+                )
                 low, high = (_limit(limit, form) for limit in (given.low, given.high))
                 crossed = ordered(low, form) > ordered(high, form)
-                m.d.sync += [current.low.eq(Mux(crossed, high, low)), current.high.eq(high)]
+                m.d.sync += [limits.low.eq(Mux(crossed, high, low)), limits.high.eq(high)]
         self._read(m, accept, current)
         written = self._write(m, accept, current)
         stored = self._announce(m, accept, current, active)

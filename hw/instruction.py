@@ -1,12 +1,12 @@
 """The instruction formats of :mod:`shiftcore.golden.isa` as Amaranth layouts."""
 
-from amaranth.hdl import signed, unsigned
+from amaranth.hdl import Module, Signal, Value, signed, unsigned
 from amaranth.lib import data
 
 from ..golden.accelerator import AcceleratorSpec
 from ..golden.isa import LAYOUTS, WORDS, Opcode
 
-__all__ = ["instruction_layout"]
+__all__ = ["held_instruction", "instruction_layout"]
 
 
 def instruction_layout(opcode: Opcode, spec: AcceleratorSpec) -> data.StructLayout:
@@ -31,3 +31,16 @@ def instruction_layout(opcode: Opcode, spec: AcceleratorSpec) -> data.StructLayo
         end = position + bits
     reserve(64 * WORDS - end)
     return data.StructLayout(members)
+
+
+def held_instruction(
+    m: Module, spec: AcceleratorSpec, given: data.View, accept: Value
+) -> data.View:
+    """The instruction that a unit executes, from the cycle after that in which it is accepted: in
+    registers, or as it is `given`, where it stays there until it is completed."""
+    if spec.serial:
+        return given
+    current = Signal(given.shape(), name="current", reset_less=True)
+    with m.If(accept):
+        m.d.sync += current.eq(given)
+    return current

@@ -9,7 +9,7 @@ from ..golden.accelerator import AcceleratorSpec
 from ..golden.isa import Opcode
 from .axi import run_beats, run_layout, times
 from .buffer import write_layout
-from .instruction import instruction_layout
+from .instruction import held_instruction, instruction_layout
 
 __all__ = ["LoadEngine"]
 
@@ -49,20 +49,27 @@ class LoadEngine(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         address = self.spec.space_bits("buffer")
+        # What all rows of an instruction have goes with each of them, or stays where it is.
+        shared = {"words": 12, "fixed": 1, "exponent": 8}
         row = data.StructLayout(
-            {"buffer": address, "words": 12, "fixed": 1, "exponent": 8, "last": 1}
+            {"buffer": address, "last": 1} | ({} if self.spec.serial else shared)
         )
         m.submodules.rows = rows = SyncFIFO(width=row.size, depth=self.spec.load_rows)
-        reading = self._read(m, rows, data.View(row, rows.w_data))
-        self._write(m, rows, data.View(row, rows.r_data))
+        entry, head = data.View(row, rows.w_data), data.View(row, rows.r_data)
+        reading, current = self._read(m, rows, entry)
+        source = current if self.spec.serial else head
+        for name in () if self.spec.serial else shared:
+            m.d.comb += entry[name].eq(current[name])
+        self._write(m, rows, head, source)
         m.d.comb += self.o_busy.eq(reading | rows.r_rdy | self.o_write.valid)
         return m
 
-    def _read(self, m: Module, rows: SyncFIFO, row: data.View) -> Signal:
-        """Offer the run of every row; the row goes to `rows`. Returns whether some are left."""
+    def _read(self, m: Module, rows: SyncFIFO, row: data.View) -> tuple[Signal, data.View]:
+        """Offer the run of every row; the row goes to `rows`. Returns whether some are left,
+        and the instruction."""
         spec = self.spec
-        current = Signal(self.i.payload.shape(), reset_less=True)
         active, accept = Signal(), Signal()
+        current = held_instruction(m, spec, self.i.payload, accept)
         # `offset` and `buffer` of the current row, and of the first one of its block.
         offset = Signal(spec.offset_bits, reset_less=True)
         first_offset, next_offset = Signal.like(offset), Signal.like(offset)
@@ -86,9 +93,6 @@ class LoadEngine(wiring.Component):
             self.o_run.payload.beats.eq(beats),
             rows.w_en.eq(step),
             row.buffer.eq(buffer),
-            row.words.eq(current.words),
-            row.fixed.eq(current.fixed),
-            row.exponent.eq(current.exponent),
             row.last.eq(last_row & last_block),
         ]
         m.d.comb += [
@@ -120,7 +124,6 @@ class LoadEngine(wiring.Component):
             m.d.sync += [
                 active.eq(1),
                 asking.eq(1),
-                current.eq(i),
                 block_index.eq(0),
                 offset.eq(i.offset),
                 first_offset.eq(i.offset),
@@ -134,18 +137,18 @@ class LoadEngine(wiring.Component):
                     )
                 ),
             ]
-        return active
+        return active, current
 
-    def _write(self, m: Module, rows: SyncFIFO, row: data.View) -> None:
-        """Make words of the beats of every row in `rows`."""
+    def _write(self, m: Module, rows: SyncFIFO, row: data.View, shared: data.View) -> None:
+        """Make words of the beats of every row in `rows`, of `shared` form."""
         spec = self.spec
         o = self.o_write.payload
         word, beat = Signal(12), Signal(range(max(spec.word_beats, 2)))
         last_beat, last_word, complete = Signal(), Signal(), Signal()
         accept, completes = Signal(), Signal()
         m.d.comb += [
-            last_beat.eq(beat == Mux(row.fixed, spec.code_beats - 1, spec.word_beats - 1)),
-            last_word.eq(word == row.words - 1),
+            last_beat.eq(beat == Mux(shared.fixed, spec.code_beats - 1, spec.word_beats - 1)),
+            last_word.eq(word == shared.words - 1),
             self.i_beats.ready.eq(
                 rows.r_rdy & (~last_beat | ~self.o_write.valid | self.o_write.ready)
             ),
@@ -173,10 +176,10 @@ class LoadEngine(wiring.Component):
                 word.eq(Mux(last_word, 0, word + 1)),
                 o.address.eq(row.buffer + word),
             ]
-            with m.If(row.fixed):
+            with m.If(shared.fixed):
                 m.d.sync += [
                     o.word.codes.as_value().eq(codes[: spec.code_bits]),
-                    o.word.exponent.eq(row.exponent),
+                    o.word.exponent.eq(shared.exponent),
                 ]
             with m.Else():
                 m.d.sync += o.word.as_value().eq(whole[: spec.word_bits])

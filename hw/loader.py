@@ -45,6 +45,8 @@ class ConstantPlayer(wiring.Component):
     bits : width of a constant; divides ``bus_bits``
     bus_bits : width of a beat
     tiles : tiles that fit
+    block : keep them in block RAM even where they are few; a tile is then played 2 cycles after its
+        last beat, or later
 
     Members
     -------
@@ -54,8 +56,9 @@ class ConstantPlayer(wiring.Component):
     o_space : another tile fits
     """
 
-    def __init__(self, cols: int, bits: int, bus_bits: int, tiles: int):
+    def __init__(self, cols: int, bits: int, bus_bits: int, tiles: int, block: bool = False):
         self.cols, self.bits, self.bus_bits, self.tiles = cols, bits, bus_bits, tiles
+        self.block = block
         super().__init__(
             {
                 "i_beat": In(bus_bits),
@@ -71,8 +74,13 @@ class ConstantPlayer(wiring.Component):
         per_beat = self.bus_bits // self.bits
         beats = -(-self.cols // per_beat)
         depth = max(2, beats * self.tiles)
-        m.submodules.memory = memory = Memory(shape=self.bus_bits, depth=depth, init=[])
-        write, read = memory.write_port(), memory.read_port(domain="comb")
+        attrs = {"ram_style": "block", "no_rw_check": True} if self.block else {}
+        m.submodules.memory = memory = Memory(
+            shape=self.bus_bits, depth=depth, init=[], attrs=attrs
+        )
+        write = memory.write_port()
+        read = memory.read_port(domain="sync" if self.block else "comb")
+        place = Signal.like(read.addr)
 
         def following(pointer):
             return Mux(pointer == depth - 1, 0, pointer + 1)
@@ -84,7 +92,7 @@ class ConstantPlayer(wiring.Component):
         column = Signal(range(max(self.cols, 2)))
         playing = Signal()
         step = Signal()
-        last = Signal()
+        last, advance = Signal(), Signal()
         m.d.comb += [step.eq(self.i_play | playing), last.eq(step & (column == self.cols - 1))]
         word = Signal(range(max(per_beat, 2)))
         chosen = Signal(self.bits)
@@ -98,9 +106,13 @@ class ConstantPlayer(wiring.Component):
         with m.If(step):
             m.d.sync += [playing.eq(~last), column.eq(Mux(last, 0, column + 1)), self.o.eq(chosen)]
             with m.If(last | (word == per_beat - 1)):
-                m.d.sync += [word.eq(0), read.addr.eq(following(read.addr))]
+                m.d.comb += advance.eq(1)
+                m.d.sync += word.eq(0)
             with m.Else():
                 m.d.sync += word.eq(word + 1)
+        with m.If(advance):
+            m.d.sync += place.eq(following(place))
+        m.d.comb += read.addr.eq(Mux(advance, following(place), place) if self.block else place)
 
         # Tiles are counted when their first beat comes in and when their last constant goes out.
         beat = Signal(range(max(beats, 2)))
@@ -162,8 +174,9 @@ class TileLoader(wiring.Component):
         spec, tile = self.spec, self.spec.tile
         rows, row_beats = spec.array.rows, tile.row_beats
         m.submodules.scales = scales = ConstantPlayer(
-            spec.array.cols, tile.scale.storage_bits, tile.bus_bits, spec.scale_tiles
-        )
+            spec.array.cols, tile.scale.storage_bits, tile.bus_bits, spec.scale_tiles,
+            spec.scale_unit.shared,
+        )  # fmt: skip
         m.submodules.biases = biases = ConstantPlayer(
             spec.array.cols, 32, tile.bus_bits, spec.bias_tiles
         )

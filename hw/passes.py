@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..golden.accelerator import AcceleratorSpec
 from ..golden.isa import LAYOUTS, LEVELS, Opcode
 from .buffer import word_layout
-from .instruction import instruction_layout
+from .instruction import held_instruction, instruction_layout
 from .issue import pixel_layout
 
 __all__ = ["PassEngine"]
@@ -66,8 +66,8 @@ class PassEngine(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         spec = self.spec
-        begin = self.i.payload
-        current = Signal(begin.shape(), reset_less=True)
+        begin, accept = self.i.payload, Signal()
+        current = held_instruction(m, spec, begin, accept)
         active = Signal()
         position = [
             Signal(_position(spec), name=f"position_{k}", reset_less=True) for k in range(LEVELS)
@@ -79,7 +79,7 @@ class PassEngine(wiring.Component):
         later = Signal(reset_less=True)  # a loop within start_level has advanced
         first = Signal(reset_less=True)
 
-        move, accept = Signal(), Signal()
+        move = Signal()
         m.d.comb += move.eq((~self.o.valid | self.o.ready) & ~self.i_halt)
         final = exhausted.all()
         m.d.comb += self.i.ready.eq(~self.i_halt & (~active | (move & final)))
@@ -91,7 +91,7 @@ class PassEngine(wiring.Component):
         # The innermost loop with turns left advances.
         here = position[-1]
         with m.If(accept):
-            m.d.sync += [active.eq(1), current.eq(begin), later.eq(0), first.eq(1)]
+            m.d.sync += [active.eq(1), later.eq(0), first.eq(1)]
             for k in range(LEVELS):
                 once = begin[f"count_{k}"] == 1
                 m.d.sync += left[k].eq(counted(begin, k))

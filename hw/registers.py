@@ -78,13 +78,18 @@ class ControlRegisters(wiring.Component):
         for each in REGISTERS:
             bits = implemented(each, self.spec).bit_length()
             values[each.name] = Signal(bits, name=each.name.lower()) if bits else Const(0, 0)
-        m.submodules.counters = counters = CounterBank(len(COUNTERS), self.first_count)
         command = self._write(m, values)
-        self._read(m, values, counters)
-        # A cycle late: what counts is decided in it.
-        m.d.sync += counters.i_events.eq(Cat(self.i_busy, self.i_events.as_value()))
+        if self.spec.serial:
+            self._read(m, values, None)
+            cycles = values["CYCLES_LO"]
+            m.d.sync += cycles.eq(Mux(self.o_start, 0, cycles + self.i_busy))
+        else:
+            m.submodules.counters = counters = CounterBank(len(COUNTERS), self.first_count)
+            self._read(m, values, counters)
+            # A cycle late: what counts is decided in it.
+            m.d.sync += counters.i_events.eq(Cat(self.i_busy, self.i_events.as_value()))
+            m.d.comb += counters.i_clear.eq(self.o_start)
         m.d.comb += [
-            counters.i_clear.eq(self.o_start),
             values["ID"].eq(ID),
             values["ISA_VERSION"].eq(ISA_VERSION),
             values["CONFIG_HASH"].eq(self.configuration_hash),
@@ -183,7 +188,7 @@ class ControlRegisters(wiring.Component):
                             m.d.comb += command.eq(data_in & bits & each.mask)
         return command
 
-    def _read(self, m: Module, values: dict[str, Signal], counters: CounterBank) -> None:
+    def _read(self, m: Module, values: dict[str, Signal], counters: CounterBank | None) -> None:
         """The read channels."""
         address = Signal(MAP_BITS)
         addressed, free, read = Signal(), Signal(), Signal()
@@ -211,18 +216,30 @@ class ControlRegisters(wiring.Component):
         m.d.comb += [
             counted.eq((behind == 1) & (index < 2 * len(COUNTERS))),
             known.eq((~behind.any() & Const(present, begin).bit_select(index, 1)) | counted),
-            counters.i_which.eq(index[1:]),
-            counters.i_read.eq(free & counted & ~index[0]),
-            read.eq(free & (~counters.i_read | counters.o_done)),
         ]
+        if counters is None:
+            m.d.comb += read.eq(free)
+            count = Mux(index.any(), 0, values["CYCLES_LO"])
+        else:
+            m.d.comb += [
+                counters.i_which.eq(index[1:]),
+                counters.i_read.eq(free & counted & ~index[0]),
+                read.eq(free & (~counters.i_read | counters.o_done)),
+            ]
+            count = counters.o_high
         with m.If(read):
             m.d.sync += [
                 addressed.eq(0),
                 self.s_axi_rvalid.eq(1),
                 self.s_axi_rresp.eq(Mux(known, OKAY, SLVERR)),
             ]
-        with m.If(counters.o_given):
-            m.d.sync += self.s_axi_rdata.eq(counters.o_low)
-        with m.Elif(read & ~counters.i_read):
-            inside = Mux(counted, counters.o_high, found.word_select(index, 32))
-            m.d.sync += self.s_axi_rdata.eq(Mux(known, inside, 0))
+        inside = Mux(counted, count, found.word_select(index, 32))
+        answer = self.s_axi_rdata.eq(Mux(known, inside, 0))
+        if counters is None:
+            with m.If(read):
+                m.d.sync += answer
+        else:
+            with m.If(counters.o_given):
+                m.d.sync += self.s_axi_rdata.eq(counters.o_low)
+            with m.Elif(read & ~counters.i_read):
+                m.d.sync += answer

@@ -138,7 +138,23 @@ class ScaleUnit(wiring.Component):
             memory = Memory(shape=size, depth=spec.depth, init=[], attrs={"no_rw_check": True})
         m.submodules.memory = memory
         fetch = memory.read_port()
-        m.d.comb += [fetch.addr.eq(address), fetch.en.eq(1)]
+        if spec.shared:
+            m.d.comb += [
+                fetch.addr.eq(Mux(self.i_drain_enable, self.i_drain_address, address)),
+                fetch.en.eq(
+                    delayed(m, wave.valid, read, "valid_read", reset=True) | self.i_drain_enable
+                ),
+                self.o_drain.eq(fetch.data),
+            ]
+        else:
+            drain = memory.read_port()
+            m.d.comb += [
+                fetch.addr.eq(address),
+                fetch.en.eq(1),
+                drain.addr.eq(self.i_drain_address),
+                drain.en.eq(self.i_drain_enable),
+                self.o_drain.eq(drain.data),
+            ]
         bias = Signal(form, reset_less=True)
         with m.If(valid & first & start):
             m.d.sync += bias.eq(constant(self.i_bias, spec.form))
@@ -164,12 +180,6 @@ class ScaleUnit(wiring.Component):
             saturated = valid_stored & adder.o_saturated
             m.d.sync += self.o_saturated.eq(self.i_saturated | saturated)
 
-        drain = memory.read_port()
-        m.d.comb += [
-            drain.addr.eq(self.i_drain_address),
-            drain.en.eq(self.i_drain_enable),
-            self.o_drain.eq(drain.data),
-        ]
         if registered:
             m.d.comb += [fetch.move.eq(1), drain.move.eq(self.i_drain_move)]
         return m

@@ -1,14 +1,11 @@
 """The sequencer: fetches a program, checks and dispatches its instructions, lets them begin."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import stream, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib import wiring
 
 from ..golden.accelerator import AcceleratorSpec
-from ..golden.isa import COUNT_BITS, Error, Opcode, Region
-from .axi import run_layout
-from .field_check import FieldCheck
-from .instruction import instruction_layout
+from ..golden.isa import COUNT_BITS, Error, Opcode
+from .fetch import fetch, sequencer_signature
 from .instruction_store import QUEUES, InstructionStore
 
 __all__ = ["Sequencer"]
@@ -48,33 +45,7 @@ class Sequencer(wiring.Component):
 
     def __init__(self, spec: AcceleratorSpec):
         self.spec = spec
-        super().__init__(
-            {
-                "i_start": In(1),
-                "i_images": In(32),
-                "i_model_beats": In(spec.offset_bits),
-                "o_run": Out(stream.Signature(run_layout(spec))),
-                "i_beat": In(stream.Signature(spec.bus_bits)),
-                "o_load": Out(stream.Signature(instruction_layout(Opcode.LOAD, spec))),
-                "o_weights": Out(stream.Signature(instruction_layout(Opcode.WEIGHTS, spec))),
-                "o_pass": Out(stream.Signature(instruction_layout(Opcode.PASS, spec))),
-                "o_drain": Out(stream.Signature(instruction_layout(Opcode.DRAIN, spec))),
-                "i_load_completed": In(1),
-                "i_pass_completed": In(1),
-                "i_drain_completed": In(1),
-                "i_weights_active": In(1),
-                "i_tiles_left": In(1),
-                "i_halt": In(1),
-                "o_next_image": Out(1),
-                "o_busy": Out(1),
-                "o_finished": Out(1),
-                "o_instructions": Out(24),
-                "o_dispatched": Out(1),
-                "o_waiting": Out(1),
-                "o_none": Out(1),
-                "o_error": Out(Error),
-            }
-        )
+        super().__init__(sequencer_signature(spec))
 
     def elaborate(self, platform):
         m = Module()
@@ -82,8 +53,13 @@ class Sequencer(wiring.Component):
         restart = Signal()
         m.d.comb += self.o_busy.eq(busy)
         m.submodules.store = store = InstructionStore(self.spec)
-        m.submodules.check = check = FieldCheck(self.spec)
-        full, fetching = self._fetch(m, check, store, restart, ended)
+        check, full, fetching = fetch(m, self, restart, ended)
+        m.d.comb += [
+            store.i_write.eq(self.i_beat.valid & self.i_beat.ready & ~ended),
+            store.i_queue.eq(check.o_opcode[:2]),
+            store.i_index.eq(check.i_index),
+            store.i_beat.eq(self.i_beat.payload),
+        ]
         opcode, bad = check.o_opcode, check.o_bad
         known = Cat(opcode == op for op in Opcode).any()
         dispatch = Signal()
@@ -166,48 +142,3 @@ class Sequencer(wiring.Component):
         with m.If(restart):
             m.d.sync += ended.eq(0)
         return m
-
-    def _fetch(self, m, check, store, restart, ended):
-        """Whether an instruction is complete, and whether more may come."""
-        spec = self.spec
-        beats = spec.instruction_beats
-        ahead = 4
-        offset = Signal(spec.offset_bits + 1)
-        flying = Signal(range(ahead + 1))
-        beat = Signal(range(beats))
-        full = Signal()
-        room = offset + beats <= self.i_model_beats
-        asking, ask = Signal(), Signal()
-        wanted = self.o_busy & ~ended & room & (flying != ahead) & ~asking
-        m.d.comb += [
-            ask.eq(wanted & ~restart & ~self.i_halt),
-            self.o_run.valid.eq(asking & ~self.i_halt),
-            self.o_run.payload.region.eq(Region.MODEL),
-            self.o_run.payload.offset.eq(offset),
-            self.o_run.payload.beats.eq(beats),
-            self.i_beat.ready.eq(~full | ended),
-        ]
-        requested = self.o_run.valid & self.o_run.ready
-        taken = self.i_beat.valid & self.i_beat.ready
-        arrived = taken & (beat == beats - 1)
-        m.d.sync += flying.eq(flying + ask - arrived)
-        m.d.sync += asking.eq(ask | (asking & ~requested))
-        with m.If(requested):
-            m.d.sync += offset.eq(offset + beats)
-        with m.If(taken):
-            m.d.sync += beat.eq(Mux(arrived, 0, beat + 1))
-        with m.If(arrived & ~ended):
-            m.d.sync += full.eq(1)
-        with m.If(restart):
-            m.d.sync += offset.eq(0)
-
-        m.d.comb += [
-            check.i_take.eq(taken),
-            check.i_index.eq(beat),
-            check.i_beat.eq(self.i_beat.payload),
-            store.i_write.eq(taken & ~ended),
-            store.i_queue.eq(check.o_opcode[:2]),
-            store.i_index.eq(beat),
-            store.i_beat.eq(self.i_beat.payload),
-        ]
-        return full, Mux(ended, flying.any(), flying.any() | full | room)

@@ -12,9 +12,6 @@ from .instruction import instruction_layout
 
 __all__ = ["WeightsEngine", "tile_layout"]
 
-QUEUE_DEPTH = 4
-"""instructions whose tiles have not all left"""
-
 
 def tile_layout(spec: AcceleratorSpec) -> data.StructLayout:
     """A beat of a tile: ``last`` marks its last one, ``biased`` all beats of a tile with biases."""
@@ -28,7 +25,8 @@ class WeightsEngine(wiring.Component):
 
     **Latency**: the run is offered one cycle after its instruction is accepted; beats pass in the
     same cycle.
-    **Throughput**: a beat a cycle, and an instruction every 2 cycles, of which 4 overlap.
+    **Throughput**: a beat a cycle, and an instruction every 2 cycles, of which
+    ``spec.weights_ahead`` overlap.
 
     Members
     -------
@@ -54,7 +52,7 @@ class WeightsEngine(wiring.Component):
         m = Module()
         tile = self.spec.engine.tile
         record = data.StructLayout({"tiles": 20, "biased": 1})
-        m.submodules.queue = queue = SyncFIFO(width=record.size, depth=QUEUE_DEPTH)
+        m.submodules.queue = queue = SyncFIFO(width=record.size, depth=self.spec.weights_ahead)
         head = data.View(record, queue.r_data)
         entry = data.View(record, queue.w_data)
 

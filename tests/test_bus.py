@@ -13,6 +13,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from shiftcore.compiler.network import compile_network
+from shiftcore.golden.accelerator import Control
+from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.isa import ISA_VERSION, Error, Region
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.passes import BlockRows
@@ -79,8 +81,8 @@ def memories(run: BusRun) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return before, after
 
 
-def simulated(job: BusJob, seed: int) -> BusAnswer:
-    answer = simulate(Accelerator, CONFIG, bench="bus_bench", job=job, seed=seed)
+def simulated(job: BusJob, seed: int, config: HardwareConfig = CONFIG) -> BusAnswer:
+    answer = simulate(Accelerator, config, bench="bus_bench", job=job, seed=seed)
     assert [v for each in answer.handshakes.values() for v in each.violations] == []
     # It takes what memory sends in every cycle.
     assert answer.handshakes["m_axi_r"].stalled == answer.handshakes["m_axi_b"].stalled == 0
@@ -211,14 +213,16 @@ def test_memory_may_take_its_time():
     assert result.longest > 2 * QUIET_CYCLES
 
 
+@pytest.mark.parametrize("control", ["queued", "serial"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_registers(seed: int):
+def test_registers(seed: int, control: Control):
     """Bytes, halves, words and more, of registers and of places where none is."""
     rng = np.random.default_rng([seed, 7])
     words = {each.offset: 0 for each in REGISTERS}
     words |= {register("ID").offset: ID, register("ISA_VERSION").offset: ISA_VERSION}
-    words[register("CONFIG_HASH").offset] = configuration_hash(CONFIG)
-    spec = CONFIG.accelerator
+    config = replace(CONFIG, control=control)
+    words[register("CONFIG_HASH").offset] = configuration_hash(config)
+    spec = config.accelerator
     masks = {e.offset: implemented(e, spec) if e.access == "rw" else 0 for e in REGISTERS}
     control = register("CONTROL").offset
     accesses, expected = [], []
@@ -238,7 +242,7 @@ def test_registers(seed: int):
                 mask = masks.get(at & ~3, 0) & 0xFF << 8 * (at & 3)
                 if mask:
                     words[at & ~3] = words[at & ~3] & ~mask | byte << 8 * (at & 3) & mask
-    answer = simulated(BusJob(tuple(accesses), pause=0.4), seed)
+    answer = simulated(BusJob(tuple(accesses), pause=0.4), seed, config)
     assert answer.accesses == expected
     assert 20 < sum(response == SLVERR for response, _ in expected) < 200
     control_bus = {name: h for name, h in answer.handshakes.items() if name.startswith("s_axi")}

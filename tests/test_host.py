@@ -5,9 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shiftcore.compiler.network import compile_network
+from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.isa import Region
 from shiftcore.golden.registers import ID, MAP_BITS, register
 from shiftcore.host.driver import Accelerator, AcceleratorError
 from shiftcore.host.mmio import MappedTransport
+from shiftcore.host.standalone import _Recorder
+from shiftcore.tests.compiler.random_networks import random_network
 
 ADDRESS = 0x7000_0000
 
@@ -41,6 +46,19 @@ def test_registers_and_memory(devices: tuple[Path, Path]):
         with pytest.raises(ValueError, match=r"1 bytes at 0x6fffffff are not in it$"):
             transport.write_memory(ADDRESS - 1, content[:1])
     assert devices[1].read_bytes()[8:108] == content.tobytes()
+
+
+def test_serial_control_has_no_timeout():
+    config = HardwareConfig(4, 4, accumulator_depth=64, buffer_depth=256, control="serial")
+    program = compile_network(random_network(np.random.default_rng(0), config), config)
+    recorder = _Recorder(program)
+    driver = Accelerator(recorder)
+    driver.load(program)
+    assert driver.saturated() is None
+    image = np.zeros((1, program.sizes[Region.INPUT] * config.accelerator.beat_bytes), np.uint8)
+    with pytest.raises(ValueError, match=r"^timeout must be 0 under serial control, not 5$"):
+        driver.run(image, timeout=5)
+    assert recorder.writes == []
 
 
 def test_no_accelerator(devices: tuple[Path, Path]):

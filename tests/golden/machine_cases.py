@@ -442,9 +442,13 @@ def random_program(rng: np.random.Generator, config: HardwareConfig, length: int
                     groups.append([])
                 groups[-1].append(random_tile(rng, config, biased))
             after = bool(rng.random() < 0.3 and len(groups) < config.queue_depth)
+            if spec.serial:
+                after = False
+                if len(groups) > spec.weights_ahead:
+                    continue  # a PASS takes nothing that is behind it
             if after:
                 builder.add(item)
-            if len(groups) >= config.queue_depth and not after:
+            if len(groups) >= config.queue_depth and not after and not spec.serial:
                 builder.add(item)
                 after = True
             for group in groups:

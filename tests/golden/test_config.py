@@ -12,8 +12,8 @@ from shiftcore.golden.scale_unit import AddSpec, ProductSpec, ScaleUnitSpec
 
 KEYS = (
     "rows, cols, weight_bits, act_bits, scale, accumulator, accumulator_depth, bus_bits, "
-    "multiplier, scale_multiplier, pipeline, clamp, buffer_depth, queue_depth, weight_fifo, "
-    "load_fifo, store_fifo, burst_beats, outstanding, address_bits"
+    "multiplier, scale_multiplier, pipeline, clamp, buffer_depth, control, queue_depth, "
+    "weight_fifo, load_fifo, store_fifo, burst_beats, outstanding, address_bits"
 )
 LISTED = ", ".join(map(repr, STYLES))
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -42,6 +42,7 @@ def test_every_key(tmp_path: Path):
         pipeline = "short"
         clamp = false
         buffer_depth = 321
+        control = "serial"
         queue_depth = 5
         weight_fifo = 64
         load_fifo = 70
@@ -51,8 +52,8 @@ def test_every_key(tmp_path: Path):
         """
     )
     config = HardwareConfig(
-        8, 12, 3, 5, "fp16", "float32", 100, 128, "dsp", "lut", "short", False, 321, 5, 64, 70, 80,
-        32, 3,
+        8, 12, 3, 5, "fp16", "float32", 100, 128, "dsp", "lut", "short", False, 321,
+        "serial", 5, 64, 70, 80, 32, 3,
     )  # fmt: skip
     assert HardwareConfig.load(str(path)) == config
     path.write_text(config.dumps())
@@ -63,8 +64,8 @@ def test_defaults(tmp_path: Path):
     path = tmp_path / "hw.toml"
     path.write_text("rows = 1\ncols = 128\n")
     assert HardwareConfig.load(path) == HardwareConfig(
-        1, 128, 4, 4, "bf16", "float32", 512, 64, "lut", "dsp", "balanced", True, 4096, 8, 128, 64,
-        64, 16, 8,
+        1, 128, 4, 4, "bf16", "float32", 512, 64, "lut", "dsp", "balanced", True, 4096,
+        "queued", 8, 128, 64, 64, 16, 8,
     )  # fmt: skip
 
 

@@ -8,7 +8,18 @@ import pytest
 from shiftcore.golden import tickets as tickets_module
 from shiftcore.golden.compare import first_mismatch
 from shiftcore.golden.config import HardwareConfig
-from shiftcore.golden.isa import Drain, End, Error, Form, Instruction, Load, Loop, Pass, Region
+from shiftcore.golden.isa import (
+    Drain,
+    End,
+    Error,
+    Form,
+    Instruction,
+    Load,
+    Loop,
+    Pass,
+    Region,
+    Weights,
+)
 from shiftcore.golden.machine import (
     Machine,
     MachineError,
@@ -250,6 +261,21 @@ def test_a_wait_may_be_for_what_comes_later():
     items = (items[0], replace(items[1], after_load=1), *items[2:])
     with pytest.raises(MachineError, match=r"^instruction 2 \(LOAD\) must wait for instruction 1"):
         check_order(replace(program, instructions=items))
+
+
+def test_serial_control_executes_one_after_the_other():
+    """Tickets mean nothing, and a PASS takes only tiles of the few WEIGHTS before it."""
+    config = replace(CONFIG, control="serial")
+    rng = np.random.default_rng(5)
+    items = (load(0), replace(drain(0, 0), after_load=2), load(0), End())
+    assert schedule(items, config) == [0, 1, 2]
+    assert schedule(items, config, rng) == [0, 1, 2]
+    tile, use = Weights(offset=0, tiles=1), take(0, 0)
+    assert schedule((tile, tile, use, use, End()), config) == [2, 3]
+    for stuck, where in (((tile,) * 3 + (use,) * 3, 2), ((use, tile), 0)):
+        with pytest.raises(MachineError) as error:
+            schedule((*stuck, End()), config)
+        assert (error.value.code, error.value.instruction) == (Error.DEADLOCK, where)
 
 
 def test_an_order_is_legal():

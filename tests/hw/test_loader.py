@@ -25,6 +25,8 @@ CONFIGS = [
     HardwareConfig(5, 2, 3, 4, "fp32", bus_bits=256),
     HardwareConfig(1, 7, 6, 4, "fp16", bus_bits=32),
     HardwareConfig(2, 1, 4, 4, "fp32", bus_bits=32),
+    HardwareConfig(2, 9, 5, 4, "e8m0", bus_bits=32, control="serial"),
+    HardwareConfig(4, 4, 2, 2, "fp16", bus_bits=64, control="serial"),
 ]
 OUTPUTS = ("i__ready", "o_codes", "o_enable", "o_loaded", "o_biased", "o_empty",
            "o_scale", "o_bias")  # fmt: skip
@@ -216,7 +218,10 @@ def test_load_cycles(config):
     assert config.engine.load_cycles(True) == codes + scales + biases
 
 
-PLAYERS = [(5, 16, 32, 2), (3, 32, 32, 1), (8, 8, 64, 3), (1, 32, 64, 2), (9, 8, 32, 2)]
+PLAYERS = [
+    (5, 16, 32, 2, False), (3, 32, 32, 1, False), (8, 8, 64, 3, False), (1, 32, 64, 2, False),
+    (9, 8, 32, 2, False), (4, 8, 32, 3, True), (9, 8, 32, 2, True), (1, 32, 32, 2, True),
+]  # fmt: skip
 
 
 def test_constant_players(simulator):
@@ -225,7 +230,7 @@ def test_constant_players(simulator):
     count = 60
     inputs, outputs, expected = {}, [], []
     length = 4000
-    for k, (cols, bits, bus_bits, tiles) in enumerate(PLAYERS):
+    for k, (cols, bits, bus_bits, tiles, block) in enumerate(PLAYERS):
         beats = -(-cols // (bus_bits // bits))
         values = rng.integers(0, 1 << bits, (count, cols))
         words = pack(values, bits)
@@ -246,7 +251,7 @@ def test_constant_players(simulator):
                 begun[now + 1] += part == 0
                 written[now + 1] += 1
                 now += 1 + int(rng.integers(0, 2)) * (index % 2)
-            turn = max(now, plays[-1] + cols if plays else 0) + int(rng.integers(0, 12)) * (
+            turn = max(now + block, plays[-1] + cols if plays else 0) + int(rng.integers(0, 12)) * (
                 index % 4 > 1
             )
             play[turn] = 1

@@ -46,6 +46,9 @@ SPECS += [cut(FIXED, name, "ecp5-dsp") for name in PIPELINES]
 SPECS += [cut(EXACT, "ecp5-fast", "ecp5-dsp")]
 for depth in (700, 4000):  # words of 18 bits, and of 4
     SPECS += [replace(cut(FIXED, "ecp5-fast"), depth=depth)]
+SPECS += [
+    replace(spec, shared=True) for spec in (EXACT, cut(ROUNDING, "short"), cut(FIXED, "short"))
+]
 SPECS = [spec for spec in SPECS if simulated(spec)]
 
 FLAGS = ("valid", "first", "start", "maximum", "keep", "signed")
@@ -117,7 +120,7 @@ class Stimulus:
             f"{prefix}i_scale": given["scale"].tolist(),
             f"{prefix}i_bias": given["bias"].tolist(),
             f"{prefix}i_drain_address": given["drain_address"].tolist(),
-            f"{prefix}i_drain_enable": given["drain_enable"].tolist(),
+            f"{prefix}i_drain_enable": (given["drain_enable"] & ~self.reads).tolist(),
             **{f"{prefix}i_{name}": given[name].tolist() for name in given if name == "drain_move"},
             **({f"{prefix}i_saturated": [0] * self.length} if self.fixed() else {}),
         }
@@ -153,6 +156,15 @@ class Stimulus:
         return log
 
     @property
+    def reads(self) -> np.ndarray:
+        """In which cycles a pixel takes the port of the drain."""
+        found = np.zeros(self.length, np.int64)
+        if self.spec.shared:
+            waves = np.flatnonzero(self.ports["valid"]) + 1 + self.spec.read_stage
+            found[waves[waves < self.length]] = 1
+        return found
+
+    @property
     def cycles(self) -> np.ndarray:
         return np.arange(self.length)
 
@@ -160,18 +172,22 @@ class Stimulus:
         """``o_drain`` in each cycle as bit patterns: one cycle after an enabled read, or when its
         register moves.
 
-        -1 after a read in the very cycle of a write to its address, which has no defined result.
+        -1 after a read in the very cycle of a write to its address, which has no defined result,
+        and after a pixel's, if the port is shared.
         """
         given, writes = self.ports, iter([*self.writes(), (self.length, 0, np.float32(0), False)])
         memory = np.zeros(self.spec.depth, np.int64)
         seen = np.zeros(self.length, np.int64)
+        reads = self.reads
         moment, address, value, _ = next(writes)
         now = 0
         for t in range(self.length - 1):
             while moment < t:
                 memory[address] = stored(self.spec, value)
                 moment, address, value, _ = next(writes)
-            if given["drain_enable"][t]:
+            if reads[t]:
+                now = -1
+            elif given["drain_enable"][t]:
                 wanted = given["drain_address"][t]
                 now = -1 if (moment, address) == (t, wanted) else memory[wanted]
             seen[t + 1] = now
@@ -241,7 +257,7 @@ def test_random_waves(simulator):
     for stimulus, found in zip(stimuli, run(stimuli, simulator), strict=True):
         drained = stimulus.drained()
         assert np.array_equal(found["drain"][drained >= 0], drained[drained >= 0])
-        assert (drained >= 0).mean() > 0.85
+        assert (drained >= 0).mean() > (0.1 if stimulus.spec.shared else 0.85)
         assert len(np.unique(found["drain"])) > 200
         if stimulus.fixed():
             saturated = [moment + 1 for moment, *_, over in stimulus.writes() if over]
