@@ -33,9 +33,9 @@ def _record(names: str, **arrays: int) -> np.dtype:
 SPEC = _record(
     "serial weights_ahead queue_depth weight_fifo program_fifo load_fifo store_fifo "
     "instruction_beats burst_beats outstanding page_beats code_rows_beats scale_beats tile_beats "
-    "biased_tile_beats cols scale_tiles bias_tiles bias_beats scale_play bias_play revisit pass_cycles "
-    "retire_cycles drain_cycles block_rows max_stages requantizer_depth accumulator_depth "
-    "load_rows accumulator_mask offset_mask",
+    "biased_tile_beats cols scale_tiles bias_tiles bias_beats scale_play bias_play revisit "
+    "pass_cycles retire_cycles drain_cycles block_rows max_stages requantizer_depth "
+    "accumulator_depth load_rows accumulator_mask offset_mask",
     field_beats=4,
 )
 """Constants of the hardware; ``code_rows_beats`` are those of a tile before its scales,

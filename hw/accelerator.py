@@ -183,14 +183,9 @@ class Accelerator(wiring.Component):
 
     def _error(self, m, registers, sequencer, passes, drain, buffer, engine, read, write):
         """The code of what goes wrong in this cycle, 0 if nothing does."""
-        cycles = Signal(32)
-        with m.If(sequencer.o_busy):
-            m.d.sync += cycles.eq(cycles + 1)
-        with m.Else():
-            m.d.sync += cycles.eq(0)
         self.quiet = Signal(range(QUIET_CYCLES + 1))
         found = Signal(Error)
-        causes = (
+        causes = [
             (sequencer.o_error != Error.NONE, sequencer.o_error),
             (passes.o_buffer_range | buffer.o_range, Error.BUFFER_RANGE),
             (passes.o_accumulator_range | drain.o_accumulator_range, Error.ACCUMULATOR_RANGE),
@@ -199,8 +194,15 @@ class Accelerator(wiring.Component):
             (read.o_read_failed, Error.READ_FAILED),
             (write.o_write_failed, Error.WRITE_FAILED),
             (self.quiet == QUIET_CYCLES, Error.DEADLOCK),
-            (registers.o_timeout.any() & (cycles >= registers.o_timeout), Error.TIMEOUT),
-        )
+        ]
+        if not self.config.accelerator.serial:
+            cycles = Signal(32)
+            with m.If(sequencer.o_busy):
+                m.d.sync += cycles.eq(cycles + 1)
+            with m.Else():
+                m.d.sync += cycles.eq(0)
+            late = registers.o_timeout.any() & (cycles >= registers.o_timeout)
+            causes.append((late, Error.TIMEOUT))
         for condition, code in reversed(causes):
             with m.If(condition):
                 m.d.comb += found.eq(code)

@@ -243,9 +243,14 @@ REGIONS = (
         "sequencer",
         (
             ("hw/sequencer.py", "Sequencer.elaborate", _DRIVEN),
-            ("hw/sequencer.py", "Sequencer._fetch", _DRIVEN),
+            ("hw/fetch.py", "fetch", _DRIVEN),
         ),
         (_PROGRAMS, _ERRORS),
+    ),
+    Region(
+        "serial sequencer",
+        (("hw/serial_sequencer.py", "SerialSequencer.elaborate", _DRIVEN),),
+        (f"{_PROGRAMS}[4]", f"{_PROGRAMS}[5]", "tests/test_bus.py::test_serial_control"),
     ),
     Region(
         "drain",

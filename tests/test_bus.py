@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shiftcore.compiler.network import compile_network
 from shiftcore.golden.accelerator import Control
 from shiftcore.golden.config import HardwareConfig
-from shiftcore.golden.isa import ISA_VERSION, Error, Region
+from shiftcore.golden.isa import ISA_VERSION, Drain, Error, Pass, Region, Weights
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.passes import BlockRows
 from shiftcore.golden.program import Program, pack_words
@@ -31,12 +31,13 @@ from shiftcore.tests.compiler.random_networks import random_network
 PAGE = 4096
 BEAT = CONFIG.accelerator.beat_bytes
 OKAY, SLVERR, DECERR = 0, 2, 3
+SERIAL = replace(CONFIG, control="serial")
 
 
-def network_program(seed: int) -> Program:
+def network_program(seed: int, config: HardwareConfig = CONFIG) -> Program:
     """A random network that leaves some tensors to SCRATCH."""
     rng = np.random.default_rng(seed)
-    program = compile_network(random_network(rng, CONFIG), CONFIG)
+    program = compile_network(random_network(rng, config), config)
     assert program.sizes[Region.SCRATCH] > 0
     return program
 
@@ -188,17 +189,46 @@ def test_errors_end_in_the_status(seed: int):
     # A slow memory, so that a halt finds reads and writes on their way.
     slow = replace(good, latency=100, often=0.5)
     late = [(replace(slow, timeout=cycles), Error.TIMEOUT) for cycles in (50, 500, 1500, 2500)]
-    failing = [*refusals(slow, rng), *shortened(good), *late]
+    assert_all_end(good, [*refusals(slow, rng), *shortened(good), *late], seed)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_serial_control(seed: int):
+    """The same of the small form of control, and what it says of programs that are wrong."""
+    rng = np.random.default_rng([seed, 98])
+    program = network_program((26, 0)[seed], SERIAL)
+    good = placed(program, rng, pause=0.4, latency=10)
+    *others, last, end = program.instructions
+    assert isinstance(last, Drain)
+    (use, *_) = (item for item in program.instructions if isinstance(item, Pass))
+    wrong = {
+        Error.BAD_FIELD: replace(last, rows=0),
+        Error.WEIGHTS_LEFT: Weights(offset=0, tiles=1),
+        Error.DEADLOCK: use,
+    }
+    bad = [
+        (replace(good, program=replace(program, instructions=(*others, item, end))), code)
+        for code, item in wrong.items()
+    ]
+    slow = replace(good, latency=100, often=0.5)
+    assert_all_end(good, [*bad, *refusals(slow, rng), *shortened(good)], seed, SERIAL)
+
+
+def assert_all_end(
+    good: BusRun, failing: list[tuple[BusRun, Error]], seed: int, config: HardwareConfig = CONFIG
+) -> None:
+    """What fails says why and writes nothing wrong, and a good run after it is exact."""
     runs = []
     for k, (bad, _) in enumerate(failing):
         runs += [replace(bad, reset=k % 2 == 0), good]
-    answer = simulated(BusJob(runs=tuple(runs)), seed)
+    answer = simulated(BusJob(runs=tuple(runs)), seed, config)
     before, after = memories(good)
-    for (_, code), result in zip(failing, answer.results[::2], strict=True):
+    for (bad, code), result in zip(failing, answer.results[::2], strict=True):
         assert result.code is code
         assert_legal(result)
         found = np.frombuffer(result.content, np.uint8)
-        assert ((found == before) | (found == after)).all()
+        if bad.program.instructions is good.program.instructions:
+            assert ((found == before) | (found == after)).all()
     for result in answer.results[1::2]:
         assert_exact(good, result)
     assert_paused(answer.handshakes)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shiftcore.compiler.network import compile_network
+from shiftcore.estimate.accelerator import predict
 from shiftcore.estimate.cycles import engine_cycles
 from shiftcore.examples.digits import data, demo, model
 from shiftcore.examples.digits.demo import AREA_FAMILIES, run_demo
@@ -19,7 +21,7 @@ from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.network import QuantizedNetwork, Tensor
 from shiftcore.golden.program import Program
 from shiftcore.quant.convert import QuantConfig, quantize
-from shiftcore.quant.hardware import HardwareNetwork
+from shiftcore.quant.hardware import HardwareNetwork, evaluate
 from shiftcore.sim.accelerate import AcceleratorRun, run_program
 from shiftcore.sim.network import LayerRun, run_network
 from shiftcore.sim.runner import Simulator
@@ -28,6 +30,7 @@ from shiftcore.toolchain.yosys import Resources
 # Fewer columns than in the demo: another shape, and blocks that take four drained rows.
 CONFIG = HardwareConfig(rows=16, cols=4)
 ACCELERATOR = replace(CONFIG, buffer_depth=4096)
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,20 @@ def test_every_layer(network: QuantizedNetwork, simulator: Simulator, images: in
     _, held_out = data.load()
     chosen = held_out.x[:images]
     check(run_network(network, CONFIG, chosen, simulator), network, chosen)
+
+
+def test_the_smallest_accelerator() -> None:
+    """2-bit codes and serial control: what fits an iCE40 HX8K reads digits, as predicted."""
+    config = HardwareConfig.load(EXAMPLES / "array4-hx8k.toml")
+    training, held_out = data.load()
+    settings = QuantConfig(2, 2, config.rows, config.scale, accumulator=config.accumulator)
+    network = quantize(model.load(), training.x[:256], settings)
+    assert evaluate(HardwareNetwork(network), held_out.x, held_out.y).top1 > 95
+    program = compile_network(network, config)
+    run = run_program(program, program.encode_input(network.encode_input(held_out.x[:2])))
+    assert run.difference is None
+    assert run.mismatches == 0
+    assert run.counters == ({"cycles": predict(program).cycles},) * 2
 
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:

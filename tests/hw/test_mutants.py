@@ -40,6 +40,7 @@ def test_regions_are_those_that_must_be_proved():
         "load",
         "memory port",
         "sequencer",
+        "serial sequencer",
         "drain",
     ]
 

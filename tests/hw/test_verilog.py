@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = [
     HardwareConfig.load(ROOT / "examples" / "array16.toml"),
     HardwareConfig(4, 4),
+    HardwareConfig.load(ROOT / "examples" / "array4-hx8k.toml"),
     HardwareConfig(1, 1, 2, 2, "e8m0", accumulator_depth=2, bus_bits=32),
     HardwareConfig(3, 20, 8, 4, "fp16", bus_bits=64),
     HardwareConfig(7, 2, 5, 8, "fp32", bus_bits=256, multiplier="dsp", scale_multiplier="lut"),
