@@ -1018,7 +1018,7 @@ def run(
         begins = load_begins or weights_begin or pass_begins or drain_begins
         if spec.serial:
             dispatch = begins or ends
-            leaves = weights_begin or load_completed or ends
+            leaves = weights_begin or ends
         else:
             dispatch = leaves = to_load or to_weights or to_pass or to_drain or ends
 

@@ -324,8 +324,8 @@ class ScaleUnitSpec:
     cuts : steps of the fetch after which there are registers; after "read" the drain has one, too
     memory : the FPGA family whose block RAMs are instantiated, with the registers after "read"
         inside; None leaves the memory to the synthesizer
-    shared : one read port serves pixels and the drain, which must never come together; not with
-        registers after "read"
+    shared : one read port serves pixels and the drain: none of the former from a read of the latter
+        until what it found was used; not with registers after "read"
     """
 
     product: ProductSpec | FixedProductSpec

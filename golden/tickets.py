@@ -517,7 +517,7 @@ def schedule(
         return order
     reasons = []
     for index in stuck or [following]:
-        reason = _waiting(instructions[index], done)
+        reason = "" if spec.serial else _waiting(instructions[index], done)
         if not reason:
             more = wanted[index]
             reason = f"{more} more tile{'s' * (more > 1)} of WEIGHTS" if more else "room in a queue"

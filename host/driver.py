@@ -20,7 +20,7 @@ class AcceleratorError(RuntimeError):
     ----------
     message : what happened
     code : why the run halted, ``Error.NONE`` if it did not
-    instruction : instructions dispatched by then
+    instruction : instructions dispatched by then; under serial control they are not counted
     """
 
     def __init__(self, message: str, code: Error = Error.NONE, instruction: int = 0):
@@ -173,10 +173,11 @@ class Accelerator:
             found = self.read("ERROR")
             code = Error(error.field("CODE").of(found))
             instruction = error.field("INSTRUCTION").of(found)
+            assert self.program is not None
+            serial = self.program.config.accelerator.serial
+            after = "" if serial else f" after {instruction} instructions"
             raise AcceleratorError(
-                f"the accelerator halted with {code.name} after {instruction} instructions",
-                code,
-                instruction,
+                f"the accelerator halted with {code.name}{after}", code, instruction
             )
         if not status.field("DONE").of(value):
             raise AcceleratorError(f"an interrupt came, but STATUS reads 0x{value:08x}")
@@ -186,12 +187,13 @@ class Accelerator:
         self.write("CONTROL", register("CONTROL").field("SOFT_RESET").mask)
 
     def counters(self) -> dict[str, int]:
-        """The counters of the last run that no number of an image changes, by lower-case name."""
+        """The counters since the last start that no number of an image changes, by lower-case
+        name."""
         return {name.lower(): self._counter(name) for name in self._counters if name in TIMED}
 
     def saturated(self) -> int | None:
-        """Pixels of the last run that saturated a fixed-point accumulator; None if the accelerator
-        does not count them."""
+        """Pixels since the last start that saturated a fixed-point accumulator; None where they are
+        not counted."""
         return self._counter("SATURATED") if "SATURATED" in self._counters else None
 
     @property

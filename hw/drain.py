@@ -48,7 +48,7 @@ class DrainEngine(wiring.Component):
 
     Members
     -------
-    i : instructions that may begin
+    i : instructions that may begin; under serial control each stays until it is completed
     o_drain, o_limits, i_raw, i_block : the engine's drain
     o_field : the exponent field of the number 1, with fixed-point accumulators
     o_write : words for the activation buffer
@@ -93,11 +93,14 @@ class DrainEngine(wiring.Component):
         m = Module()
         active, accept = Signal(), Signal()
         current = held_instruction(m, self.spec, self.i.payload, accept)
+        lower, upper = Signal(32, reset_less=True), Signal(32, reset_less=True)
         m.d.comb += [
             self.i.ready.eq(~active & ~self.i_halt),
             accept.eq(self.i.valid & self.i.ready),
             self.o_active.eq(active),
             self.o_limits.enable.eq(current.limited),
+            self.o_limits.low.eq(lower),
+            self.o_limits.high.eq(upper),
         ]
         if isinstance(self.spec.engine.scale_unit.form, FixedFormat):
             m.d.comb += self.o_field.eq(current.exponent)
@@ -105,14 +108,10 @@ class DrainEngine(wiring.Component):
             m.d.sync += active.eq(1)
             if self.spec.engine.clamp:
                 # The engine takes no zero but +0, and no lower limit above the upper one.
-                form, given, limits = (
-                    self.spec.engine.scale_unit.form,
-                    self.i.payload,
-                    self.o_limits,
-                )
+                form, given = self.spec.engine.scale_unit.form, self.i.payload
                 low, high = (_limit(limit, form) for limit in (given.low, given.high))
                 crossed = ordered(low, form) > ordered(high, form)
-                m.d.sync += [limits.low.eq(Mux(crossed, high, low)), limits.high.eq(high)]
+                m.d.sync += [lower.eq(Mux(crossed, high, low)), upper.eq(high)]
         self._read(m, accept, current)
         written = self._write(m, accept, current)
         stored = self._announce(m, accept, current, active)

@@ -87,7 +87,8 @@ class Engine(wiring.Component):
 
     A pass is one tile and the pixels from one with ``first`` to the next. A drain with ``wait``
     waits until every pixel accepted before it is in the accumulators; one without may read beside
-    passes that do not touch its accumulators.
+    passes that do not touch its accumulators; where they have a shared port, no
+    pixel may come from then on until the rows have left.
 
     **Latency**: the first pixel of the first pass is issued ``spec.load_cycles(start)`` cycles
     after its first beat; a pixel is in the accumulators ``spec.retire_cycles`` cycles after its

@@ -17,8 +17,8 @@ __all__ = ["LoadEngine"]
 class LoadEngine(wiring.Component):
     """Runs LOAD instructions whose tickets are there; counts in them must not be 0.
 
-    Reads of an instruction are asked for while words of those before it still come. Whether
-    a word is inside the buffer, the buffer judges.
+    Reads of an instruction are asked for while words of those before it still come, except
+    under serial control. Whether a word is inside the buffer, the buffer judges.
 
     **Latency**: the first run is offered one cycle after an instruction is accepted, a word one
     cycle after its last beat.
@@ -26,7 +26,7 @@ class LoadEngine(wiring.Component):
 
     Members
     -------
-    i : instructions
+    i : instructions; under serial control each stays until it is completed
     o_run, i_beats : to and from memory, one run for each row of words
     o_write : words for the buffer, see :func:`~shiftcore.hw.buffer.write_layout`
     o_completed : the last word of the oldest instruction was taken by the buffer (pulse)
@@ -50,17 +50,16 @@ class LoadEngine(wiring.Component):
         m = Module()
         address = self.spec.space_bits("buffer")
         # What all rows of an instruction have goes with each of them, or stays where it is.
-        shared = {"words": 12, "fixed": 1, "exponent": 8}
-        row = data.StructLayout(
-            {"buffer": address, "last": 1} | ({} if self.spec.serial else shared)
-        )
+        form = {"words": 12, "fixed": 1, "exponent": 8}
+        row = data.StructLayout({"buffer": address, "last": 1} | ({} if self.spec.serial else form))
         m.submodules.rows = rows = SyncFIFO(width=row.size, depth=self.spec.load_rows)
         entry, head = data.View(row, rows.w_data), data.View(row, rows.r_data)
         reading, current = self._read(m, rows, entry)
-        source = current if self.spec.serial else head
-        for name in () if self.spec.serial else shared:
-            m.d.comb += entry[name].eq(current[name])
-        self._write(m, rows, head, source)
+        if self.spec.serial:
+            self._write(m, rows, head, current)
+        else:
+            m.d.comb += [entry[name].eq(current[name]) for name in form]
+            self._write(m, rows, head, head)
         m.d.comb += self.o_busy.eq(reading | rows.r_rdy | self.o_write.valid)
         return m
 
@@ -139,16 +138,16 @@ class LoadEngine(wiring.Component):
             ]
         return active, current
 
-    def _write(self, m: Module, rows: SyncFIFO, row: data.View, shared: data.View) -> None:
-        """Make words of the beats of every row in `rows`, of `shared` form."""
+    def _write(self, m: Module, rows: SyncFIFO, row: data.View, form: data.View) -> None:
+        """Make words of the beats of every row in `rows`; `form` is what all of one share."""
         spec = self.spec
         o = self.o_write.payload
         word, beat = Signal(12), Signal(range(max(spec.word_beats, 2)))
         last_beat, last_word, complete = Signal(), Signal(), Signal()
         accept, completes = Signal(), Signal()
         m.d.comb += [
-            last_beat.eq(beat == Mux(shared.fixed, spec.code_beats - 1, spec.word_beats - 1)),
-            last_word.eq(word == shared.words - 1),
+            last_beat.eq(beat == Mux(form.fixed, spec.code_beats - 1, spec.word_beats - 1)),
+            last_word.eq(word == form.words - 1),
             self.i_beats.ready.eq(
                 rows.r_rdy & (~last_beat | ~self.o_write.valid | self.o_write.ready)
             ),
@@ -176,10 +175,10 @@ class LoadEngine(wiring.Component):
                 word.eq(Mux(last_word, 0, word + 1)),
                 o.address.eq(row.buffer + word),
             ]
-            with m.If(shared.fixed):
+            with m.If(form.fixed):
                 m.d.sync += [
                     o.word.codes.as_value().eq(codes[: spec.code_bits]),
-                    o.word.exponent.eq(shared.exponent),
+                    o.word.exponent.eq(form.exponent),
                 ]
             with m.Else():
                 m.d.sync += o.word.as_value().eq(whole[: spec.word_bits])

@@ -37,7 +37,7 @@ class PassEngine(wiring.Component):
 
     Members
     -------
-    i : instructions that may begin
+    i : instructions that may begin; under serial control each stays until it is completed
     o : pixels, see :func:`~shiftcore.hw.issue.pixel_layout`; ``final`` marks the last of an
         instruction
     o_enable, o_address, i_word : read port of the activation buffer; the word comes a cycle later

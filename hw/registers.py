@@ -20,7 +20,9 @@ def events_layout() -> data.StructLayout:
 
 
 class ControlRegisters(wiring.Component):
-    """The registers of :data:`shiftcore.golden.registers.REGISTERS`.
+    """The registers of :data:`shiftcore.golden.registers.REGISTERS`, as far as they are
+    :func:`~shiftcore.golden.registers.implemented`; under serial control a counter of cycles is all
+    that counts.
 
     Address and data of a write may come in any order. An address where no register is answers
     SLVERR. The component is reset with the bus, and not by ``o_soft_reset``.

@@ -155,6 +155,8 @@ class ScaleUnit(wiring.Component):
                 drain.en.eq(self.i_drain_enable),
                 self.o_drain.eq(drain.data),
             ]
+            if registered:
+                m.d.comb += [fetch.move.eq(1), drain.move.eq(self.i_drain_move)]
         bias = Signal(form, reset_less=True)
         with m.If(valid & first & start):
             m.d.sync += bias.eq(constant(self.i_bias, spec.form))
@@ -179,7 +181,4 @@ class ScaleUnit(wiring.Component):
         if isinstance(adder, FixedAdder):
             saturated = valid_stored & adder.o_saturated
             m.d.sync += self.o_saturated.eq(self.i_saturated | saturated)
-
-        if registered:
-            m.d.comb += [fetch.move.eq(1), drain.move.eq(self.i_drain_move)]
         return m

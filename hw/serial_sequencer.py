@@ -24,7 +24,8 @@ class SerialSequencer(wiring.Component):
     Members
     -------
     See :class:`~shiftcore.hw.sequencer.Sequencer`. Payloads of ``o_load``, ``o_pass`` and
-    ``o_drain`` stay until the instruction is completed. ``o_waiting`` is never set.
+    ``o_drain`` stay until the instruction is completed. ``i_images`` is ignored, and
+    ``o_instructions``, ``o_next_image`` and ``o_waiting`` are never set.
     """
 
     def __init__(self, spec: AcceleratorSpec):

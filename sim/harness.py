@@ -89,7 +89,11 @@ def engine_job(
 
     A drain is offered when all pixels before it are accepted, a pixel when all drains before it
     are; tiles are offered as soon as they are taken.
+
+    Raises ``ValueError`` where that is too early for the accumulators' shared port.
     """
+    if config.scale_unit.shared:
+        raise ValueError("the engine by itself needs control = 'queued', not 'serial'")
     requantizer = config.requantizer
     fixed = isinstance(config.accumulator_format, FixedFormat)
     tiles: list[int] = []

@@ -19,7 +19,14 @@ from shiftcore.golden.isa import ISA_VERSION, Drain, Error, Pass, Region, Weight
 from shiftcore.golden.machine import Machine
 from shiftcore.golden.passes import BlockRows
 from shiftcore.golden.program import Program, pack_words
-from shiftcore.golden.registers import ID, REGISTERS, configuration_hash, implemented, register
+from shiftcore.golden.registers import (
+    ID,
+    REGISTERS,
+    configuration_hash,
+    counters,
+    implemented,
+    register,
+)
 from shiftcore.golden.tickets import drain_memory, sizes_of
 from shiftcore.hw.accelerator import QUIET_CYCLES, Accelerator
 from shiftcore.sim.bus_bench import OUTPUTS, BusAnswer, BusJob, BusResult, BusRun
@@ -253,8 +260,9 @@ def test_registers(seed: int, control: Control):
     config = replace(CONFIG, control=control)
     words[register("CONFIG_HASH").offset] = configuration_hash(config)
     spec = config.accelerator
+    assert (counters(spec) == ("CYCLES",)) == (control == "serial")
     masks = {e.offset: implemented(e, spec) if e.access == "rw" else 0 for e in REGISTERS}
-    control = register("CONTROL").offset
+    command = register("CONTROL").offset
     accesses, expected = [], []
     while len(accesses) < 250:
         address, size = int(rng.integers(0, 0xE8)), int(rng.integers(1, 9))
@@ -264,7 +272,7 @@ def test_registers(seed: int, control: Control):
             content = b"".join(words.get(at, 0).to_bytes(4, "little") for at in range(0, 0xF0, 4))
             accesses.append((address, size))
             expected.append((response, content[address : address + size]))
-        elif control not in touched:
+        elif command not in touched:
             data = rng.bytes(size)
             accesses.append((address, data))
             expected.append((response, b""))
