@@ -258,6 +258,8 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
                     if term in KNOWN:
                         known[-1] += amount * KNOWN[term]
                         continue
+                    if not amount:
+                        continue
                     key = ("shared" if term in SHARED else unit, term)
                     row[key] = row.get(key, 0.0) + amount
             rows.append(row)
