@@ -325,7 +325,7 @@ def test_a_model_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     torch.export.save(exported, tmp_path / "digits.pt2")
     np.savez(tmp_path / "calibration.npz", x=training[:32])
     monkeypatch.setattr(resources, "estimated", fake)
-    monkeypatch.setattr(resources, "calibrated", lambda: ("ecp5",))
+    monkeypatch.setattr(resources, "calibrated", lambda: ("ecp5", "xilinx7"))
     monkeypatch.setattr(resources, "clocked", lambda: ("ecp5",))
     arguments = [
         "explore", tmp_path / "digits.pt2", "--calib", tmp_path / "calibration.npz", "--target",
@@ -350,21 +350,20 @@ def test_a_model_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for changes, message in (
         (["--vary", "cols=0"], "cols must be a whole number from 1 to 128, not 0"),
         (["--target", "ecp5-85k-6"], "the clock is estimated for ecp5-85k-8 only: give that of"),
-        (["--target", "xc7a35t"], "resources are estimated for ecp5, not for xc7a35t"),
-        (
-            ["--vary", "multiplier=lut,ecp5-carry"],
-            "there is no estimate for multiplier 'ecp5-carry' on ecp5-85k-8",
-        ),
-        (
-            ["--vary", "accumulator=float32,fixed32"],
-            "there is no estimate for accumulator 'fixed32' on ecp5-85k-8",
-        ),
-        (
-            ["--vary", "pipeline=balanced,fast"],
-            "there is no estimate for pipeline 'fast' on ecp5-85k-8",
+        (["--target", "gw1nr-9c"], "resources are estimated for ecp5, xilinx7, not for gw1nr-9c"),
+        *(
+            (
+                ["--target", "xc7a35t", "--clock", 100, "--vary", f"{key}={usual},{other}"],
+                f"there is no estimate for {key} {other!r} on xc7a35t",
+            )
+            for key, usual, other in (
+                ("multiplier", "lut", "ecp5-carry"),
+                ("scale_multiplier", "dsp", "ecp5-dsp"),
+                ("pipeline", "balanced", "ecp5-fast"),
+            )
         ),
     ):
-        refused = CliRunner().invoke(main, [*map(str, arguments), *changes])
+        refused = CliRunner().invoke(main, [*map(str, [*arguments, *changes])])
         assert refused.exit_code == 1
         assert message in refused.stderr
     monkeypatch.setattr(resources, "clocked", tuple)

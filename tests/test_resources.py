@@ -232,7 +232,16 @@ def test_instanced_blocks_are_counted_exactly(accumulator, pipeline, depth):
 def test_a_form_that_is_not_calibrated_is_refused(monkeypatch):
     config = replace(CONFIG, multiplier="ecp5-carry")
     known = json.loads(json.dumps(resources._calibration()))
-    known["ecp5"]["lut"]["array"].pop("carry chain bits", None)
+    # Only what the usual accelerator needs is known.
+    for kind, position in (("lut", 0), ("ff", 1)):
+        needed = {
+            term
+            for unit in UNITS.values()
+            for term in unit(CONFIG).mapped(FABRICS["ecp5"])[position]
+        }
+        for unit, costs in known["ecp5"][kind].items():
+            known["ecp5"][kind][unit] = {term: costs[term] for term in costs if term in needed}
+    assert resources.covers(CONFIG, "ecp5")
     monkeypatch.setattr(resources, "_calibration", lambda: known)
     assert not resources.covers(config, "ecp5")
     message = "^resources are not calibrated for multiplier 'ecp5-carry' with float32 acc"
@@ -250,6 +259,8 @@ def test_a_form_that_is_not_calibrated_is_refused(monkeypatch):
         message = f"^resources are not calibrated for multiplier 'lut' with .*, {named} on ecp5$"
         with pytest.raises(ValueError, match=message):
             resources.area(other, "ecp5")
+    with pytest.raises(ValueError, match=r"^resources are not calibrated for control 'serial'$"):
+        resources.area(replace(CONFIG, control="serial"), "ecp5")
     known["ecp5"]["lut"]["array"]["carry chain bits"] = 1.0
     assert resources.covers(config, "ecp5")
     assert resources.area(config, "ecp5").dsp == resources.area(CONFIG, "ecp5").dsp
