@@ -56,17 +56,25 @@ BUILDS = (
 MEMORY_BYTES = 1 << 19
 LONGEST = {"queued": 20_000, "serial": 100_000}
 """cycles of a run; without counters that are read layer by layer, a case has few runs"""
+TRIES = 2000
+"""networks that may be too large or too slow for a build before one is not"""
 
 Draw = Callable[[int, int], int]
 """a whole number from the first to the second one"""
 
 
 class Block(nn.Module):
-    """One layer of a kind, or the few that make it, behind a convolution that stores its input."""
+    """One layer of a kind, or the few that make it, behind a convolution that stores its input.
 
-    def __init__(self, kind: str, channels: int, inner: int, draw: Draw, size: tuple[int, int]):
+    A result is no codes, so only hardware with `clamp` gives one that went through a ReLU.
+    """
+
+    def __init__(
+        self, kind: str, channels: int, inner: int, draw: Draw, size: tuple[int, int], clamp: bool
+    ):
         super().__init__()
         self.kind = kind
+        self.last = nn.ReLU() if clamp else nn.Identity()
         self.first = nn.Conv2d(channels, inner, (odd := 2 * draw(0, 1) + 1), 1, odd // 2)
         self.size = size
         if kind in ("convolution", "grouped", "depthwise"):
@@ -103,9 +111,9 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.first(x))
         if self.kind == "residual":
-            return torch.relu(self.layer(x) + x)
+            return self.last(self.layer(x) + x)
         if self.kind == "projection":
-            return torch.relu(self.layer(x) + self.other(x))
+            return self.last(self.layer(x) + self.other(x))
         if self.kind == "concat":
             return torch.cat([torch.relu(self.layer(x)), self.other(x)], 1)
         if self.kind == "global average":
@@ -164,11 +172,11 @@ def draw_case(seed: int, build: int) -> Case:
         config.weight_bits, config.act_bits, config.rows, config.scale, "l2",
         accumulator=config.accumulator,
     )  # fmt: skip
-    while True:
+    for _ in range(TRIES):
         channels, inner = draw(1, 6), 2 * draw(1, 12)
         size = (draw(2, 14), draw(2, 14))
         torch.manual_seed(seed)
-        model = Block(kind, channels, inner, draw, size).eval()
+        model = Block(kind, channels, inner, draw, size, config.clamp).eval()
         images = rng.normal(size=(2, channels, *size)).astype(np.float32)
         try:
             network = quantize(model, images, quantization)
@@ -179,6 +187,7 @@ def draw_case(seed: int, build: int) -> Case:
             continue  # too large for these memories
         if predict(program, latency=latency, gap=gap).cycles <= longest:
             return Case(seed, build, kind, program, latency, gap)
+    raise ValueError(f"build {build}, seed {seed}: none of {TRIES} networks ({kind}) fits")
 
 
 def measure(case: Case) -> Result:
