@@ -1,6 +1,6 @@
 """What the sequencers share: their members, and how instructions are fetched."""
 
-from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -47,11 +47,11 @@ def sequencer_signature(spec: AcceleratorSpec) -> wiring.Signature:
 
 def fetch(
     m: Module, unit: wiring.Component, restart: Signal, ended: Signal
-) -> tuple[FieldCheck, Signal, Value]:
+) -> tuple[FieldCheck, Signal, Value, Value]:
     """Fetch instructions ahead for `unit`, beat by beat, one at a time.
 
-    Returns the check of the current one, whether it is complete, and whether more may come. Who
-    takes it clears the second.
+    Returns the check of the current one, whether it is complete, whether it may be taken, and
+    whether more may come. Who takes it clears the second. What is wrong with it is ``o_error``.
     """
     spec = unit.spec
     beats = spec.instruction_beats
@@ -91,4 +91,14 @@ def fetch(
         check.i_index.eq(beat),
         check.i_beat.eq(unit.i_beat.payload),
     ]
-    return check, full, Mux(ended, flying.any(), flying.any() | full | room)
+    fetching = Mux(ended, flying.any(), flying.any() | full | room)
+    opcode = check.o_opcode
+    known = Cat(opcode == op for op in Opcode).any()
+    with m.If(full & ~known):
+        m.d.comb += unit.o_error.eq(Error.BAD_OPCODE)
+    with m.Elif(full & check.o_bad):
+        m.d.comb += unit.o_error.eq(Error.BAD_FIELD)
+    with m.Elif(unit.o_busy & ~ended & ~fetching):
+        m.d.comb += unit.o_error.eq(Error.PROGRAM_RANGE)
+    # No other error comes with an instruction that is complete.
+    return check, full, full & ~unit.i_halt & known & ~check.o_bad, fetching

@@ -53,26 +53,17 @@ class Sequencer(wiring.Component):
         restart = Signal()
         m.d.comb += self.o_busy.eq(busy)
         m.submodules.store = store = InstructionStore(self.spec)
-        check, full, fetching = fetch(m, self, restart, ended)
+        check, full, allowed, fetching = fetch(m, self, restart, ended)
         m.d.comb += [
             store.i_write.eq(self.i_beat.valid & self.i_beat.ready & ~ended),
             store.i_queue.eq(check.o_opcode[:2]),
             store.i_index.eq(check.i_index),
             store.i_beat.eq(self.i_beat.payload),
         ]
-        opcode, bad = check.o_opcode, check.o_bad
-        known = Cat(opcode == op for op in Opcode).any()
+        opcode = check.o_opcode
         dispatch = Signal()
         end = Signal()
         m.d.comb += end.eq(full & (opcode == Opcode.END))
-        with m.If(full & ~known):
-            m.d.comb += self.o_error.eq(Error.BAD_OPCODE)
-        with m.Elif(full & bad):
-            m.d.comb += self.o_error.eq(Error.BAD_FIELD)
-        with m.Elif(busy & ~ended & ~fetching):
-            m.d.comb += self.o_error.eq(Error.PROGRAM_RANGE)
-        # No other error comes with an instruction that is full.
-        allowed = full & ~self.i_halt & known & ~bad
 
         completed, begun = {}, {}
         for op, pulse in zip(

@@ -37,16 +37,9 @@ class SerialSequencer(wiring.Component):
         spec = self.spec
         busy, ended, restart, begun = Signal(), Signal(), Signal(), Signal()
         m.d.comb += self.o_busy.eq(busy)
-        check, full, fetching = fetch(m, self, restart, ended)
+        check, full, right, fetching = fetch(m, self, restart, ended)
         opcode = check.o_opcode
-        known = Cat(opcode == op for op in Opcode).any()
-        with m.If(full & ~known):
-            m.d.comb += self.o_error.eq(Error.BAD_OPCODE)
-        with m.Elif(full & check.o_bad):
-            m.d.comb += self.o_error.eq(Error.BAD_FIELD)
-        with m.Elif(busy & ~ended & ~fetching):
-            m.d.comb += self.o_error.eq(Error.PROGRAM_RANGE)
-        allowed = full & ~begun & ~self.i_halt & known & ~check.o_bad
+        allowed = right & ~begun
 
         # Beats without fields are dropped.
         bits = spec.bus_bits
@@ -78,6 +71,7 @@ class SerialSequencer(wiring.Component):
             m.d.sync += full.eq(0)
         with m.If(end):
             m.d.sync += ended.eq(1)
+
         # The image is finished when nothing that was fetched is on its way, and every tile taken.
         unused = ended & self.i_tiles_left
         with m.If(unused):

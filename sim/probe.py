@@ -25,8 +25,7 @@ class Probe:
     def __init__(self, program: Program, system: SimulatedSystem):
         self.system, self.driver = system, Accelerator(system)
         self.driver.load(program)
-        spec = program.config.accelerator
-        size = program.sizes[Region.INPUT] * spec.beat_bytes
+        size = program.sizes[Region.INPUT] * program.config.accelerator.beat_bytes
         self.driver.run(np.zeros((1, size), np.uint8))
         self.counters = self.driver.counters()
         first, second = self._read("CYCLES", [1, 1])
