@@ -10,15 +10,17 @@ __all__ = ["ArgMaxSpec"]
 
 @dataclass(frozen=True)
 class ArgMaxSpec:
-    """Of `count` float32 numbers the index of the largest, of equal ones the first, as numpy's
-    ``argmax``; +0 and -0 are equal.
+    """Of `count` numbers of 32 bits the index of the largest, of equal ones the first, as numpy's
+    ``argmax``; of float32 +0 and -0 are equal.
 
     Parameters
     ----------
     count : numbers, 1 to 256
+    whole : whether they are whole numbers, two's complement, and not float32
     """
 
     count: int
+    whole: bool = False
 
     LATENCY = 1
     """cycles from the last number to the index"""
@@ -31,13 +33,14 @@ class ArgMaxSpec:
     def index_bits(self) -> int:
         return max(1, (self.count - 1).bit_length())
 
-    def compute(self, scores: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The indices (N,) of scores (N, count). Raises ``ValueError`` for a score that is not
-        finite: the accelerator knows none."""
-        if scores.ndim != 2 or scores.shape[1] != self.count or scores.dtype != np.float32:
+    def compute(self, scores: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """The indices (N,) of the bit patterns of scores (N, count). Raises ``ValueError`` for a
+        float32 that is not finite: the accelerator knows none."""
+        if scores.ndim != 2 or scores.shape[1] != self.count or scores.dtype != np.uint32:
             raise ValueError(
-                f"scores must be (N, {self.count}) float32, not {scores.shape} {scores.dtype}"
+                f"scores must be (N, {self.count}) uint32, not {scores.shape} {scores.dtype}"
             )
-        if not np.isfinite(scores).all():
+        numbers = scores.view(np.int32 if self.whole else np.float32)
+        if not np.isfinite(numbers).all():
             raise ValueError("scores must be finite")
-        return scores.argmax(axis=1)
+        return numbers.argmax(axis=1)

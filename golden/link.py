@@ -1,6 +1,5 @@
 """Spec and model of the serial protocol of a standalone image: framing, replies, faults."""
 
-import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .argmax import ArgMaxSpec
+from .fixed import Grid
 from .isa import Error
 from .uart import UartSpec
 
@@ -52,7 +52,8 @@ class LinkSpec:
     """Requests and replies; each ends with a check byte (:func:`check_byte`).
 
     A request is a command and the encoded image. The reply to ``CLASS`` is ``OK`` and the class, to
-    ``SCORES`` the scores too, float32, lowest byte first. What cannot be answered so is answered
+    ``SCORES`` the scores too, as they are in memory, lowest byte first: float32, or whole numbers
+    of a grid. What cannot be answered so is answered
     with ``ERROR`` and a code. After a fault everything is dropped until the line was silent.
 
     Parameters
@@ -61,12 +62,14 @@ class LinkSpec:
     classes : 1 to 256
     uart : the line
     silence : cycles without a byte after which a request is over, at least two bytes'
+    grid : of which the scores are whole numbers; None if they are float32
     """
 
     image_bytes: int
     classes: int
     uart: UartSpec
     silence: int
+    grid: Grid | None = None
 
     def __post_init__(self):
         if self.image_bytes < 1:
@@ -79,7 +82,7 @@ class LinkSpec:
 
     @property
     def argmax(self) -> ArgMaxSpec:
-        return ArgMaxSpec(self.classes)
+        return ArgMaxSpec(self.classes, whole=self.grid is not None)
 
     def request(self, image: bytes, command: Command = Command.CLASS) -> bytes:
         """The frame that asks for the class of an encoded image."""
@@ -108,12 +111,12 @@ class LinkSpec:
         frame = bytes([Reply.ERROR, code])
         return frame + bytes([check_byte(frame)])
 
-    def compute(self, request: bytes, scores: NDArray[np.float32], code: int = 0) -> bytes:
+    def compute(self, request: bytes, scores: NDArray[np.uint32], code: int = 0) -> bytes:
         """The reply to the bytes between two silences.
 
         Parameters
         ----------
-        scores : (classes,) that the network gives the image
+        scores : (classes,) that the network gives the image, as they are in memory
         code : why the accelerator halted, 0 if it did not
         """
         fault = self.fault(request) or code
@@ -121,11 +124,12 @@ class LinkSpec:
             return self.refusal(fault)
         frame = bytes([Reply.OK, int(self.argmax.compute(scores[None])[0])])
         if request[0] == Command.SCORES:
-            frame += scores.astype("<f4").tobytes()
+            frame += scores.astype("<u4").tobytes()
         return frame + bytes([check_byte(frame)])
 
     def parse(self, reply: bytes) -> tuple[int, NDArray[np.float32]]:
-        """Class and scores, (0,) of them if they were not asked for, of a reply.
+        """Class and scores, (0,) of them if they were not asked for, of a reply; of whole numbers
+        what they stand for, as the nearest float32.
 
         Raises ``ValueError`` that says what an error code means, or that the reply is none.
         """
@@ -136,5 +140,10 @@ class LinkSpec:
         if reply[0] == Reply.ERROR:
             names = {code.value: code.name for code in (*Error, *Fault)}
             raise ValueError(f"the image answered {names.get(reply[1], f'code {reply[1]}')}")
-        count = (len(reply) - 3) // 4
-        return reply[1], np.array(struct.unpack(f"<{count}f", reply[2:-1]), np.float32)
+        return reply[1], self.values(np.frombuffer(reply[2:-1], "<u4"))
+
+    def values(self, scores: NDArray[np.uint32]) -> NDArray[np.float32]:
+        """What scores stand for that were read from memory, as the nearest float32."""
+        if self.grid is None:
+            return scores.view("<f4").astype(np.float32)
+        return self.grid.raw(self.grid.form.decode(scores))

@@ -50,7 +50,7 @@ class StandaloneSpec:
     run : as the host driver starts it
     link : the protocol
     image : byte address of the encoded image, the beginning of a beat
-    scores : byte address of the score of every class, each a float32
+    scores : byte address of the score of every class, each of 32 bits
     """
 
     config: HardwareConfig

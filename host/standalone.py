@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..golden.block_memory import BlockMemorySpec
+from ..golden.fixed import FixedFormat, Grid
 from ..golden.isa import ISA_VERSION, Drain, Form, Region
 from ..golden.link import LinkSpec
 from ..golden.program import Program
@@ -12,7 +13,7 @@ from ..golden.standalone import RunSpec, StandaloneSpec
 from ..golden.uart import UartSpec
 from .driver import Accelerator
 
-__all__ = ["SILENCE", "at_clock", "standalone"]
+__all__ = ["SILENCE", "at_clock", "scores_of", "standalone"]
 
 SILENCE = 0.1
 """seconds without a byte after which a request is over"""
@@ -73,24 +74,16 @@ def standalone(program: Program, uart: UartSpec, silence: int) -> StandaloneSpec
     ----------
     uart, silence : of the line, see :class:`~shiftcore.golden.link.LinkSpec`
 
-    Raises ``ValueError`` if the network's result is not one float32 score for each of at most 256
-    classes, or the accelerator's accumulators are not float32.
+    Raises ``ValueError`` if the network's result is not one score for each of at most 256 classes.
     """
-    if program.config.accumulator != "float32":
-        raise ValueError(
-            f"a standalone image needs accumulator = 'float32', not {program.config.accumulator!r}"
-        )
     channels, height, width = program.shapes[program.output]
-    stored = [
-        item.form != Form.RAW
-        for item in program.instructions
-        if isinstance(item, Drain) and item.to_memory and item.region == Region.OUTPUT
-    ]
-    if (height, width) != (1, 1) or channels > 256 or any(stored):
-        kind = "codes" if any(stored) else "numbers"
+    drains = _results(program)
+    stored = any(drain.form != Form.RAW for drain in drains)
+    if (height, width) != (1, 1) or channels > 256 or stored:
+        kind = "codes" if stored else "numbers"
         raise ValueError(
             f"layer {program.output!r} gives {channels}x{height}x{width} {kind}: a standalone "
-            f"image needs one float32 score for each of at most 256 classes"
+            f"image needs one score for each of at most 256 classes"
         )
     beat_bytes = program.config.accelerator.beat_bytes
     recorder = _Recorder(program)
@@ -99,9 +92,6 @@ def standalone(program: Program, uart: UartSpec, silence: int) -> StandaloneSpec
     driver.run(np.zeros((1, program.sizes[Region.INPUT] * beat_bytes), np.uint8))
     image, content = recorder.memory[-1]
     ((output, size),) = recorder.reads
-    # Where every score is: what decoding makes of an output whose words are their own numbers.
-    words = np.arange(size // 4, dtype=np.float32)
-    order = np.asarray(program.decode_output(words.view(np.uint8)[None]))
     bus_bits = program.config.bus_bits
     empty = BlockMemorySpec(bus_bits, bytes(max(output + size, image + content.size)))
     memory = BlockMemorySpec(bus_bits, empty.compute(recorder.memory).tobytes())
@@ -109,10 +99,42 @@ def standalone(program: Program, uart: UartSpec, silence: int) -> StandaloneSpec
         program.config,
         memory,
         RunSpec(tuple(recorder.writes)),
-        LinkSpec(content.size, channels, uart, silence),
+        LinkSpec(content.size, channels, uart, silence, _grid(program)),
         image,
-        tuple(output + 4 * int(word) for word in order.ravel()),
+        tuple(output + 4 * int(word) for word in _words(program)),
     )
+
+
+def scores_of(program: Program, outputs: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """The scores (N, classes) in the output regions of N images, (N, bytes), as they are there."""
+    return np.ascontiguousarray(outputs).view("<u4")[:, _words(program)].astype(np.uint32)
+
+
+def _results(program: Program) -> list[Drain]:
+    """What stores the network's result."""
+    return [
+        item
+        for item in program.instructions
+        if isinstance(item, Drain) and item.to_memory and item.region == Region.OUTPUT
+    ]
+
+
+def _grid(program: Program) -> Grid | None:
+    """Of which scores are whole numbers; all of one layer are of one grid."""
+    form = program.config.accumulator_format
+    if not isinstance(form, FixedFormat):
+        return None
+    return Grid(form, _results(program)[0].exponent - 127)
+
+
+def _words(program: Program) -> NDArray[np.int64]:
+    """Where every score is in the region of results, in words of 32 bits: what decoding makes of
+    words that are their own numbers."""
+    count = program.sizes[Region.OUTPUT] * program.config.accelerator.beat_bytes // 4
+    grid = _grid(program)
+    words = np.arange(count, dtype=np.float32 if grid is None else np.uint32)
+    decoded = np.asarray(program.decode_output(words.view(np.uint8)[None]), np.float64)
+    return (decoded / (1.0 if grid is None else grid.unit)).astype(np.int64).ravel()
 
 
 def at_clock(program: Program, clock_hz: float, baud: int) -> StandaloneSpec:

@@ -1,4 +1,4 @@
-"""The class: which of several float32 scores is the largest."""
+"""The class: which of several scores is the largest."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
@@ -9,9 +9,11 @@ from ..golden.argmax import ArgMaxSpec
 __all__ = ["ArgMax"]
 
 
-def _ordered(bits: Value) -> Value:
-    """An unsigned number that is larger for a larger float32, and the same for both zeros."""
+def _ordered(bits: Value, whole: bool) -> Value:
+    """An unsigned number that is larger for a larger score, and the same for both zeros."""
     sign, magnitude = bits[31], bits[:31]
+    if whole:
+        return Cat(magnitude, ~sign)
     return Mux(sign & magnitude.any(), ~bits, Cat(magnitude, 1))
 
 
@@ -23,7 +25,7 @@ class ArgMax(wiring.Component):
 
     Members
     -------
-    i : float32 bit patterns, finite
+    i : bit patterns of finite float32, or of whole numbers where ``spec.whole``
     o : their index, one for every ``spec.count`` numbers
     """
 
@@ -38,7 +40,10 @@ class ArgMax(wiring.Component):
         index = Signal(self.spec.index_bits)
         largest = Signal(32, reset_less=True)
         given = Signal(32)
-        m.d.comb += [given.eq(_ordered(self.i.payload)), self.i.ready.eq(~self.o.valid)]
+        m.d.comb += [
+            given.eq(_ordered(self.i.payload, self.spec.whole)),
+            self.i.ready.eq(~self.o.valid),
+        ]
         with m.If(self.o.valid & self.o.ready):
             m.d.sync += self.o.valid.eq(0)
         with m.If(self.i.valid & self.i.ready):

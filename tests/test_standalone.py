@@ -10,6 +10,7 @@ from shiftcore.compiler.network import compile_network
 from shiftcore.examples.digits import data, model
 from shiftcore.golden.bfp import BlockFloat, FixedPoint
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.golden.fixed import FixedFormat, accumulator_format
 from shiftcore.golden.isa import Error, Region
 from shiftcore.golden.layers import Layer, Term
 from shiftcore.golden.link import Command, Fault
@@ -20,7 +21,8 @@ from shiftcore.golden.registers import register
 from shiftcore.golden.standalone import StandaloneSpec
 from shiftcore.golden.uart import UartSpec
 from shiftcore.golden.vqk import VariableQuantizedKernel
-from shiftcore.host.standalone import at_clock, standalone
+from shiftcore.host.standalone import at_clock, scores_of, standalone
+from shiftcore.quant.accumulators import fix_accumulators
 from shiftcore.quant.convert import QuantConfig, quantize
 from shiftcore.sim.standalone import Request, talk
 
@@ -30,6 +32,8 @@ DIGITS = HardwareConfig(
     store_fifo=32, outstanding=2, clamp=False,
 )  # fmt: skip
 """``examples/ulx3s.toml``"""
+IMAGES = np.random.default_rng(5).normal(size=(12, 3, 3, 3)).astype(np.float32)
+"""for the small network"""
 
 
 def kernel(rng: np.random.Generator, *shape: int) -> VariableQuantizedKernel:
@@ -51,10 +55,9 @@ def network(outputs: int = 5, size: int = 2, *, codes: bool = False) -> Quantize
     return QuantizedNetwork(FixedPoint(-5, 4, 4, 4), (3, 3, 3), (conv, last))
 
 
-def expected(program: Program, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N, classes) by the golden machine."""
-    found = program.decode_output(Machine(program).run(images).outputs)
-    return np.asarray(found, np.float32).reshape(len(images), -1)
+def expected(program: Program, images: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """(N, classes) by the golden machine, bit patterns."""
+    return scores_of(program, Machine(program).run(images).outputs)
 
 
 def ask(spec: StandaloneSpec, image: NDArray[np.uint8], command: Command) -> Request:
@@ -62,12 +65,11 @@ def ask(spec: StandaloneSpec, image: NDArray[np.uint8], command: Command) -> Req
 
 
 @pytest.fixture(scope="module")
-def small() -> tuple[StandaloneSpec, NDArray[np.uint8], NDArray[np.float32]]:
+def small() -> tuple[StandaloneSpec, NDArray[np.uint8], NDArray[np.uint32]]:
     """The spec of the small network, and images with their scores."""
     net = network()
     program = compile_network(net, SMALL)
-    x = np.random.default_rng(5).normal(size=(12, 3, 3, 3)).astype(np.float32)
-    images = program.encode_input(net.encode_input(x))
+    images = program.encode_input(net.encode_input(IMAGES))
     return standalone(program, UartSpec(8), 400), images, expected(program, images)
 
 
@@ -79,7 +81,35 @@ def test_classes_and_scores(small, drift: float):
     answers = talk(spec, requests, drift=drift, limit=20_000)
     for request, answer, own in zip(requests, answers, scores, strict=True):
         assert answer.content == spec.link.compute(request.content, own)
-    assert len(set(scores.argmax(1))) > 1
+    assert len(set(spec.link.argmax.compute(scores))) > 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulator": "fixed24"},
+        {"accumulator": "fixed36"},  # its lowest bits do not go to memory
+        {"accumulator": "fixed20", "control": "serial"},
+    ],
+    ids=lambda changes: "-".join(changes.values()),
+)
+def test_scores_of_fixed_point(changes: dict[str, str]):
+    """Classes by whole numbers; scores, decoded, are those of the network."""
+    form = accumulator_format(changes["accumulator"])
+    assert isinstance(form, FixedFormat)
+    net = fix_accumulators(network(), IMAGES, form)
+    program = compile_network(net, replace(SMALL, **changes))
+    images = program.encode_input(net.encode_input(IMAGES))
+    scores, spec = expected(program, images), standalone(program, UartSpec(8), 400)
+    answers = talk(spec, [ask(spec, image, Command.SCORES) for image in images], limit=20_000)
+    results = np.asarray(net.compute(IMAGES)["last"]).reshape(len(IMAGES), -1)
+    for answer, own, result in zip(answers, scores, results, strict=True):
+        found, decoded = spec.link.parse(answer.content)
+        assert np.array_equal(decoded, result)
+        assert found == own.view(np.int32).argmax()
+    assert len(set(spec.link.argmax.compute(scores))) > 1
+    assert (scores.view(np.int32) < 0).any()
+    assert (scores.view(np.int32) > 0).any()
 
 
 def test_faults_and_what_comes_after(small):
@@ -131,7 +161,9 @@ def test_digits():
     requests = [ask(spec, image, Command.SCORES) for image in images]
     for request, answer, own in zip(requests, talk(spec, requests), scores, strict=True):
         assert answer.content == spec.link.compute(request.content, own)
-        assert spec.link.parse(answer.content)[0] == own.argmax()
+        found, decoded = spec.link.parse(answer.content)
+        assert found == own.view(np.float32).argmax()
+        assert np.array_equal(decoded.view(np.uint32), own)
 
 
 def test_the_example_is_this_hardware():
@@ -174,14 +206,6 @@ def test_the_spec_is_what_the_driver_does(small):
 )
 def test_networks_without_a_class(options, message: str):
     program = compile_network(network(**options), SMALL)
-    need = "a standalone image needs one float32 score for each of at most 256 classes"
+    need = "a standalone image needs one score for each of at most 256 classes"
     with pytest.raises(ValueError, match=rf"^{message}: {need}$"):
-        standalone(program, UartSpec(8), 400)
-
-
-def test_fixed_point_accumulators_are_refused():
-    program = compile_network(network(), SMALL)
-    program = replace(program, config=replace(SMALL, accumulator="fixed24"))
-    message = "^a standalone image needs accumulator = 'float32', not 'fixed24'$"
-    with pytest.raises(ValueError, match=message):
         standalone(program, UartSpec(8), 400)

@@ -1,16 +1,19 @@
 """The serial protocol of standalone images, its frames and its models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from shiftcore.golden.argmax import ArgMaxSpec
 from shiftcore.golden.block_memory import BlockMemorySpec
+from shiftcore.golden.fixed import FixedFormat, Grid
 from shiftcore.golden.link import Command, Fault, LinkSpec, check_byte
 from shiftcore.golden.standalone import RunSpec
 from shiftcore.golden.uart import UartSpec
 
 LINK = LinkSpec(4, 3, UartSpec(5), 100)
-SCORES = np.array([-1.5, 2.5, 2.5], np.float32)
+SCORES = np.array([-1.5, 2.5, 2.5], np.float32).view(np.uint32)
 
 
 def test_frames():
@@ -23,8 +26,20 @@ def test_frames():
     assert len(reply) == LINK.reply_bytes(Command.SCORES) == 15
     found, scores = LINK.parse(reply)
     assert found == 1
-    assert np.array_equal(scores, SCORES)
+    assert np.array_equal(scores, np.array([-1.5, 2.5, 2.5], np.float32))
     assert LINK.parse(LINK.compute(LINK.request(bytes(4)), SCORES))[1].size == 0
+
+
+@pytest.mark.parametrize(("bits", "unit"), [(20, 0.25), (32, 0.25), (35, 2.0)])
+def test_whole_numbers_of_a_grid(bits: int, unit: float):
+    """They are told as they are in memory, and mean what the network's accumulators stand for."""
+    link = replace(LINK, grid=Grid(FixedFormat(bits), -2))
+    words = np.array([-3, 5, 2]).astype(np.uint32)
+    reply = link.compute(link.request(bytes(4), Command.SCORES), words)
+    assert reply[:-1] == b"K\x01" + bytes.fromhex("fdffffff 05000000 02000000")
+    found, scores = link.parse(reply)
+    assert (found, scores.dtype) == (1, np.float32)
+    assert scores.tolist() == [-3 * unit, 5 * unit, 2 * unit]
 
 
 @pytest.mark.parametrize(
@@ -60,11 +75,14 @@ def test_no_reply(reply: bytes):
 
 def test_class_of_scores():
     spec = ArgMaxSpec(3)
-    scores = np.array([[1, 2, 2], [-0.0, 0.0, -1], [-3, -2, -2.5]], np.float32)
+    scores = np.array([[1, 2, 2], [-0.0, 0.0, -1], [-3, -2, -2.5]], np.float32).view(np.uint32)
     assert spec.compute(scores).tolist() == [1, 0, 1]
+    assert ArgMaxSpec(3, whole=True).compute(scores).tolist() == [1, 1, 0]
+    nan = np.array([[1, np.nan, 2]], np.float32).view(np.uint32)
     with pytest.raises(ValueError, match=r"^scores must be finite$"):
-        spec.compute(np.array([[1, np.nan, 2]], np.float32))
-    message = r"^scores must be \(N, 3\) float32, not \(1, 2\) float32$"
+        spec.compute(nan)
+    assert ArgMaxSpec(3, whole=True).compute(nan).tolist() == [1]
+    message = r"^scores must be \(N, 3\) uint32, not \(1, 2\) uint32$"
     with pytest.raises(ValueError, match=message):
         spec.compute(scores[:1, :2])
 

@@ -80,7 +80,7 @@ def test_link(bus_bits, classes, stall, simulator):
         IMAGE,
         tuple(4 * int(word) for word in words),
     )
-    scores = content[words].astype(np.float32)
+    scores = content[words].view(np.uint32)
     link = spec.link
     requests, replies, codes, written = [], [], [], []
     after_i, after_code, sent, told = {}, {}, 0, 0
