@@ -23,6 +23,7 @@ from .golden.floats import SCALE_FORMATS
 
 if TYPE_CHECKING:
     from .estimate.network import Estimate
+    from .quant.convert import QuantConfig
 
 __all__ = ["main"]
 
@@ -58,7 +59,16 @@ def _as_json(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def _margin_bits(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--margin-bits", type=int,
+        help="Room of fixed-point accumulators above the largest sum on the images.  [default: 3]",
+    )(function)  # fmt: skip
+
+
 _PATH = click.Path(path_type=Path, dir_okay=False)
+_FORMATS = f"{ACCUMULATORS[0]}, or {ACCUMULATORS[1]} to {ACCUMULATORS[-1]}"
+"""of accumulators"""
 
 
 def _print(as_json: bool, values: dict[str, Any], table: Table | None = None) -> None:
@@ -146,17 +156,8 @@ def import_(model: Path, as_json: bool) -> None:
     type=click.Choice(["compensated", "joint", "kl", "l2"]),
     help="How codes and scales are chosen.",
 )
-@click.option(
-    "--accumulator",
-    default="float32",
-    show_default=True,
-    help=f"{ACCUMULATORS[0]}, or {ACCUMULATORS[1]} to {ACCUMULATORS[-1]}",
-)
-@click.option(
-    "--margin-bits",
-    type=int,
-    help="Room of fixed-point accumulators above the largest sum on the images.  [default: 3]",
-)
+@click.option("--accumulator", default="float32", show_default=True, help=_FORMATS)
+@_margin_bits
 @click.option(
     "--epochs",
     default=0,
@@ -201,11 +202,8 @@ def quantize(
 
     _check_folder(output)
     images, _ = load_images(calib)
-    if margin_bits is not None and accumulator == "float32":
-        raise ValueError("--margin-bits is for fixed-point accumulators, as --accumulator fixed32")
     config = QuantConfig(weight_bits, act_bits, block, scale, method, accumulator=accumulator)
-    if margin_bits is not None:
-        config = replace(config, margin_bits=margin_bits)
+    config = _with_margin(config, margin_bits)
     given = {"rate": rate, "batch": batch, "seed": seed, "checkpoint": checkpoint}
     given = {name: value for name, value in given.items() if value is not None}
     if given and not epochs:
@@ -233,6 +231,15 @@ def quantize(
     if accumulator != "float32":
         values["saturated_sums"] = report.saturated_sums
     _print(as_json, values)
+
+
+def _with_margin(config: "QuantConfig", margin_bits: int | None) -> "QuantConfig":
+    """`config` with what ``--margin-bits`` says, if it was given."""
+    if margin_bits is None:
+        return config
+    if config.accumulator == "float32":
+        raise ValueError("--margin-bits is for fixed-point accumulators, as --accumulator fixed32")
+    return replace(config, margin_bits=margin_bits)
 
 
 class _Numbers(click.ParamType):
@@ -268,6 +275,8 @@ class _Numbers(click.ParamType):
     help="Networks that are measured, about, beside the uniform ones.",
 )  # fmt: skip
 @click.option("--scale", default="bf16", show_default=True, help=f"{', '.join(SCALE_FORMATS)}")
+@click.option("--accumulator", help=f"{_FORMATS}.  [default: that of --hw, or float32]")
+@_margin_bits
 @click.option(
     "-o",
     "--output",
@@ -287,6 +296,8 @@ def search_bits(
     blocks: tuple[int, ...],
     points: int,
     scale: str,
+    accumulator: str | None,
+    margin_bits: int | None,
     output: Path,
     as_json: bool,
 ) -> None:
@@ -321,6 +332,9 @@ def search_bits(
                 f"{hw} has {config.weight_bits}-bit weights: --weight-bits must name that or fewer"
             )
         weight_bits, cycles = narrow, partial(network_cycles, config)
+        accumulator = accumulator or config.accumulator
+    quantization = QuantConfig(scale=scale, accumulator=accumulator or "float32")
+    quantization = _with_margin(quantization, margin_bits)
     images, labels = load_images(calib)
     with _busy("reading"):
         graph = read(model)
@@ -329,7 +343,7 @@ def search_bits(
             graph,
             images,
             Budget(budget_bytes or math.inf, budget_cycles or math.inf),
-            QuantConfig(scale=scale),
+            quantization,
             weight_bits=weight_bits,
             act_bits=act_bits,
             blocks=blocks,

@@ -59,8 +59,8 @@ LONGEST = {"queued": 20_000, "serial": 100_000}
 TRIES = 400
 """networks that may be too large or too slow for a build before one is not"""
 PATIENCE = 5
-"""of them, after which the next ones are smaller, by a pixel and two channels, and get a memory whose
-latency is a tenth less"""
+"""of them, after which the next ones are smaller by a pixel and two channels, and get a memory
+whose latency is a tenth less"""
 
 Draw = Callable[[int, int], int]
 """a whole number from the first to the second one"""

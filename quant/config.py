@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Self
 
-from ..golden.fixed import ACCUMULATORS
 from ..golden.floats import SCALE_FORMATS, ScaleFormat
 
 __all__ = ["Choices", "LayerConfig"]
@@ -19,7 +18,6 @@ _CHOICES: dict[str, Choices] = {
     "method": ("l2", "kl", "joint"),
     "rounding": ("nearest", "truncate"),
     "input_bits": range(2, 17),
-    "accumulator": ACCUMULATORS,
     "margin_bits": range(9),
     "pixels": range(1, 1 << 16),
 }

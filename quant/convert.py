@@ -75,7 +75,7 @@ class QuantConfig(LayerConfig):
 
     def _check_fields(self) -> None:
         super()._check_fields()
-        if self.accumulator != "float32":
+        if accumulator_format(self.accumulator) != FLOAT32:
             check_scale(self.scale)
 
 

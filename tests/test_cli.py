@@ -85,7 +85,7 @@ def test_quantize_with_fixed_point_accumulators(digits: Path) -> None:
     found = json.loads(result.stdout)
     assert found["top1"] >= 96
     assert found["saturated_sums"] == 0
-    refused(run(*arguments, "--accumulator", "fixed41"), "accumulator must be float32 or fixed20")
+    refused(run(*arguments, "--accumulator", "fixed41"), "'fixed20' to 'fixed40', not")
     refused(run(*arguments, "--margin-bits", 2), "--margin-bits", "--accumulator fixed32")
     fixed = ("--accumulator", "fixed32")
     refused(run(*arguments, *fixed, "--margin-bits", 9), "margin_bits must be 0 to 8, not 9")
@@ -253,12 +253,26 @@ def test_search_bits(digits: Path) -> None:
     compiled = json.loads(run(*build, "--json").stdout)
     assert compiled["cycles"] == chosen["cycles"]
 
+    # Accumulators are those of the hardware, if nothing is said.
+    hardware.write_text('rows = 4\ncols = 8\nweight_bits = 3\naccumulator = "fixed24"\n')
     result = run(*command, "--budget-cycles", chosen["cycles"])
     assert result.exit_code == 0, result.output
-    assert json.loads((output / "front.json").read_text())["chosen"]["bytes"] > 20_000
-    assert f"{chosen['cycles']:,}" in result.stdout
+    fixed = QuantizedNetwork.load(output / "net.safetensors")
+    assert fixed.accumulator == "fixed24"
+    within = json.loads((output / "front.json").read_text())["chosen"]
+    assert within["bytes"] > 20_000
+    assert within["cycles"] <= chosen["cycles"]
+    assert f"{within['cycles']:,}" in result.stdout
     assert "*" in result.stdout
-    few = chosen["cycles"] - 1
+    refused(
+        run(*command, "--budget-cycles", 9, "--accumulator", "float32"),
+        "the network has float32 accumulators, the hardware fixed24",
+    )
+    refused(
+        run(*command, "--budget-cycles", 9, "--accumulator", "fixed41"),
+        "accumulator must be one of 'float32', 'fixed20' to 'fixed40', not 'fixed41'",
+    )
+    few = within["cycles"] - 1
     refused(run(*command, "--budget-cycles", few), f"no network takes {few} cycles or less")
     refused(run(*command), "--budget-bytes", "--budget-cycles")
     refused(run(*command, "--budget-bytes", 9, "--weight-bits", "4,8"), "hw.toml", "3-bit")
