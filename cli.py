@@ -59,16 +59,13 @@ def _as_json(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
-def _margin_bits(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--margin-bits", type=int,
-        help="Room of fixed-point accumulators above the largest sum on the images.  [default: 3]",
-    )(function)  # fmt: skip
-
-
 _PATH = click.Path(path_type=Path, dir_okay=False)
-_FORMATS = f"{ACCUMULATORS[0]}, or {ACCUMULATORS[1]} to {ACCUMULATORS[-1]}"
-"""of accumulators"""
+_ACCUMULATORS = f"{ACCUMULATORS[0]}, or {ACCUMULATORS[1]} to {ACCUMULATORS[-1]}"
+_margin_bits = click.option(
+    "--margin-bits",
+    type=int,
+    help="Room of fixed-point accumulators above the largest sum on the images.  [default: 3]",
+)
 
 
 def _print(as_json: bool, values: dict[str, Any], table: Table | None = None) -> None:
@@ -156,7 +153,7 @@ def import_(model: Path, as_json: bool) -> None:
     type=click.Choice(["compensated", "joint", "kl", "l2"]),
     help="How codes and scales are chosen.",
 )
-@click.option("--accumulator", default="float32", show_default=True, help=_FORMATS)
+@click.option("--accumulator", default="float32", show_default=True, help=_ACCUMULATORS)
 @_margin_bits
 @click.option(
     "--epochs",
@@ -274,8 +271,8 @@ class _Numbers(click.ParamType):
     "--points", type=click.IntRange(2), default=8, show_default=True,
     help="Networks that are measured, about, beside the uniform ones.",
 )  # fmt: skip
-@click.option("--scale", default="bf16", show_default=True, help=f"{', '.join(SCALE_FORMATS)}")
-@click.option("--accumulator", help=f"{_FORMATS}.  [default: that of --hw, or float32]")
+@click.option("--scale", help=f"{', '.join(SCALE_FORMATS)}.  [default: that of --hw, or bf16]")
+@click.option("--accumulator", help=f"{_ACCUMULATORS}.  [default: that of --hw, or float32]")
 @_margin_bits
 @click.option(
     "-o",
@@ -295,7 +292,7 @@ def search_bits(
     act_bits: tuple[int, ...],
     blocks: tuple[int, ...],
     points: int,
-    scale: str,
+    scale: str | None,
     accumulator: str | None,
     margin_bits: int | None,
     output: Path,
@@ -332,8 +329,14 @@ def search_bits(
                 f"{hw} has {config.weight_bits}-bit weights: --weight-bits must name that or fewer"
             )
         weight_bits, cycles = narrow, partial(network_cycles, config)
-        accumulator = accumulator or config.accumulator
-    quantization = QuantConfig(scale=scale, accumulator=accumulator or "float32")
+        for name, given in (("scale", scale), ("accumulator", accumulator)):
+            held = getattr(config, name)
+            if given not in (None, held):
+                raise ValueError(
+                    f"{hw} has {name} = {held!r}: --{name} must be that, not {given!r}"
+                )
+        scale, accumulator = config.scale, config.accumulator
+    quantization = QuantConfig(scale=scale or "bf16", accumulator=accumulator or "float32")
     quantization = _with_margin(quantization, margin_bits)
     images, labels = load_images(calib)
     with _busy("reading"):
@@ -710,7 +713,7 @@ def estimate(
         return
     _print(False, {}, _layer_table(found, program.config))
     if taken or speed:
-        _print(False, taken | speed)
+        _print(False, {name: value for name, value in (taken | speed).items() if value is not None})
 
 
 @main.command()

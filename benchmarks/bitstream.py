@@ -19,7 +19,7 @@ from shiftcore.examples.digits import data, model
 from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.link import Command
 from shiftcore.golden.machine import Machine
-from shiftcore.host.standalone import at_clock, scores_of
+from shiftcore.host.standalone import at_clock
 from shiftcore.hw.standalone import Standalone
 from shiftcore.hw.verilog import TOP, emit_rtlil
 from shiftcore.quant.convert import QuantConfig, quantize
@@ -43,7 +43,8 @@ def measure(board: str, images: int, baud: int, tools: bool) -> Row:
     program = compile_network(network, config)
     spec = at_clock(program, chosen.clock_mhz * 1e6, baud)
     content = program.encode_input(network.encode_input(held_out.x[:images]))
-    scores = scores_of(program, Machine(program).run(content).outputs)
+    scores = np.asarray(program.decode_output(Machine(program).run(content).outputs), np.float32)
+    scores = scores.reshape(len(content), -1).view(np.uint32)
     requests = [
         Request(
             spec.link.request(image.tobytes(), Command.SCORES),

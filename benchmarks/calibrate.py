@@ -1,9 +1,10 @@
 """Calibrate the resource estimates by synthesis: ``python benchmarks/calibrate.py``.
 
 Units by themselves, and whole small accelerators, drawn with a fixed seed, are synthesized with
-yosys. Every result goes to ``benchmarks/synthesized/`` as soon as it is there: a run that is
-interrupted goes on from there. Then the costs of all terms (``estimate/structure.py``) are fitted
-by least squares, none of them negative, and written to ``estimate/calibration.json``.
+yosys; of each other form too, which an accelerator has with serial control. Every result goes to
+``benchmarks/synthesized/`` as soon as it is there: a run that is interrupted goes on from there.
+Then the costs of all terms (``estimate/structure.py``) are fitted by least squares, none of them
+negative, and written to ``estimate/calibration.json``.
 """
 
 import json
@@ -44,7 +45,7 @@ WHOLE = "accelerator"
 RESULTS = 24
 """Of each unit by itself, and of whole small accelerators."""
 FORM_RESULTS = 8
-"""More of a unit by itself in each other form that it has on a family."""
+"""More of a unit in each other form that it has on a family, and of accelerators."""
 WEIGHT = 3.0
 """A whole accelerator counts so much in the fit; a unit by itself counts 1."""
 KNOWN = {"memory bits": 1.0, "memory output bits": 1.0, "delay bits": 1.0}
@@ -179,6 +180,8 @@ def forms_of(unit: str, family: str) -> list[dict[str, Any]]:
     """The forms of a unit on a family other than the usual one, as values that
     :func:`draw` is given."""
     others = choices(family)
+    if unit == WHOLE:
+        return [{"control": "serial"}]
     if unit == "array":
         return [{"multiplier": style} for style in others["multiplier"]]
     fixed: dict[str, Any] = {"accumulator": others["accumulator"]}

@@ -81,7 +81,8 @@ def cycles(cases: int, build: int | None, seed: int | None, as_json: bool) -> No
     A case is a layer (convolution of any kernel, stride, padding and dilation, grouped, depthwise,
     a residual or a projection, pools, linear, concatenation, shuffle) behind a convolution, and a
     memory of random latency and gap, made from the seed and the number of the build. All eleven
-    counters of the simulated RTL are read at the end of the run and at the end of every layer.
+    counters of the simulated RTL are read at the end of the run and at the end of every layer; with
+    serial control there is one, and no layer's.
     Fails at any difference, and with fewer than 300 cases unless a build or a seed is chosen.
     """
     progress = Console(stderr=True)

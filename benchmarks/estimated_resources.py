@@ -12,6 +12,8 @@ from shiftcore.estimate.resources import area, calibrated
 from shiftcore.golden.config import HardwareConfig
 
 HELD_OUT = {"ecp5": 30, "ice40": 30, "xilinx7": 30, "gowin": 10, "xcup": 10, "cyclonev": 10}
+SERIAL = 6
+"""More of each family, with serial control."""
 CLOCKED = {"ecp5": 12}
 SEEDS = (1, 2, 3)
 MEAN, WORST, CLOCK = 5.0, 15.0, 12.0
@@ -19,12 +21,14 @@ MEAN, WORST, CLOCK = 5.0, 15.0, 12.0
 
 
 def compare(family: str, samples: list[Row], count: int, clocks: int, missing: bool) -> Row:
-    """The errors on `count` configurations that the calibration has not seen.
+    """The errors on `count` configurations that the calibration has not seen, and on `SERIAL` more.
 
     Where `missing` is not set, only those that were synthesized before are compared.
     """
     known = {HardwareConfig(**sample["config"]) for sample in calibration_samples(samples, family)}
-    held_out = [c for c in take(f"held out {family}", count, family=family) if c not in known]
+    drawn = take(f"held out {family}", count, family=family)
+    drawn += take(f"held out serial {family}", SERIAL, family=family, control="serial")
+    held_out = [config for config in drawn if config not in known]
     if not missing:
         done = [HardwareConfig(**each["config"]) for each in samples if each["unit"] == WHOLE]
         held_out = [config for config in held_out if config in done]
@@ -56,6 +60,7 @@ def _name(config: HardwareConfig) -> str:
     return (
         f"{config.rows}x{config.cols}, {config.weight_bits}/{config.act_bits} bit, "
         f"{config.multiplier}, {config.scale}, bus {config.bus_bits}"
+        f"{', serial' if config.control == 'serial' else ''}"
     )
 
 
@@ -74,7 +79,7 @@ def summary(errors: Sequence[tuple[float, str]]) -> dict[str, Any] | None:
 
 def failed(row: Row) -> bool:
     """Whether a limit is missed, or fewer configurations were compared than there must be."""
-    wanted = HELD_OUT[row["family"]], CLOCKED.get(row["family"], 0)
+    wanted = HELD_OUT[row["family"]] + SERIAL, CLOCKED.get(row["family"], 0)
     done = row["configurations"], (row["fmax_mhz"] or {}).get("count", 0)
     far = any(
         row[kind] is None or row[kind]["mean"] > MEAN or abs(row[kind]["worst"]) > WORST

@@ -59,8 +59,8 @@ LONGEST = {"queued": 20_000, "serial": 100_000}
 TRIES = 400
 """networks that may be too large or too slow for a build before one is not"""
 PATIENCE = 5
-"""of them, after which the next ones are smaller by a pixel and two channels, and get a memory
-whose latency is a tenth less"""
+"""tries after which the largest image is a pixel smaller, down to 4 by 4, and with it the channels;
+networks that were too slow after which the memory's latency is a tenth less"""
 
 Draw = Callable[[int, int], int]
 """a whole number from the first to the second one"""
@@ -175,10 +175,9 @@ def draw_case(seed: int, build: int) -> Case:
         config.weight_bits, config.act_bits, config.rows, config.scale, "l2",
         accumulator=config.accumulator,
     )  # fmt: skip
+    slow = 0
     for attempt in range(TRIES):
         most = max(4, 14 - attempt // PATIENCE)
-        if attempt and attempt % PATIENCE == 0:
-            latency -= latency // 10
         channels, inner = draw(1, 6), 2 * draw(1, min(12, most))
         size = (draw(2, most), draw(2, most))
         torch.manual_seed(seed)
@@ -193,6 +192,9 @@ def draw_case(seed: int, build: int) -> Case:
             continue  # too large for these memories
         if predict(program, latency=latency, gap=gap).cycles <= longest:
             return Case(seed, build, kind, program, latency, gap)
+        slow += 1
+        if slow % PATIENCE == 0:
+            latency -= latency // 10
     raise ValueError(f"build {build}, seed {seed}: none of {TRIES} networks ({kind}) fits")
 
 

@@ -23,7 +23,7 @@ def configuration() -> str:
         if isinstance(key.allowed, range):
             allowed = f"{key.least or key.allowed[0]} to {key.allowed[-1]}"
         else:
-            allowed = key.listed.replace("'", "`") or ", ".join(
+            allowed = re.sub("'([^']*)'", r'`"\1"`', key.listed) or ", ".join(
                 f"`{json.dumps(choice)}`" for choice in key.allowed
             )
         rows.append(f"| `{field.name}` | {default} | {allowed} | {key.doc} |")

@@ -5,6 +5,7 @@ cost and takes the cheapest one; its ``memory_bram``, on Intel, takes the shape 
 used; ``mul2dsp`` cuts products into blocks.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ class Memory:
 
     What a read returns in the cycle of a write to its address does not matter, unless it must be
     what was there before (`old`). Of the bits that are read only the lowest `used` go anywhere;
-    cells of others are dropped when all is mapped.
+    cells of others are dropped when all is mapped. A `block` is in block RAM however small it is.
     """
 
     depth: int
@@ -26,6 +27,7 @@ class Memory:
     synchronous: bool = True
     used: int | None = None
     old: bool = False
+    block: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,10 @@ class Fabric:
         """By the rules of ``memory_libmap``."""
         bits = memory.depth * memory.width
         best, least = Mapped(mux_bits=bits - memory.width, flip_flops=bits), float(bits)
+        if memory.block:
+            least = math.inf
         for block in (False, True):
-            if block and not memory.synchronous:
+            if (block and not memory.synchronous) or (memory.block and not block):
                 continue
             found = [
                 ram.mapped(memory, position)
@@ -157,7 +161,7 @@ class Fabric:
         """By the rules of ``memory_bram``: a twentieth of the cells must be used."""
         bits = memory.depth * memory.width
         for ram in self.rams:
-            if ram.block and not memory.synchronous:
+            if (ram.block and not memory.synchronous) or (memory.block and not ram.block):
                 continue
             found = []
             for position, width in enumerate(ram.widths):
@@ -165,7 +169,7 @@ class Fabric:
                 slices = -(-memory.depth // words)
                 cells = slices * -(-memory.width // width)
                 efficiency = 100 * bits // (cells * width * words * memory.reads)
-                if efficiency >= 5:
+                if efficiency >= 5 or memory.block:
                     found.append((efficiency, -cells, -slices, width))
             if found:
                 _, _, slices, width = max(found, key=lambda each: each[:3])

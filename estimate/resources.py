@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from math import log2
@@ -61,11 +61,7 @@ def covers(config: HardwareConfig, family: str) -> bool:
     """Whether the accelerator of `config` can be estimated on `family`: whether all that it is made
     of was fitted."""
     costs = _calibration().get(family)
-    if (
-        costs is None
-        or config.control != "queued"
-        or any(needed != family for needed in config.families.values())
-    ):
+    if costs is None or any(needed != family for needed in config.families.values()):
         return False
     return all(
         term in costs[kind]["shared"] or term in costs[kind][name]
@@ -86,9 +82,11 @@ def area(config: HardwareConfig, family: str) -> Area:
         raise ValueError(
             f"resources are calibrated for {', '.join(known) or 'no family'}, not for {family!r}"
         )
-    if config.control != "queued":
-        raise ValueError(f"resources are not calibrated for control {config.control!r}")
     if not covers(config, family):
+        if covers(replace(config, control="queued"), family):
+            raise ValueError(
+                f"resources are not calibrated for control {config.control!r} on {family}"
+            )
         raise ValueError(
             f"resources are not calibrated for multiplier {config.multiplier!r} with "
             f"{config.accumulator} accumulators, scale_multiplier {config.scale_multiplier!r} and "

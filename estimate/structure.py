@@ -208,7 +208,7 @@ def _float_scale_units(spec: ScaleUnitSpec, product: ProductSpec, cols: int) -> 
         else:
             digits = -(-(scale + 1) // 2)
             lut["scale Booth bits"] = cols * digits * (magnitude + 2)
-    memory = Memory(spec.depth, 32, reads=2)
+    memory = Memory(spec.depth, 32, reads=1 if spec.shared else 2)
     return Unit(lut, ff, [(cols, memory)], multiplications, delays)
 
 
@@ -233,7 +233,7 @@ def _fixed_scale_units(spec: ScaleUnitSpec, product: FixedProductSpec, cols: int
     elif scale > 1:
         digits = -(-(scale + 1) // 2)
         lut["scale Booth bits"] = cols * digits * (product.sum_bits + 8)
-    memory = Memory(spec.depth, bits, reads=2)
+    memory = Memory(spec.depth, bits, reads=1 if spec.shared else 2)
     return Unit(lut, shared, [(cols, memory)], multiplications, delays)
 
 
@@ -317,7 +317,9 @@ def _loader(config: HardwareConfig) -> Unit:
         depth = max(2, -(-config.cols // per_beat) * tiles)
         # A register follows at once where a beat is one constant: a block RAM can do that.
         plain = per_beat == 1
-        memories.append((1, Memory(depth, tile.bus_bits, synchronous=plain, old=plain)))
+        block = spec.scale_unit.shared and bits == tile.scale.storage_bits
+        memory = Memory(depth, tile.bus_bits, synchronous=plain or block, old=plain, block=block)
+        memories.append((1, memory))
         chosen += (min(per_beat, config.cols) - 1) * bits
     lut: Terms = {
         "loaders": 1,
@@ -361,15 +363,11 @@ def _control(config: HardwareConfig) -> Unit:
         "accumulator bits": spec.space_bits("accumulators"),
     }
     memories = [(1, _queue(*fifo)) for fifo in fifos]
+    row_bits = spec.space_bits("buffer") + (1 if spec.serial else 22)
     memories += [
-        (1, Memory(spec.stored_beats, bus)),
-        (1, Memory(2 * len(COUNTERS), 32)),
         (1, Memory(spec.buffer_depth, word)),
-        (
-            1,
-            Memory(spec.load_rows, 22 + spec.space_bits("buffer"), synchronous=False),
-        ),  # rows of LOAD
-        (1, Memory(4, 21, synchronous=False)),  # instructions of WEIGHTS
+        (1, Memory(spec.load_rows, row_bits, synchronous=False)),  # rows of LOAD
+        (1, Memory(spec.weights_ahead, 21, synchronous=False)),  # instructions of WEIGHTS
         (1, Memory(spec.outstanding, 2, synchronous=False)),
         (1, Memory(spec.outstanding, 8, synchronous=False)),
         (1, Memory(spec.outstanding, 1, synchronous=False)),
@@ -379,7 +377,9 @@ def _control(config: HardwareConfig) -> Unit:
         + _additions(spec.code_beats) + 2 * _additions(config.tile.beats(False))
     )  # fmt: skip
     levels = sum(fifo[0].bit_length() for fifo in fifos) + 3 * spec.outstanding.bit_length()
-    levels += 4 * spec.queue_depth.bit_length()
+    if not spec.serial:
+        memories += [(1, Memory(spec.stored_beats, bus)), (1, Memory(2 * len(COUNTERS), 32))]
+        levels += 4 * spec.queue_depth.bit_length()
     wave = engine.scale_unit.address_bits + 13
     lut: Terms = {
         "controllers": 1,
@@ -407,6 +407,10 @@ def _control(config: HardwareConfig) -> Unit:
         "play stages": engine.scale_play + engine.bias_play,
         **places,
     }
+    if spec.serial:
+        for terms in (lut, ff):
+            for name in ("controllers", *places):
+                terms[f"serial {name}"] = terms.pop(name)
     return Unit(lut, ff, memories)
 
 

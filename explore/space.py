@@ -11,8 +11,8 @@ __all__ = ["DEFAULT", "NETWORK_KEYS", "Space", "full_space", "parse"]
 Space = Mapping[str, tuple[Any, ...]]
 """key of :data:`~shiftcore.golden.config.KEYS` → its candidates"""
 
-NETWORK_KEYS = ("weight_bits", "act_bits", "rows", "scale")
-"""b, m, B and the scales' format, which network and array have in common"""
+NETWORK_KEYS = ("weight_bits", "act_bits", "rows", "scale", "accumulator")
+"""b, m, B and the formats of scales and accumulators, which network and array have in common"""
 
 DEFAULT: Space = {
     "weight_bits": (2, 3, 4, 5, 6, 8),
@@ -59,7 +59,7 @@ def parse(text: str) -> tuple[str, tuple[Any, ...]]:
 
 def full_space(given: Space, network: QuantizedNetwork | None = None) -> Space:
     """:data:`DEFAULT` with the candidates that are `given`; of a `network` that is quantized
-    already its own b, m, B and scales.
+    already its own b, m, B, scales and accumulators.
 
     Raises ``ValueError`` if those are given too.
     """
@@ -67,7 +67,7 @@ def full_space(given: Space, network: QuantizedNetwork | None = None) -> Space:
     if network is None:
         return space
     scale = network.layers[0].terms[0].kernel.scale_format.name
-    values = (network.weight_bits, network.act_bits, network.block, scale)
+    values = (network.weight_bits, network.act_bits, network.block, scale, network.accumulator)
     for key, value in zip(NETWORK_KEYS, values, strict=True):
         if key in given:
             raise ValueError(f"{key} cannot vary: the network is quantized already, with {value}")

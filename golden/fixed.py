@@ -191,6 +191,10 @@ class Grid:
         """What accumulators stand for."""
         return np.ldexp(numbers, self.exponent)
 
+    def decode(self, bits: ArrayLike) -> NDArray[np.float64]:
+        """What numbers of 32 bits in memory stand for."""
+        return self.values(self.form.decode(bits))
+
     def raw(self, numbers: NDArray[np.floating]) -> NDArray[np.float32]:
         """What accumulators stand for after they went through memory, as the nearest float32."""
         kept = np.floor(np.ldexp(numbers, -self.form.dropped_bits))

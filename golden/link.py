@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from .argmax import ArgMaxSpec
 from .fixed import Grid
+from .floats import FLOAT32
 from .isa import Error
 from .uart import UartSpec
 
@@ -53,8 +54,8 @@ class LinkSpec:
 
     A request is a command and the encoded image. The reply to ``CLASS`` is ``OK`` and the class, to
     ``SCORES`` the scores too, as they are in memory, lowest byte first: float32, or whole numbers
-    of a grid. What cannot be answered so is answered
-    with ``ERROR`` and a code. After a fault everything is dropped until the line was silent.
+    of a grid. What cannot be answered so is answered with ``ERROR`` and a code. After a fault
+    everything is dropped until the line was silent.
 
     Parameters
     ----------
@@ -128,8 +129,10 @@ class LinkSpec:
         return frame + bytes([check_byte(frame)])
 
     def parse(self, reply: bytes) -> tuple[int, NDArray[np.float32]]:
-        """Class and scores, (0,) of them if they were not asked for, of a reply; of whole numbers
-        what they stand for, as the nearest float32.
+        """Class and scores, (0,) of them if they were not asked for, of a reply.
+
+        Scores are float32; of whole numbers the nearest to what they stand for, which may be equal
+        where the numbers, of which the class is the largest, are not.
 
         Raises ``ValueError`` that says what an error code means, or that the reply is none.
         """
@@ -140,10 +143,7 @@ class LinkSpec:
         if reply[0] == Reply.ERROR:
             names = {code.value: code.name for code in (*Error, *Fault)}
             raise ValueError(f"the image answered {names.get(reply[1], f'code {reply[1]}')}")
-        return reply[1], self.values(np.frombuffer(reply[2:-1], "<u4"))
-
-    def values(self, scores: NDArray[np.uint32]) -> NDArray[np.float32]:
-        """What scores stand for that were read from memory, as the nearest float32."""
+        words = np.frombuffer(reply[2:-1], "<u4")
         if self.grid is None:
-            return scores.view("<f4").astype(np.float32)
-        return self.grid.raw(self.grid.form.decode(scores))
+            return reply[1], words.view("<f4").astype(np.float32)
+        return reply[1], FLOAT32.round(self.grid.decode(words))

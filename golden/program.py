@@ -63,7 +63,7 @@ def raw_numbers(
     accumulators what they stand for, exactly, in float64."""
     form = config.accumulator_format
     if isinstance(form, FixedFormat):
-        return Grid(form, drain.exponent - 127).values(form.decode(bits))
+        return Grid(form, drain.exponent - 127).decode(bits)
     return bits.view(np.float32)
 
 

@@ -13,7 +13,7 @@ from ..golden.standalone import RunSpec, StandaloneSpec
 from ..golden.uart import UartSpec
 from .driver import Accelerator
 
-__all__ = ["SILENCE", "at_clock", "scores_of", "standalone"]
+__all__ = ["SILENCE", "at_clock", "standalone"]
 
 SILENCE = 0.1
 """seconds without a byte after which a request is over"""
@@ -77,8 +77,12 @@ def standalone(program: Program, uart: UartSpec, silence: int) -> StandaloneSpec
     Raises ``ValueError`` if the network's result is not one score for each of at most 256 classes.
     """
     channels, height, width = program.shapes[program.output]
-    drains = _results(program)
-    stored = any(drain.form != Form.RAW for drain in drains)
+    results = [
+        item
+        for item in program.instructions
+        if isinstance(item, Drain) and item.to_memory and item.region == Region.OUTPUT
+    ]
+    stored = any(drain.form != Form.RAW for drain in results)
     if (height, width) != (1, 1) or channels > 256 or stored:
         kind = "codes" if stored else "numbers"
         raise ValueError(
@@ -92,6 +96,7 @@ def standalone(program: Program, uart: UartSpec, silence: int) -> StandaloneSpec
     driver.run(np.zeros((1, program.sizes[Region.INPUT] * beat_bytes), np.uint8))
     image, content = recorder.memory[-1]
     ((output, size),) = recorder.reads
+    grid = _grid(program, results[0])
     bus_bits = program.config.bus_bits
     empty = BlockMemorySpec(bus_bits, bytes(max(output + size, image + content.size)))
     memory = BlockMemorySpec(bus_bits, empty.compute(recorder.memory).tobytes())
@@ -99,39 +104,22 @@ def standalone(program: Program, uart: UartSpec, silence: int) -> StandaloneSpec
         program.config,
         memory,
         RunSpec(tuple(recorder.writes)),
-        LinkSpec(content.size, channels, uart, silence, _grid(program)),
+        LinkSpec(content.size, channels, uart, silence, grid),
         image,
-        tuple(output + 4 * int(word) for word in _words(program)),
+        tuple(output + 4 * int(word) for word in _words(program, grid)),
     )
 
 
-def scores_of(program: Program, outputs: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """The scores (N, classes) in the output regions of N images, (N, bytes), as they are there."""
-    return np.ascontiguousarray(outputs).view("<u4")[:, _words(program)].astype(np.uint32)
-
-
-def _results(program: Program) -> list[Drain]:
-    """What stores the network's result."""
-    return [
-        item
-        for item in program.instructions
-        if isinstance(item, Drain) and item.to_memory and item.region == Region.OUTPUT
-    ]
-
-
-def _grid(program: Program) -> Grid | None:
+def _grid(program: Program, result: Drain) -> Grid | None:
     """Of which scores are whole numbers; all of one layer are of one grid."""
     form = program.config.accumulator_format
-    if not isinstance(form, FixedFormat):
-        return None
-    return Grid(form, _results(program)[0].exponent - 127)
+    return Grid(form, result.exponent - 127) if isinstance(form, FixedFormat) else None
 
 
-def _words(program: Program) -> NDArray[np.int64]:
+def _words(program: Program, grid: Grid | None) -> NDArray[np.int64]:
     """Where every score is in the region of results, in words of 32 bits: what decoding makes of
     words that are their own numbers."""
     count = program.sizes[Region.OUTPUT] * program.config.accelerator.beat_bytes // 4
-    grid = _grid(program)
     words = np.arange(count, dtype=np.float32 if grid is None else np.uint32)
     decoded = np.asarray(program.decode_output(words.view(np.uint8)[None]), np.float64)
     return (decoded / (1.0 if grid is None else grid.unit)).astype(np.int64).ravel()

@@ -58,7 +58,7 @@ class Link(wiring.Component):
         m.submodules.argmax = argmax = ArgMax(link.argmax)
         words_of_beat = exact_log2(spec.memory.beat_bytes // 4)
 
-        # Where each score is, counted in float32 words.
+        # Where each score is, in words of 32 bits.
         words = [address // 4 for address in spec.scores]
         m.submodules.places = places = Memory(
             shape=max(words).bit_length() or 1, depth=max(2, len(words)), init=words

@@ -75,7 +75,7 @@ class QuantConfig(LayerConfig):
 
     def _check_fields(self) -> None:
         super()._check_fields()
-        if accumulator_format(self.accumulator) != FLOAT32:
+        if isinstance(accumulator_format(self.accumulator), FixedFormat):
             check_scale(self.scale)
 
 

@@ -196,7 +196,8 @@ def sensitivities(
 
     Parameters
     ----------
-    networks : that differ in the weights and biases of their layers only
+    networks : that differ in weights, biases and limits of their layers, and in the grids of
+        fixed-point accumulators, only
     references : their layers in floating point
     images : (N, C, H, W) float32
     progress : is called for each layer of each batch of images

@@ -22,6 +22,7 @@ def figures(point: Point) -> dict[str, Any]:
         "top1": point.top1,
         "act_bits": point.config.act_bits,
         "block": point.config.block,
+        "accumulator": point.config.accumulator,
         "weight_bits": point.weight_bits,
         "uniform": point.uniform,
     }

@@ -37,6 +37,11 @@ def test_a_case_is_made_from_its_seed() -> None:
     assert one.program.instructions != other.program.instructions
 
 
+def test_a_slow_memory_gets_faster_until_a_network_ends_in_time() -> None:
+    """On a bus of 32 bits with two bursts on their way."""
+    assert draw_case(11, 2).kind == "shuffle"
+
+
 def any_program(rng: np.random.Generator) -> Program:
     while True:
         config = random_config(rng)

@@ -82,6 +82,7 @@ def test_a_quantized_network_fixes_what_it_shares_with_the_array(network: Path) 
     stored = QuantizedNetwork.load(network)
     space = full_space({"cols": (4,)}, stored)
     fixed = {"weight_bits": (4,), "act_bits": (4,), "rows": (16,), "scale": ("bf16",)}
+    fixed["accumulator"] = ("float32",)
     assert space == {**DEFAULT, "cols": (4,), **fixed}
     with pytest.raises(ValueError, match=r"rows cannot vary: the network is quantized .*, with 16"):
         full_space({"rows": (8, 16)}, stored)

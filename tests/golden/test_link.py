@@ -42,6 +42,14 @@ def test_whole_numbers_of_a_grid(bits: int, unit: float):
     assert scores.tolist() == [-3 * unit, 5 * unit, 2 * unit]
 
 
+def test_whole_numbers_that_are_one_float32():
+    link = replace(LINK, grid=Grid(FixedFormat(36), -2))
+    words = np.array([1 << 24, (1 << 24) + 1, 2], np.uint32)
+    found, scores = link.parse(link.compute(link.request(bytes(4), Command.SCORES), words))
+    assert found == 1
+    assert scores.tolist() == [1 << 26, 1 << 26, 8]
+
+
 @pytest.mark.parametrize(
     ("request_", "fault"),
     [

@@ -50,7 +50,11 @@ def test_argmax(stall, simulator):
             assert np.array_equal(answer.cycles[f"u{k}__o"], came[:, -1] + ArgMaxSpec.LATENCY)
             assert set(np.diff(came, axis=1).ravel()) <= {1}
             assert set(np.diff(came[:, 0])) == {count + 1}
-    # The corners were met: ties, of both zeros too, where the first must win.
+    # The corners were met: negative whole numbers that tie, where the first must win,
+    negative = scores[-1][1::3].view(np.int32)
+    assert (negative < 0).all()
+    assert ((negative == negative.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum() > 20
+    # and of float32 ties, of both zeros too, where the first must win.
     floats = scores[1].view(np.float32)
     most = floats.max(axis=1, keepdims=True)
     assert ((floats == most).sum(axis=1) > 1).sum() > 20
