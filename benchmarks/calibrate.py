@@ -46,6 +46,8 @@ RESULTS = 24
 """Of each unit by itself, and of whole small accelerators."""
 FORM_RESULTS = 8
 """More of a unit in each other form that it has on a family, and of accelerators."""
+FURTHER = 8
+"""times as many are looked through for terms that would not occur"""
 WEIGHT = 3.0
 """A whole accelerator counts so much in the fit; a unit by itself counts 1."""
 KNOWN = {"memory bits": 1.0, "memory output bits": 1.0, "delay bits": 1.0}
@@ -163,17 +165,28 @@ def wanted(
 
 
 def _drawn(name: str, count: int, **form: Any) -> list[HardwareConfig]:
-    """Configurations of a unit by itself, or of accelerators."""
+    """Configurations of a unit by itself, or of accelerators: the first ones, and of those that
+    follow each that has a term which none before it has."""
     largest = 16 if name in ("array", WHOLE) else 64
     purpose = " ".join(["calibrate", name, *map(str, form.values())])
-    drawn = take(purpose, count, largest, **form)
-    if name != "scale_unit":
-        return drawn
-    # Of one column, which may have to hold a whole block.
-    return [
-        replace(config, cols=1, accumulator_depth=max(config.accumulator_depth, config.rows))
-        for config in drawn
-    ]
+    drawn: list[HardwareConfig] = []
+    seen: set[str] = set()
+    for index, config in enumerate(islice(draw(purpose, largest, **form), FURTHER * count)):
+        if name == "scale_unit":
+            # Of one column, which may have to hold a whole block.
+            depth = max(config.accumulator_depth, config.rows)
+            config = replace(config, cols=1, accumulator_depth=depth)
+        terms = set() if name == WHOLE else _terms(name, config)
+        if index < count or not terms <= seen:
+            drawn.append(config)
+            seen |= terms
+    return drawn
+
+
+def _terms(name: str, config: HardwareConfig) -> set[str]:
+    """The terms of a unit that occur in it."""
+    unit = UNITS[name](config)
+    return {term for terms in (unit.lut, unit.ff) for term, amount in terms.items() if amount}
 
 
 def forms_of(unit: str, family: str) -> list[dict[str, Any]]:
