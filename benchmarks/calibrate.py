@@ -50,6 +50,8 @@ FURTHER = 8
 """times as many are looked through for terms that would not occur"""
 WEIGHT = 3.0
 """A whole accelerator counts so much in the fit; a unit by itself counts 1."""
+SMALL = 100
+"""LUTs or flip-flops; errors count by their share of a result, but of no fewer than these"""
 KNOWN = {"memory bits": 1.0, "memory output bits": 1.0, "delay bits": 1.0}
 """Flip-flops that are what they are; nothing is fitted."""
 PRIOR = 0.02
@@ -282,7 +284,7 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
             names |= set(row)
         columns = sorted(names)
         weights = [
-            (WEIGHT if each["unit"] == WHOLE else 1.0) / max(each[kind], 1) for each in samples
+            (WEIGHT if each["unit"] == WHOLE else 1.0) / max(each[kind], SMALL) for each in samples
         ]
         matrix = np.array([[row.get(name, 0.0) for name in columns] for row in rows])
         scaled = matrix * np.array(weights)[:, None]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..golden.config import HardwareConfig
 from .fabric import FABRICS
-from .structure import UNITS
+from .structure import UNITS, program_queue
 
 __all__ = ["Area", "UnitArea", "area", "calibrated", "clock_terms", "clocked", "covers"]
 
@@ -111,10 +111,17 @@ def area(config: HardwareConfig, family: str) -> Area:
 
 
 def clock_terms(config: HardwareConfig, lut: float) -> dict[str, float]:
-    """What the period of the clock grows with: a design of `lut` LUTs has that longer wires, a
-    wider multiplier without DSP block more levels of logic."""
+    """What the period of the clock on ECP5 grows with: a design of `lut` LUTs has longer wires, a
+    wider multiplier without DSP block more levels of logic, and instructions that wait in a block
+    RAM leave it late, just before they are judged."""
     digits = -(-config.weight_bits // 2) if config.multiplier == "lut" else 0
-    return {"designs": 1.0, "doublings of LUTs": log2(lut), "Booth digits": float(digits)}
+    late = FABRICS["ecp5"].memory(program_queue(config)).block
+    return {
+        "designs": 1.0,
+        "doublings of LUTs": log2(lut),
+        "Booth digits": float(digits),
+        "instructions in block RAM": float(late),
+    }
 
 
 def _priced(terms: Mapping[str, float], costs: Mapping[str, float]) -> float:

@@ -6,6 +6,7 @@ one costs on the family. This file counts; what one costs is fitted (``benchmark
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from ..golden.config import HardwareConfig
 from ..golden.fixed import FixedFormat
@@ -20,12 +21,9 @@ from ..golden.scale_unit import (
 )
 from .fabric import Fabric, Memory, Multiplication
 
-__all__ = ["SHARED", "UNITS", "Unit", "units"]
+__all__ = ["SHARED", "UNITS", "Product", "Unit", "program_queue", "units"]
 
 Terms = dict[str, float]
-
-_BLOCK = Multiplication(BLOCK_BITS, BLOCK_BITS, 2 * BLOCK_BITS, signed=True)
-"""An instanced multiplier."""
 
 SHARED = frozenset(
     {
@@ -37,13 +35,43 @@ SHARED = frozenset(
 
 
 @dataclass(frozen=True)
+class Product:
+    """Multiplications alike, and what is around them: that costs something else beside DSP blocks,
+    which take in registers and adders.
+
+    Parameters
+    ----------
+    count : of them
+    wanted : operands and product of each
+    lut, ff : terms of what is around them, all together
+    delays : of their operands; blocks may take in the last cycles
+    form : which blocks these are
+    """
+
+    count: int
+    wanted: Multiplication
+    lut: Terms = field(default_factory=dict)
+    ff: Terms = field(default_factory=dict)
+    delays: list[tuple[int, int]] = field(default_factory=list)
+    form: str = "block"
+
+    INSIDE: ClassVar[int] = 2
+    """cycles of an operand's delay that a block can take in, at most"""
+
+
+_BLOCK = Multiplication(BLOCK_BITS, BLOCK_BITS, 2 * BLOCK_BITS, signed=True)
+"""An instanced multiplier."""
+
+
+@dataclass(frozen=True)
 class Unit:
     """A unit of an accelerator, all its copies together.
 
     Parameters
     ----------
     lut, ff : terms
-    memories, multiplications : with how often each occurs
+    memories : with how often each occurs
+    products : with DSP blocks where the family has some that suit
     delays : bits without reset, and the cycles by which they are delayed
     blocks : block RAMs that are instantiated
     """
@@ -51,7 +79,7 @@ class Unit:
     lut: Terms
     ff: Terms
     memories: list[tuple[int, Memory]] = field(default_factory=list)
-    multiplications: list[tuple[int, Multiplication]] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     delays: list[tuple[int, int]] = field(default_factory=list)
     blocks: int = 0
 
@@ -72,18 +100,27 @@ class Unit:
             ):
                 if amount:
                     terms[name] = terms.get(name, 0) + amount
-        for bits, cycles in self.delays:
+        delays = list(self.delays)
+        dsp = 0
+        for product in self.products:
+            blocks = fabric.dsp_blocks(product.wanted)
+            dsp += product.count * blocks
+            prefix = f"{product.form} " if blocks else ""
+            around, registers = dict(product.lut), dict(product.ff)
+            if blocks:
+                inside = [(bits, min(product.INSIDE, cycles)) for bits, cycles in product.delays]
+                registers["skew bits"] = sum(bits * cycles for bits, cycles in inside)
+                delays += [(bits, cycles - product.INSIDE) for bits, cycles in product.delays]
+            else:
+                around["soft product bits"] = product.count * product.wanted.a * product.wanted.b
+                delays += product.delays
+            for terms, others in ((lut, around), (ff, registers)):
+                for name, amount in others.items():
+                    terms[prefix + name] = terms.get(prefix + name, 0) + amount
+        for bits, cycles in delays:
             luts = fabric.delay_luts(cycles)
             terms, name = (lut, "shift register LUTs") if luts else (ff, "delay bits")
-            terms[name] = terms.get(name, 0) + bits * (luts or cycles)
-        dsp = 0
-        for count, wanted in self.multiplications:
-            blocks = fabric.dsp_blocks(wanted)
-            dsp += count * blocks
-            if not blocks:
-                lut["soft product bits"] = lut.get("soft product bits", 0) + (
-                    count * wanted.a * wanted.b
-                )
+            terms[name] = terms.get(name, 0) + bits * (luts or max(cycles, 0))
         return lut, ff, dsp, brams
 
 
@@ -103,33 +140,46 @@ def _array(config: HardwareConfig) -> Unit:
     rows, cols, b, operand = spec.rows, spec.cols, spec.weight_bits, spec.operand_bits
     count = rows * cols
     sums = [spec.partial_sum_bits(row) for row in range(rows)]
-    lut: Terms = {"PEs": count, "sum bits": cols * sum(sums)}
     groups = spec.groups
     firsts = range(0, cols, groups[0])
     moved = firsts[-1]  # registers between the first and the last PEs of a row
+    # Swaps are one line of delays: PEs that it reaches in the same cycle share a register.
     ff: Terms = {
-        "PE bits": rows * (moved * operand + 2 * sum(map(spec.field_bits, groups))),
-        "product bits": count * spec.product_bits,
-        "sum bits": cols * sum(sums),
-        # Swaps are one line of delays: PEs that it reaches in the same cycle share a register.
+        "operand bits": rows * moved * operand,
         "control bits": rows * (rows - 1) // 2 + rows * moved + rows + moved - 1,
     }
-    delays = [(operand, row + 1) for row in range(rows)] + [
-        (size * b, first) for size, first in zip(groups, firsts, strict=True) if first
-    ]
+    skew = [(operand, row + 1) for row in range(rows)]
+    delays = [(size * b, first) for size, first in zip(groups, firsts, strict=True) if first]
     delays += [(spec.sum_bits, above) for size in groups for above in range(1, size)]
-    if spec.operand_limit:
-        # A field is a bit wider than its code.
-        lut["packing bits"] = (cols - len(groups)) * (b + 1)
-        products = [
-            Multiplication(spec.packed_bits(size), operand, size * spec.product_bits, signed=True)
-            for size in groups
-        ]
-        wanted = [(rows, product) for product in products]
-        return Unit(lut, ff, multiplications=wanted, delays=delays)
-    if spec.multiplier == "dsp":
-        product = Multiplication(b, operand, spec.product_bits, signed=True)
-        return Unit(lut, ff, multiplications=[(count, product)], delays=delays)
+    if spec.operand_limit or spec.multiplier == "dsp":
+        products = []
+        for size in sorted(set(groups)):
+            found = groups.count(size)
+            columns = size * found
+            wanted = Multiplication(
+                spec.packed_bits(size), operand, size * spec.product_bits, signed=True
+            )
+            around: Terms = {
+                "PEs": rows * columns,
+                "sum bits": columns * sum(sums),
+                "packing bits": (columns - found) * (b + 1),  # a field is a bit wider than its code
+            }
+            registers: Terms = {
+                "PE bits": 2 * rows * found * spec.field_bits(size),
+                "product bits": rows * columns * spec.product_bits,
+                "sum bits": columns * sum(sums),
+            }
+            form = "block" if size == 1 else "packed"
+            delayed = skew if size == groups[0] else []
+            products.append(Product(rows * found, wanted, around, registers, delayed, form))
+        return Unit({}, ff, products=products, delays=delays)
+    delays += skew
+    lut: Terms = {"PEs": count, "sum bits": cols * sum(sums)}
+    ff |= {
+        "PE bits": 2 * rows * sum(map(spec.field_bits, groups)),
+        "product bits": count * spec.product_bits,
+        "sum bits": cols * sum(sums),
+    }
     if spec.multiplier == "ecp5-ternary":
         # The chain is the sum's adder, too, and has a bit below; weights are held once more.
         lut = {"PEs": count, "ternary chain bits": cols * sum(_even(width + 1) for width in sums)}
@@ -198,18 +248,18 @@ def _float_scale_units(spec: ScaleUnitSpec, product: ProductSpec, cols: int) -> 
     }
     read = spec.read_stage
     delays = [(cols * address, read), (cols * address, spec.write_stage - read)]
-    multiplications = []
+    products = []
     if product.multiplier == "ecp5-dsp":
-        multiplications.append((cols, _BLOCK))
+        products.append(Product(cols, _BLOCK))
     elif scale > 1:
         if product.multiplier == "dsp":
             wanted = Multiplication(magnitude, scale, product.exact_bits, signed=False)
-            multiplications.append((cols, wanted))
+            products.append(Product(cols, wanted))
         else:
             digits = -(-(scale + 1) // 2)
             lut["scale Booth bits"] = cols * digits * (magnitude + 2)
     memory = Memory(spec.depth, 32, reads=1 if spec.shared else 2)
-    return Unit(lut, ff, [(cols, memory)], multiplications, delays)
+    return Unit(lut, ff, [(cols, memory)], products, delays)
 
 
 def _fixed_scale_units(spec: ScaleUnitSpec, product: FixedProductSpec, cols: int) -> Unit:
@@ -224,17 +274,17 @@ def _fixed_scale_units(spec: ScaleUnitSpec, product: FixedProductSpec, cols: int
     read = spec.read_stage
     delays = [(cols * address, read), (cols * address, spec.write_stage - read)]
     lut = dict(shared)
-    multiplications = []
+    products = []
     if product.multiplier == "ecp5-dsp":
-        multiplications.append((cols, _BLOCK))
+        products.append(Product(cols, _BLOCK))
     elif scale > 1 and product.multiplier == "dsp":
         wanted = Multiplication(product.sum_bits, scale + 8, product.product_bits, signed=True)
-        multiplications.append((cols, wanted))
+        products.append(Product(cols, wanted))
     elif scale > 1:
         digits = -(-(scale + 1) // 2)
         lut["scale Booth bits"] = cols * digits * (product.sum_bits + 8)
     memory = Memory(spec.depth, bits, reads=1 if spec.shared else 2)
-    return Unit(lut, shared, [(cols, memory)], multiplications, delays)
+    return Unit(lut, shared, [(cols, memory)], products, delays)
 
 
 def _requantizer(config: HardwareConfig) -> Unit:
@@ -343,16 +393,21 @@ def _additions(constant: int) -> int:
     return constant.bit_count() - 1
 
 
+def program_queue(config: HardwareConfig) -> Memory:
+    """The memory in which the beats of instructions wait."""
+    spec = config.accelerator
+    return _queue(2 * max(spec.burst_beats, spec.instruction_beats), spec.bus_bits)
+
+
 def _control(config: HardwareConfig) -> Unit:
     """All around the engine's parts: registers, sequencer, the four units, DMA, buffer, drain."""
     spec, engine = config.accelerator, config.engine
     bus, word = spec.bus_bits, spec.word_bits
     beats = max(spec.word_beats, spec.raw_beats)
     clamped = config.cols * config.accumulator_format.storage_bits * config.clamp
-    program_fifo = 2 * max(spec.burst_beats, spec.instruction_beats)
+    program = program_queue(config)
     fifos = [
         (spec.weight_fifo, bus, bus),
-        (program_fifo, bus, bus),
         (spec.load_fifo, bus, bus if spec.word_beats > 1 else word),
         (spec.store_fifo, bus, bus),
     ]
@@ -362,7 +417,7 @@ def _control(config: HardwareConfig) -> Unit:
         "buffer bits": spec.space_bits("buffer"),
         "accumulator bits": spec.space_bits("accumulators"),
     }
-    memories = [(1, _queue(*fifo)) for fifo in fifos]
+    memories = [(1, program), *((1, _queue(*fifo)) for fifo in fifos)]
     row_bits = spec.space_bits("buffer") + (1 if spec.serial else 22)
     memories += [
         (1, Memory(spec.buffer_depth, word)),
@@ -376,7 +431,8 @@ def _control(config: HardwareConfig) -> Unit:
         2 * _additions(spec.word_beats) + _additions(spec.raw_beats)
         + _additions(spec.code_beats) + 2 * _additions(config.tile.beats(False))
     )  # fmt: skip
-    levels = sum(fifo[0].bit_length() for fifo in fifos) + 3 * spec.outstanding.bit_length()
+    levels = sum(depth.bit_length() for depth, *_ in [(program.depth + 1,), *fifos])
+    levels += 3 * spec.outstanding.bit_length()
     if not spec.serial:
         memories += [(1, Memory(spec.stored_beats, bus)), (1, Memory(2 * len(COUNTERS), 32))]
         levels += 4 * spec.queue_depth.bit_length()
