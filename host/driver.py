@@ -12,6 +12,9 @@ from ..golden.registers import COUNTERS, ID, TIMED, configuration_hash, counters
 
 __all__ = ["Accelerator", "AcceleratorError", "Transport"]
 
+RESET_READS = 100_000
+"""of the status, after which memory is taken to answer no more"""
+
 
 class AcceleratorError(RuntimeError):
     """The accelerator is not the one expected, or halted.
@@ -126,10 +129,14 @@ class Accelerator:
         ----------
         timeout : cycles after which the run halts, 0 for none; only that under serial control
 
-        Raises :class:`AcceleratorError` if the run halts.
+        Raises :class:`AcceleratorError` if the run halts, or the one before it has not ended.
         """
         if self.program is None:
             raise AcceleratorError("load a program first")
+        if self._busy:
+            raise AcceleratorError(
+                "a run is under way, whose end was not waited for: reset it first"
+            )
         spec = self.program.config.accelerator
         if spec.serial and timeout:
             raise ValueError(f"timeout must be 0 under serial control, not {timeout}")
@@ -166,6 +173,8 @@ class Accelerator:
         self.write("CONTROL", register("CONTROL").field("CLEAR_INTERRUPT").mask)
         self.write("CONTROL", register("CONTROL").field("START").mask)
         self.transport.wait()
+        while self._busy:  # an interrupt that an interrupted wait has left
+            self.transport.wait()
         status = register("STATUS")
         value = self.read("STATUS")
         if status.field("ERROR").of(value):
@@ -183,8 +192,21 @@ class Accelerator:
             raise AcceleratorError(f"an interrupt came, but STATUS reads 0x{value:08x}")
 
     def reset(self) -> None:
-        """Abandon a run and reset everything but the registers."""
+        """Abandon a run, reset everything but the registers, and wait until memory owes nothing.
+
+        Raises :class:`AcceleratorError` if that does not come to an end.
+        """
         self.write("CONTROL", register("CONTROL").field("SOFT_RESET").mask)
+        for _ in range(RESET_READS):
+            if not self._busy:
+                return
+        raise AcceleratorError(
+            "after a reset the accelerator is busy still: memory does not answer"
+        )
+
+    @property
+    def _busy(self) -> bool:
+        return bool(register("STATUS").field("BUSY").of(self.read("STATUS")))
 
     def counters(self) -> dict[str, int]:
         """The counters since the last start that no number of an image changes, by lower-case

@@ -15,7 +15,7 @@ from amaranth.lib.wiring import Out
 
 from ..golden.config import HardwareConfig
 from ..golden.fixed import FixedFormat
-from ..golden.isa import Error
+from ..golden.isa import Error, Region
 from ..golden.registers import configuration_hash
 from .axi import control_ports, forward, read_ports, region_layout, write_ports
 from .buffer import ActivationBuffer
@@ -135,7 +135,6 @@ class Accelerator(wiring.Component):
             sequencer.i_drain_completed.eq(drain.o_completed),
             sequencer.i_weights_active.eq(weights.o_busy),
             sequencer.i_tiles_left.eq(weights.o_tile.valid | ~engine.o_empty),
-            sequencer.i_model_beats.eq(registers.o_regions.size[0]),
             sequencer.i_images.eq(registers.o_images),
         ]
         if self.trace:
@@ -143,7 +142,11 @@ class Accelerator(wiring.Component):
 
         # Regions move on by their strides from image to image.
         regions = Signal(region_layout(spec), reset_less=True)
-        m.d.comb += [read.i_regions.eq(regions), write.i_regions.eq(regions)]
+        m.d.comb += [
+            read.i_regions.eq(regions),
+            write.i_regions.eq(regions),
+            sequencer.i_model_beats.eq(regions.size[Region.MODEL]),
+        ]
         if spec.serial:
             m.d.comb += regions.eq(registers.o_regions)
         else:
@@ -160,24 +163,26 @@ class Accelerator(wiring.Component):
         for each in (sequencer, passes, drain, read, write):
             m.d.comb += each.i_halt.eq(halt)
 
+        # What a halted run leaves in the units is no event of the next one.
+        running = self.running
         stalled = sequencer.o_busy & ~passes.o_active & ~(passes.o.valid | ~engine.i_pixel.ready)
         events = registers.i_events
         m.d.comb += [
-            events.instructions.eq(sequencer.o_dispatched),
-            events.pixels.eq(engine.o_issued),
-            events.stall_tile.eq(engine.o_starved),
-            events.stall_hazard.eq(engine.o_hazard),
-            events.stall_ticket.eq(stalled & sequencer.o_waiting),
-            events.stall_empty.eq(stalled & sequencer.o_none),
-            events.drain_busy.eq(drain.o_active),
-            events.load_busy.eq(load.o_busy),
-            events.read_beats.eq(read.o_beat),
-            events.write_beats.eq(write.o_beat),
+            events.instructions.eq(running & sequencer.o_dispatched),
+            events.pixels.eq(running & engine.o_issued),
+            events.stall_tile.eq(running & engine.o_starved),
+            events.stall_hazard.eq(running & engine.o_hazard),
+            events.stall_ticket.eq(running & stalled & sequencer.o_waiting),
+            events.stall_empty.eq(running & stalled & sequencer.o_none),
+            events.drain_busy.eq(running & drain.o_active),
+            events.load_busy.eq(running & load.o_busy),
+            events.read_beats.eq(running & read.o_beat),
+            events.write_beats.eq(running & write.o_beat),
         ]
         if isinstance(spec.engine.scale_unit.form, FixedFormat):
             m.d.comb += [
                 engine.i_field.eq(drain.o_field),
-                events.saturated.eq(engine.o_saturated),
+                events.saturated.eq(running & engine.o_saturated),
             ]
         return m
 
@@ -218,7 +223,8 @@ class Accelerator(wiring.Component):
         m.d.sync += self.quiet.eq(Mux(sequencer.o_busy & silent & ~halted, self.quiet + 1, 0))
         m.d.comb += [registers.i_error.eq(code), registers.i_busy.eq(1)]
         m.d.comb += registers.i_instruction.eq(sequencer.o_instructions)
-        with m.FSM(name="state"):
+        with m.FSM(name="state") as state:
+            self.running = state.ongoing("RUN") | state.ongoing("HALT")
             with m.State("IDLE"):
                 m.d.comb += registers.i_busy.eq(0)
                 with m.If(registers.o_start):
@@ -232,8 +238,11 @@ class Accelerator(wiring.Component):
                     m.d.sync += regions.eq(registers.o_regions)
                 m.next = "START"
             with m.State("START"):
-                m.d.comb += sequencer.i_start.eq(1)
-                m.next = "RUN"
+                with m.If(registers.o_soft_reset):
+                    m.next = "RESET"
+                with m.Else():
+                    m.d.comb += sequencer.i_start.eq(1)
+                    m.next = "RUN"
             with m.State("RUN"):
                 with m.If(registers.o_soft_reset):
                     m.d.sync += halted.eq(1)

@@ -85,7 +85,8 @@ class CounterBank(wiring.Component):
 
         # What the memory had before it was cleared lasts until every word was visited.
         own = [Signal(range(2 * places + 1), name=f"own_{k}") for k in range(count)]
-        stale = Signal(range(places + 1), init=places)
+        # After reset the first word is met twice.
+        stale = Signal(range(places + 2), init=places + 1)
         carry = Signal()
         before, after = Signal(32), Signal(33)
         first = Mux(high_here, self.first >> 32, self.first & 0xFFFFFFFF)

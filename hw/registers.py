@@ -140,7 +140,9 @@ class ControlRegisters(wiring.Component):
             m.d.sync += [running.eq(0), done.eq(1)]
             with m.If(enable & register("INTERRUPT_ENABLE").field("DONE").mask):
                 m.d.sync += interrupt.eq(1)
-        status = {"BUSY": self.i_busy, "DONE": done, "ERROR": failed, "INTERRUPT": interrupt}
+        # A command counts from the cycle after it on, in which ``i_busy`` does not show it yet.
+        busy = self.i_busy | self.o_start | self.o_soft_reset
+        status = {"BUSY": busy, "DONE": done, "ERROR": failed, "INTERRUPT": interrupt}
         error = {"CODE": code, "INSTRUCTION": instruction}
         for name, parts in (("STATUS", status), ("ERROR", error)):
             for part, value in parts.items():

@@ -52,6 +52,8 @@ class BusRun:
     timeout : as ``Accelerator.run`` takes it
     limit : cycles without an interrupt after which the run is taken to hang
     reset : soft reset after the run
+    abandoned : starts after that, each of which a soft reset follows so many cycles later, however
+        late the responses are
     """
 
     program: Program
@@ -67,6 +69,7 @@ class BusRun:
     timeout: int = 0
     limit: int = 50_000
     reset: bool = False
+    abandoned: tuple[int, ...] = ()
 
     def span(self, region: Region) -> tuple[int, int]:
         """(begin, end) byte addresses of a region, of all images."""
@@ -233,6 +236,19 @@ class _Bus:
     def write_register(self, offset: int, value: int) -> None:
         resume(self._word)(offset, value.to_bytes(4, "little"))
 
+    async def abandon(self, later: int) -> int:
+        """Start, and reset so many cycles later; the status when both are long over."""
+        control = register("CONTROL")
+        start, reset = (
+            control.field(name).mask.to_bytes(4, "little") for name in ("START", "SOFT_RESET")
+        )
+        started = cocotb.start_soon(self.access(control.offset, start))
+        await ClockCycles(self.dut.clk, later)
+        await self.access(control.offset, reset)
+        await started
+        await ClockCycles(self.dut.clk, 200)
+        return await self._word(register("STATUS").offset, 4)
+
     def read_memory(self, address: int, size: int) -> NDArray[np.uint8]:
         at = address - self.memory.run.origin
         return np.frombuffer(bytes(self.memory.content[at : at + size]), np.uint8)
@@ -317,6 +333,9 @@ class _Placed(Accelerator):
         if run.reset:
             self.reset()
             assert self.read("STATUS") == self.read("ERROR") == 0
+        for later in run.abandoned:
+            status = resume(self.bus.abandon)(later)
+            assert status == 0, f"{later} cycles after a start: status {status:#x}"
         return code, (before, raised, cleared), cycles
 
 

@@ -174,6 +174,8 @@ def _run_hostile(
     except SimulationError as error:
         raise _Failure(f"neither done nor error: {error}") from None
     counters = accelerator.counters()
+    if accelerator.counters() != counters:
+        raise _Failure("counters go on after the end of the run")
     if code not in expected.codes:
         allowed = ", ".join(sorted(each.name for each in expected.codes))
         raise _Failure(f"ended with {code.name}, the model says {allowed}")
@@ -220,6 +222,8 @@ def _run_valid(
         raise _Failure(f"the valid program after it: {error}") from None
     if not np.array_equal(found, Machine(program).run(inputs).outputs):
         raise _Failure("the valid program after it has another result than the model's")
+    if accelerator.counters() != predict(program, latency=20, gap=0).counters():
+        raise _Failure("the valid program after it has other counters than the model's")
 
 
 def hostile_cases(seeds: range, simulator: Simulator = "verilator") -> Iterator[Outcome]:

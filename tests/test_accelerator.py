@@ -176,6 +176,11 @@ def test_errors_of_the_driver(digits):
             accelerator.run(content, timeout=500)
         assert error.value.code is Error.TIMEOUT
         assert accelerator.run(content).shape == (1, program.sizes[Region.OUTPUT] * 8)
+        accelerator.write("CONTROL", register("CONTROL").field("START").mask)
+        with pytest.raises(AcceleratorError, match=r"^a run is under way, .*: reset it first$"):
+            accelerator.run(content)
+        accelerator.reset()
+        assert accelerator.run(content).shape == (1, program.sizes[Region.OUTPUT] * 8)
         accelerator.base = (1 << 32) - 4096
         message = r"^2 images need memory up to byte \d+, and address_bits = 32 ends at 4294967295"
         with pytest.raises(AcceleratorError, match=message + ": run fewer at a time$"):

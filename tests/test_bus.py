@@ -241,6 +241,17 @@ def assert_all_end(
     assert_paused(answer.handshakes)
 
 
+@pytest.mark.parametrize("control", ["queued", "serial"])
+def test_a_run_can_be_abandoned_in_every_cycle(control: Control):
+    """Also before it has begun to read, by a host that does not wait for responses."""
+    rng = np.random.default_rng(6)
+    config = CONFIG if control == "queued" else SERIAL
+    run = placed(network_program(26, config), rng)
+    runs = (replace(run, abandoned=(*range(1, 24), 60, 300)), run)
+    for each in simulated(BusJob(runs=runs), 6, config).results:
+        assert_exact(run, each)
+
+
 def test_memory_may_take_its_time():
     """Long waits for memory are no deadlock."""
     rng = np.random.default_rng(3)
