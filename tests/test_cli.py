@@ -553,10 +553,12 @@ def test_synth(tmp_path: Path) -> None:
     assert 2000 < found["lut"] < 20_000
     assert found["fmax_mhz"] is found["critical_path"] is None
     assert found["utilization"] == {}
-    # The same synthesis; the device only adds what it holds.
+    # The same synthesis; the device only adds what it holds, and its clock is estimated.
     result = run("synth", "--hw", hardware, "--target", "ecp5-85k-8", "--json")
     on_device = json.loads(result.stdout)
     assert on_device["utilization"]["bram"] == 12 / 208
+    assert 50 < on_device["estimate"].pop("fmax_mhz") < 150
+    assert found["estimate"].pop("fmax_mhz") is None
     assert {**on_device, "target": "ecp5", "utilization": {}} == found
     result = run("synth", "--hw", hardware, "--target", "ecp5-85k-8")
     assert result.exit_code == 0
