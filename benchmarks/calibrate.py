@@ -1,10 +1,10 @@
 """Calibrate the resource estimates by synthesis: ``python benchmarks/calibrate.py``.
 
 Units by themselves, and whole small accelerators, drawn with a fixed seed, are synthesized with
-yosys; of each other form too, which an accelerator has with serial control. Every result goes to
-``benchmarks/synthesized/`` as soon as it is there: a run that is interrupted goes on from there.
-Then the costs of all terms (``estimate/structure.py``) are fitted by least squares, none of them
-negative, and written to ``estimate/calibration.json``.
+yosys; so is each other form that a unit has on a family, and accelerators with serial control.
+Every result goes to ``benchmarks/synthesized/`` as soon as it is there: a run that is interrupted
+goes on from there. Then the costs of all terms (``estimate/structure.py``) are fitted by least
+squares, none of them negative, and written to ``estimate/calibration.json``.
 """
 
 import json
@@ -188,7 +188,14 @@ def _drawn(name: str, count: int, **form: Any) -> list[HardwareConfig]:
 def _terms(name: str, config: HardwareConfig) -> set[str]:
     """The terms of a unit that occur in it."""
     unit = UNITS[name](config)
-    return {term for terms in (unit.lut, unit.ff) for term, amount in terms.items() if amount}
+    parts = (unit, *unit.products)
+    return {
+        term
+        for part in parts
+        for terms in (part.lut, part.ff)
+        for term, amount in terms.items()
+        if amount
+    }
 
 
 def forms_of(unit: str, family: str) -> list[dict[str, Any]]:
