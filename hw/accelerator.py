@@ -163,26 +163,26 @@ class Accelerator(wiring.Component):
         for each in (sequencer, passes, drain, read, write):
             m.d.comb += each.i_halt.eq(halt)
 
+        # What a halted run leaves in the units is no event of the next one.
+        running = self.running
         stalled = sequencer.o_busy & ~passes.o_active & ~(passes.o.valid | ~engine.i_pixel.ready)
         events = registers.i_events
-        # What a halted run leaves in the units is no event of the next one.
-        with m.If(self.running):
-            m.d.comb += [
-                events.instructions.eq(sequencer.o_dispatched),
-                events.pixels.eq(engine.o_issued),
-                events.stall_tile.eq(engine.o_starved),
-                events.stall_hazard.eq(engine.o_hazard),
-                events.stall_ticket.eq(stalled & sequencer.o_waiting),
-                events.stall_empty.eq(stalled & sequencer.o_none),
-                events.drain_busy.eq(drain.o_active),
-                events.load_busy.eq(load.o_busy),
-                events.read_beats.eq(read.o_beat),
-                events.write_beats.eq(write.o_beat),
-            ]
+        m.d.comb += [
+            events.instructions.eq(running & sequencer.o_dispatched),
+            events.pixels.eq(running & engine.o_issued),
+            events.stall_tile.eq(running & engine.o_starved),
+            events.stall_hazard.eq(running & engine.o_hazard),
+            events.stall_ticket.eq(running & stalled & sequencer.o_waiting),
+            events.stall_empty.eq(running & stalled & sequencer.o_none),
+            events.drain_busy.eq(running & drain.o_active),
+            events.load_busy.eq(running & load.o_busy),
+            events.read_beats.eq(running & read.o_beat),
+            events.write_beats.eq(running & write.o_beat),
+        ]
         if isinstance(spec.engine.scale_unit.form, FixedFormat):
             m.d.comb += [
                 engine.i_field.eq(drain.o_field),
-                events.saturated.eq(self.running & engine.o_saturated),
+                events.saturated.eq(running & engine.o_saturated),
             ]
         return m
 
