@@ -1,6 +1,7 @@
 """From a ``torch.export`` archive, an exported program or a module to the network graph."""
 
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -35,6 +36,29 @@ def _export(module: nn.Module, example: torch.Tensor | None) -> ExportedProgram:
     return torch.export.export(module, (example,))
 
 
+DROPOUTS = (
+    torch.ops.aten.dropout.default,
+    torch.ops.aten.feature_dropout.default,
+    torch.ops.aten.alpha_dropout.default,
+    torch.ops.aten.feature_alpha_dropout.default,
+)
+"""What drops nothing is its input itself: who writes to it in place writes to its input."""
+
+
+def _without_dropouts(program: ExportedProgram) -> None:
+    """Take the dropouts that drop nothing out of a program."""
+    graph = program.graph_module.graph
+    for node in graph.nodes:
+        if node.target in DROPOUTS and not (node.args[1] and node.args[2]):
+            (source, *_) = node.args
+            node.replace_all_uses_with(source)
+            for spec in program.graph_signature.output_specs:
+                if spec.arg.name == node.name:
+                    spec.arg.name = source.name
+            graph.erase_node(node)
+    program.graph_module.recompile()
+
+
 def load(
     model: nn.Module | ExportedProgram | Path | str, example: torch.Tensor | None = None
 ) -> ExportedProgram:
@@ -43,8 +67,12 @@ def load(
         # torch 2.13 warns about its own use of a deprecated class when it copies a program.
         warnings.simplefilter("ignore", FutureWarning)
         if isinstance(model, nn.Module):
-            model = _export(model, example)
-        program = model if isinstance(model, ExportedProgram) else _load(Path(model))
+            program = _export(model, example)
+        elif isinstance(model, ExportedProgram):
+            program = deepcopy(model)
+        else:
+            program = _load(Path(model))
+        _without_dropouts(program)
         # Without decompositions this only turns in-place operators into functional ones.
         return program.run_decompositions({})
 

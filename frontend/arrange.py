@@ -64,7 +64,12 @@ class Memory:
         return torch.arange(place.start, place.start + count).reshape(tuple(shape))
 
     def one_image(self, index: torch.Tensor) -> NDArray[np.int64] | None:
-        """The addresses (...) of the first image; None unless the others are like it."""
+        """The addresses (...) of the first image; None unless the others are like it.
+
+        One image alone need not have an axis of its own: a squeeze of everything drops it.
+        """
+        if self.images == 1 and (index.dim() < 2 or index.shape[0] != 1):
+            index = index[None]
         if not index.dim() or index.shape[0] != self.images:
             return None
         images = index.numpy()
@@ -164,7 +169,8 @@ def arrange(name: str, index: NDArray[np.int64], memory: Memory) -> Arrange | st
         place = memory.owner(base)
         area = place.planes[1] * place.planes[2]
         start = base - (base - place.start) % area
-        key = np.where(taken, plane - start, ZERO).tobytes() + str(place.start).encode()
+        inside = np.where(taken, plane - start, 0).tobytes()
+        key = inside + taken.tobytes() + str(place.start).encode()
         view = known.get(key)
         if view is None:
             view = _view(plane, memory)

@@ -60,6 +60,10 @@ class Workspace(Protocol):
         """The node that is (C, H, W) or (features,). Raises ``UnsupportedLayer``."""
         ...
 
+    def one_image(self, value: Activation) -> NDArray[np.int64] | None:
+        """The addresses of the first image; None unless the others are like it."""
+        ...
+
     def arranged(self, index: NDArray[np.int64], origin: "Call") -> str | None:
         """The node that is (C, H, W) of these addresses, if there can be one."""
         ...
@@ -139,11 +143,13 @@ class Call:
 
     def image(self, name: str) -> str:
         """The node (C, H, W) that argument `name` is."""
-        source = self.source(name)
-        shape = self.workspace.node_shape(source)
-        if len(shape) != 3:
-            raise self.refuse(f"its input is {shape}", "it must be (C, H, W)")
-        return source
+        value, images = self.activation(name), self.workspace.images
+        if len(value.shape) == 3 and images == 1:
+            index = self.workspace.index(value)[None]
+            value = Activation(tuple(index.shape), None, index, value.origin)
+        if len(value.shape) != 4 or value.shape[0] != images:
+            raise self.refuse(f"its input is {value.shape[1:]}", "it must be (C, H, W)")
+        return self.workspace.operand(value)
 
     def weight(self, name: str, default: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The constant that argument `name` is, or `default` where it is None."""

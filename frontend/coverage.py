@@ -168,7 +168,7 @@ def survey(
     reading = _Survey(load(model, example))
     try:
         reading.run()
-    except UnsupportedLayer as error:
+    except ValueError as error:
         reading.problems.append(Problem.of(error))
     layers = tuple(
         LayerCoverage(

@@ -7,7 +7,7 @@ import torch
 
 from .arrange import ZERO
 
-__all__ = ["ALIASES", "MOVES", "zeros"]
+__all__ = ["ALIASES", "INDICES", "MOVES", "zeros"]
 
 ATEN = torch.ops.aten
 
@@ -114,3 +114,6 @@ MOVES: Mapping[object, Callable[..., Any]] = {
     ATEN.new_zeros.default: _new_zeros,
 }
 """Operators, and what to execute on addresses instead of activations."""
+
+INDICES = frozenset({"index", "indices"})
+"""Their arguments that say where, and hold no data."""

@@ -71,20 +71,25 @@ def _product(
     workspace = call.workspace
     if weight.ndim != 2:
         raise call.refuse(f"its weight is {weight.shape}", "it must be (out, in)")
-    if math.prod(value.shape[1:-1]) > 1:
+    index = workspace.one_image(value)
+    if index is None:
+        raise call.refuse(f"its input is {value.shape[1:]}", "flatten its input")
+    if math.prod(index.shape[:-1]) > 1:
         # Channels last: a linear layer at every pixel.
-        index = workspace.index(value)[0].numpy()
         pixels = index.transpose(2, 0, 1) if index.ndim == 3 else None
         source = None if pixels is None else workspace.arranged(pixels, call)
         if source is None:
-            raise call.refuse(f"its input is {tuple(value.shape[1:])}", "flatten its input")
+            raise call.refuse(f"its input is {index.shape}", "flatten its input")
         pixelwise = None if coded is None else coded.map(_as_kernel)
         node = Conv2d(call.layer, (source,), _as_kernel(weight), bias, coded=pixelwise)
-        return Made((node,), lambda index: index.permute(0, 2, 3, 1))
+        return Made((node,), lambda index: index.permute(0, 2, 3, 1).reshape(call.shape))
     if value.shape[-1] != weight.shape[1]:
-        shape = tuple(value.shape[1:])
-        raise call.refuse(f"it takes {weight.shape[1]} features, not {shape}", "flatten its input")
+        raise call.refuse(
+            f"it takes {weight.shape[1]} features, not {index.shape}", "flatten its input"
+        )
     parts = workspace.operands(value)
+    if not parts:
+        raise call.refuse("its input is zero", "leave it out")
     flat = [workspace.flattened(part.place.name, value.origin) for part in parts]
     if len(parts) == 1 and _in_order(parts[0], weight.shape[1]):
         return (Linear(call.layer, (flat[0],), weight, bias, coded),)
@@ -128,8 +133,10 @@ def _addmm(call: Call) -> tuple[Node, ...] | Made:
     call.require("alpha", 1)
     call.require("beta", 1)
     weight, coded = _transposed(call, "mat2")
-    bias = np.broadcast_to(call.weight("self"), (len(weight),)).copy()
-    return _product(call, "mat1", weight, bias, coded)
+    bias = np.broadcast_to(call.weight("self"), call.shape)
+    if (bias != bias[:1]).any():
+        raise call.refuse("its bias differs from image to image", "use one bias for all")
+    return _product(call, "mat1", weight, bias[0].copy(), coded)
 
 
 def _transposed(call: Call, name: str) -> tuple[np.ndarray, Coded | None]:
@@ -148,6 +155,9 @@ def _matmul(second: str) -> Reader:
 def _batch_norm(call: Call) -> tuple[Node, ...]:
     if call.arguments.get("training") or call.arguments.get("train"):
         raise call.refuse("it is in training mode", "export in evaluation mode: model.eval()")
+    value = call.activation("input")
+    if len(value.shape) not in (2, 4) or value.shape[0] != call.workspace.images:
+        raise call.refuse(f"its input is {value.shape[1:]}", "it must be (C, H, W) or (features,)")
     mean = call.weight("running_mean")
     return (
         BatchNorm(
@@ -219,7 +229,7 @@ def _extreme(largest: bool) -> Reader:
         value = call.arguments["other"]
         if isinstance(value, Activation) and value.zero:
             end = 0.0
-        elif isinstance(value, torch.Tensor) and bool((value == value.flatten()[0]).all()):
+        elif isinstance(value, torch.Tensor) and value.unique().numel() == 1:
             end = float(value.flatten()[0])
         else:
             raise call.refuse("other is computed by the network", "it must be one number")
@@ -235,6 +245,10 @@ def _add(call: Call) -> tuple[Node, ...] | Activation:
         zero = dropped.zero if isinstance(dropped, Activation) else _is_zero(dropped)
         if zero and isinstance(kept, Activation) and kept.shape == call.shape:
             return kept  # sum() of a list starts from 0
+    shapes = [call.activation(name).shape for name in ("self", "other")]
+    if any(math.prod(shape) != math.prod(call.shape) for shape in shapes):
+        one, other = (shape[1:] for shape in shapes)
+        raise call.refuse(f"adds {one} and {other}", "broadcasting is not supported")
     return (Add(call.layer, (call.source("self"), call.source("other"))),)
 
 

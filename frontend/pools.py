@@ -72,6 +72,8 @@ def _adaptive(kind: type[AvgPool] | type[MaxPool]) -> Reader:
         ):
             if wanted is None:
                 continue
+            if not size or not wanted:
+                raise call.refuse("its result is empty", "use output sizes of 1 or more")
             if size % wanted == 0:
                 kernel[axis] = size // wanted
             elif wanted % size == 0:
@@ -111,13 +113,19 @@ def _reduction(kind: type[AvgPool] | type[MaxPool], total: bool = False) -> Read
             call.require("dtype", None)
         advice = "take the mean over dims (2, 3)"
         refusal = call.refuse(f"dim={call.arguments['dim']!r} is not supported", advice)
-        if 0 in reduced:
+        first = workspace.one_image(value)
+        if first is None:
             raise refusal
-        kept = [d for d in range(1, rank) if d not in reduced]
+        axes = range(rank - first.ndim, rank)  # without that of the images
+        kept = [d for d in axes if d not in reduced]
+        if reduced[0] not in axes:
+            raise refusal
 
         def find(value: Activation) -> Made | None:
-            index = workspace.index(value)[0].numpy()
-            index = index.transpose([d - 1 for d in (*kept, *reduced)])
+            index = workspace.one_image(value)
+            if index is None:
+                return None
+            index = index.transpose([d - axes[0] for d in (*kept, *reduced)])
             for shape, swap, kernel in _images(call, value, index.shape, len(kept)):
                 pixels = index.reshape(shape)
                 pixels = pixels.swapaxes(1, 2) if swap else pixels
@@ -128,7 +136,7 @@ def _reduction(kind: type[AvgPool] | type[MaxPool], total: bool = False) -> Read
             return None
 
         made = find(value)
-        if made is None and rank == 4 and value.node is None:
+        if made is None and first.ndim == 3 and value.node is None:
             made = find(Activation(value.shape, workspace.operand(value), None, value.origin))
         if made is None:
             raise refusal

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 
 from ..golden.vqk import block_map
 from .arrange import ZERO, Memory, Place, arrange
@@ -17,13 +18,13 @@ from .block_float import BLOCK_FLOAT
 from .call import Activation, Call, Made, Operand, UnsupportedLayer
 from .coded import EXPAND, steps
 from .graph import Coded, Flatten, Graph, Input, Node, Output, Shape, result_shape
-from .moves import ALIASES, MOVES, zeros
+from .moves import ALIASES, INDICES, MOVES, zeros
 from .ops import READERS, hint
 
 __all__ = ["Reading"]
 
 IMAGES = 2
-"""images of a program whose batch is dynamic"""
+"""images of a program whose batch is dynamic, if it may be so few"""
 LEAVES = "torch.nn.modules."
 """package whose modules stand for one layer"""
 MARKS = (BLOCK_FLOAT, EXPAND)
@@ -41,6 +42,10 @@ class Reading:
         """what every value is: an activation, a constant tensor, a number, or several of these"""
         self.images = IMAGES
         self.memory = Memory(IMAGES)
+        self._sizes: dict[Any, int] = {}
+        """what the symbols of a dynamic batch stand for"""
+        self._layer_read = ""
+        """name that the layer which is being read will have"""
         self._leaves = {_module(node)[0] for node in program.graph.nodes if node.target in MARKS}
         """paths of the modules that say by an operator that they stand for one layer"""
         self._known: dict[Activation, str] = {}
@@ -84,6 +89,9 @@ class Reading:
             self._known[value] = self._gather(value)
         return self._known[value]
 
+    def one_image(self, value: Activation) -> NDArray[np.int64] | None:
+        return self.memory.one_image(self.index(value))
+
     def arranged(self, index: NDArray[np.int64], origin: Call) -> str | None:
         node = arrange(self.unique(origin.layer), index, self.memory)
         return node if node is None or isinstance(node, str) else self.append(node)
@@ -107,11 +115,11 @@ class Reading:
         return self.append(Flatten(self._flat_name(origin), (name,)))
 
     def _flat_name(self, origin: Call) -> str:
-        taken = origin.layer in self.shapes
+        taken = self.unique(origin.layer) != origin.layer
         return self.unique(f"{origin.layer}.flatten" if taken else origin.layer)
 
     def _one_image(self, value: Activation) -> NDArray[np.int64]:
-        index = self.memory.one_image(self.index(value))
+        index = self.one_image(value)
         if index is None:
             raise self._no_place(value)
         return index
@@ -214,8 +222,12 @@ class Reading:
                 f"the network's input must have fixed channels, height and width, not {shape}; "
                 "only the batch may be dynamic"
             )
-        if isinstance(value.shape[0], int):
-            self.images = value.shape[0]
+        batch: int | torch.SymInt = value.shape[0]
+        if isinstance(batch, torch.SymInt):
+            for symbol in batch.node.expr.free_symbols:
+                least = self.program.range_constraints[symbol].lower
+                self._sizes[symbol] = max(IMAGES, int(least)) if least.is_finite else IMAGES
+        self.images = self._size(batch)
         self.memory = Memory(self.images)
         call = Call("input", "input", {}, (self.images, *shape), self)
         name = self.append(Input(self.unique("input"), (), shape))
@@ -223,7 +235,12 @@ class Reading:
 
     def _output(self, node: fx.Node) -> None:
         results: Any = node.args[0]
-        (result,) = results
+        # An input that was written to is a result too, but none that anybody asked for.
+        (result,) = (
+            result
+            for result, spec in zip(results, self.program.graph_signature.output_specs, strict=True)
+            if spec.kind is OutputKind.USER_OUTPUT
+        )
         value = self.values.get(result) if isinstance(result, fx.Node) else None
         if not isinstance(value, Activation) or value.zero:
             raise UnsupportedLayer("the network's result does not depend on its input")
@@ -237,10 +254,32 @@ class Reading:
             return
         named = _named(schema, arguments, options)
         call = Call(self._layer(node), str(node.target), named, self._shape(node), self)
+        self._layer_read = call.layer
         try:
-            self.values[node] = self._value(node, call, arguments, options)
+            value = self._value(node, call, arguments, options)
+            self._check_result(node, call, value)
         except ValueError as error:
-            self.values[node] = self.refused(node, call, error)
+            self._layer_read = ""
+            value = self.refused(node, call, error)
+        self._layer_read = ""
+        self.values[node] = value
+
+    def _check_result(self, node: fx.Node, call: Call, value: Any) -> None:
+        """Refuse what is read as another kind of tensor than the program has there."""
+        expected = node.meta.get("val")
+        values = value if isinstance(value, list | tuple) else [value]
+        tensors = expected if isinstance(expected, list | tuple) else [expected]
+        for part, tensor in zip(values, tensors, strict=False):
+            if not isinstance(part, Activation) or not isinstance(tensor, torch.Tensor):
+                continue
+            if tensor.dtype is not torch.float32:
+                raise call.refuse(f"its result is {tensor.dtype}", "only float32 is supported")
+            shape = self._sizes_of(tensor)
+            if part.shape != shape:
+                raise call.refuse(
+                    f"its result is read as {part.shape} and is {shape}",
+                    "use another spelling",
+                )
 
     def _compute(self, node: fx.Node, arguments: Any, options: Any) -> None:
         """Sizes and their arithmetic, and the parts of results."""
@@ -270,6 +309,8 @@ class Reading:
                 return _coded(call)
             if any(isinstance(value, Coded) for value in call.arguments.values()):
                 return _moved_codes(call, target, arguments, options)
+            if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+                raise call.refuse("it is random", "export the network in evaluation mode")
             return target(*arguments, **options)  # pyright: ignore[reportCallIssue]
         if target in ALIASES:
             return self._alias(call)
@@ -291,8 +332,14 @@ class Reading:
         if made.layout is None and call.shape in (shape, ()):
             return Activation(shape, name, None, call)
         index = self.memory.addresses(name, shape)
-        moved = index.reshape(call.shape) if made.layout is None else made.layout(index)
-        return self._moved(moved, call)
+        if made.layout is not None:
+            return self._moved(made.layout(index), call)
+        if index.numel() != prod(call.shape):
+            raise call.refuse(
+                f"its result is {call.shape[1:]}, made of {shape[1:]}",
+                "broadcasting is not supported",
+            )
+        return self._moved(index.reshape(call.shape), call)
 
     def _alias(self, call: Call) -> Any:
         for name, allowed in (("train", (False, None)), ("dtype", (None, torch.float32))):
@@ -308,7 +355,7 @@ class Reading:
         def on_addresses(value: Any) -> Any:
             if isinstance(value, Activation):
                 return self.index(value)
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
+            if isinstance(value, torch.Tensor):
                 if value.any():
                     raise call.refuse("it moves a constant", "only zeros are supported there")
                 return zeros(*value.shape)
@@ -316,10 +363,19 @@ class Reading:
                 return type(value)(on_addresses(part) for part in value)
             return value
 
-        options = {key: on_addresses(value) for key, value in options.items()}
+        # An index says where; every other tensor is what is moved.
+        names = tuple(call.arguments)
+        moving = [
+            value if name in INDICES else on_addresses(value)
+            for name, value in zip(names, arguments, strict=False)
+        ]
+        named = {
+            name: value if name in INDICES else on_addresses(value)
+            for name, value in options.items()
+        }
         try:
-            moved = MOVES[target](*on_addresses(tuple(arguments)), **options)
-        except (ValueError, RuntimeError) as error:
+            moved = MOVES[target](*moving, **named)
+        except (ValueError, RuntimeError, IndexError) as error:
             if isinstance(error, UnsupportedLayer):
                 raise
             problem, _, advice = " ".join(str(error).split()).partition("; ")
@@ -331,8 +387,6 @@ class Reading:
         return results[0] if isinstance(moved, torch.Tensor) else results
 
     def _moved(self, index: torch.Tensor, call: Call) -> Activation:
-        if index.dim() and index.shape[0] != self.images and self.images == 1:
-            index = index[None]  # a squeeze of everything takes the image along
         first = index.flatten()[:1].tolist()
         if index.dim() in (2, 4) and first and first[0] != ZERO:
             place = self.memory.owner(first[0])
@@ -345,12 +399,17 @@ class Reading:
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
         value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor) or not value.dim():
-            return ()
-        return tuple(
-            size if isinstance(size, int) else self.images if not axis else -1
-            for axis, size in enumerate(value.shape)
-        )
+        return self._sizes_of(value) if isinstance(value, torch.Tensor) else ()
+
+    def _sizes_of(self, value: torch.Tensor) -> tuple[int, ...]:
+        return tuple(map(self._size, value.shape))
+
+    def _size(self, size: int | torch.SymInt) -> int:
+        """A size for as many images as are read; -1 if something else decides it."""
+        if isinstance(size, int):
+            return size
+        found = size.node.expr.subs(self._sizes)
+        return int(found) if found.is_Integer else -1
 
     def _layer(self, node: fx.Node) -> str:
         """A unique name: the path of the module, and the operator unless the module is a leaf."""
@@ -363,7 +422,7 @@ class Reading:
 
     def unique(self, name: str) -> str:
         number, unique = 1, name
-        while unique in self.shapes:
+        while unique in self.shapes or unique == self._layer_read:
             unique, number = f"{name}_{number}", number + 1
         return unique
 

@@ -1,13 +1,16 @@
 """Exported programs to graphs: what is carried over, and how the rest is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from shiftcore.frontend.archive import read
+from shiftcore.frontend.call import UnsupportedLayer
 from shiftcore.frontend.graph import (
     Add,
     AvgPool,
@@ -225,7 +228,7 @@ def conv(**options) -> nn.Conv2d:
         ),
         (
             Calling(lambda self, x: x + x.mean((2, 3), keepdim=True)),
-            r"layer 'add' adds \(4, 8, 8\) and \(4, 1, 1\); broadcasting is not supported",
+            r"layer 'add' \(.*\): adds \(4, 8, 8\) and \(4, 1, 1\); broadcasting is not supported",
         ),
         (
             Calling(lambda self, x: torch.conv2d(x, x[:, :, :3, :3])),
@@ -277,6 +280,53 @@ def conv(**options) -> nn.Conv2d:
             r"layer 'cat' \(aten.cat.default\): moving data like this is not supported",
         ),
         (
+            Calling(lambda self, x: torch.cat([x, torch.arange(128).view(2, 1, 8, 8)], 1)),
+            r"layer 'cat' \(aten.cat.default\): it moves a constant; only zeros are supported",
+        ),
+        (
+            Calling(lambda self, x: torch.cat([x, torch.ones(2, 1, 8, 8) > 0], 1)),
+            r"layer 'cat' \(aten.cat.default\): it moves a constant; only zeros are supported",
+        ),
+        (
+            Calling(lambda self, x: torch.zeros_like(x, dtype=torch.int32).copy_(x).float()),
+            r"layer 'zeros_like' \(.*\): its result is torch.int32; only float32 is supported",
+        ),
+        (
+            Calling(lambda self, x: torch.cat([x, torch.zeros(2, 1, 8, 8).double()], 1)),
+            r"layer 'cat' \(aten.cat.default\): its result is torch.float64; only float32",
+        ),
+        (
+            Calling(lambda self, x: torch.conv2d(x, torch.rand(3, 4, 1, 1))),
+            r"layer 'rand' \(aten.rand.default\): it is random; export the network in evaluation",
+        ),
+        (
+            Calling(lambda self, x: self.last(torch.zeros_like(x).flatten(1)),
+                    last=nn.Linear(256, 3)),
+            r"layer 'last' \(aten.linear.default\): its input is zero; leave it out",
+        ),
+        (
+            Calling(lambda self, x: torch.maximum(x[:, :, :1, :1], torch.zeros(8, 8))),
+            r"layer 'maximum' \(.*\): its result is \(4, 8, 8\), made of \(4, 1, 1\); broadcasting",
+        ),
+        (
+            Calling(lambda self, x: torch.maximum(x[:, :0], torch.zeros(0, 8, 8))),
+            r"layer 'maximum' \(aten.maximum.default\): other is computed by the network; it must",
+        ),
+        (
+            Calling(lambda self, x: torch.addmm(torch.arange(6.0).view(2, 3), x.flatten(1),
+                                                torch.ones(256, 3))),
+            r"layer 'addmm' \(aten.addmm.default\): its bias differs from image to image; use one",
+        ),
+        (
+            nn.Sequential(nn.AdaptiveMaxPool2d((0, 1))),
+            r"layer '0' \(aten.adaptive_max_pool2d.default\): its result is empty; use output",
+        ),
+        (
+            Calling(lambda self, x: torch.batch_norm(x.flatten(2), None, None, torch.zeros(4),
+                                                     torch.ones(4), False, 0.1, 1e-5, False)),
+            r"layer '\w+' \(.*\): its input is \(4, 64\); it must be \(C, H, W\) or \(features,\)",
+        ),
+        (
             Calling(lambda self, x: torch.nn.functional.max_pool2d(x, 2, return_indices=True)[1]),
             r"layer 'getitem_1': only the first result of aten.max_pool2d_with_indices.default is",
         ),
@@ -286,6 +336,39 @@ def test_what_is_not_supported_is_refused_in_one_line(model: nn.Module, message:
     with pytest.raises(ValueError, match=f"^{message}") as error:
         read(model.eval(), EXAMPLE)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: y.reshape(-1, 2, 8, 8).mean((2, 3)).reshape(-1, 4),
+        lambda y: y[:1].expand_as(y).mean((2, 3)),
+        lambda y: functional.linear(y[:1].expand_as(y).permute(0, 2, 3, 1), torch.eye(4)).flatten(
+            1
+        ),
+        lambda y: y.flip(0).amax((2, 3)),
+        lambda y: y.transpose(0, 1).sum((2, 3)).t(),
+    ],
+)
+def test_images_are_not_mixed_with_a_dynamic_batch(function: Callable) -> None:
+    model = Calling(lambda self, x: function(self.conv(x)), conv=nn.Conv2d(4, 4, 1)).eval()
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(model, (EXAMPLE,), dynamic_shapes=({0: batch},))
+    with pytest.raises(UnsupportedLayer):
+        read(program)
+
+
+@pytest.mark.parametrize("least", [1, 3, 70])
+def test_a_dynamic_batch_may_have_a_least_size(least: int) -> None:
+    """And be a multiple; sizes are those of images that the program takes."""
+    half = torch.export.Dim("half", min=least)
+    model = Calling(
+        lambda self, x: self.conv(x).reshape(x.shape[0] // 2, -1).reshape(-1, 4, 8, 8)[:, 1:3],
+        conv=nn.Conv2d(4, 4, 1),
+    ).eval()
+    images = torch.zeros(2 * least + 2, 4, 8, 8)
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: 2 * half},))
+    assert read(program).shapes["output"] == (2, 8, 8)
 
 
 def test_training_mode_is_refused() -> None:

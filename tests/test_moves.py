@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from shiftcore.frontend.archive import read
+from shiftcore.frontend.arrange import ZERO, Memory, arrange
 from shiftcore.frontend.graph import Arrange, Graph, Linear
 from shiftcore.golden.compare import different_tensors
 from shiftcore.quant.calibrate import float_tensors
@@ -199,6 +200,118 @@ def test_a_squeeze_of_everything_may_take_the_image_along() -> None:
     model = Between(lambda x: pool(x).squeeze(), nn.Linear(8, 4)).eval()
     graph = read(model, torch.zeros(1, 3, 6, 6))
     assert graph.shapes["output"] == (4,)
+
+
+@pytest.mark.parametrize("after", ["images", "features"])
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda y: y.view(2, 4, 6, 6).transpose(0, 1),
+        lambda y: y.squeeze().flip(0),
+        lambda y: y.squeeze().flip(-1)[1:].flip(-1),
+        lambda y: y[0].roll(3, 0),
+        lambda y: y.squeeze(0).transpose(0, 1).transpose(1, 0),
+        lambda y: functional.max_pool2d(y[0], 2),
+        lambda y: torch.relu(y.flatten()).view(4, 72).t().reshape(72, 4).t(),
+        lambda y: functional.linear(y[0].permute(1, 2, 0), torch.eye(8).roll(1, 0)).permute(
+            2, 0, 1
+        ),
+    ],
+)
+def test_one_image_may_lose_its_axis(move: Callable, after: str) -> None:
+    """Dimensions are those of torch, whether or not the image has one of its own."""
+
+    def again(x: torch.Tensor) -> torch.Tensor:
+        y = move(x).contiguous()
+        return y.view(1, -1, *y.shape[-2:]) if after == "images" and y.dim() > 2 else y.view(1, -1)
+
+    torch.manual_seed(0)
+    shape = again(torch.zeros(1, 8, 6, 6)).shape
+    layer = nn.Conv2d(shape[1], 4, 1) if len(shape) == 4 else nn.Linear(shape[1], 4)
+    model = Between(again, layer).eval()
+    x = torch.randn(1, 3, 6, 6)
+    compare(read(model, x), model, x)
+
+
+def compare(graph: Graph, model: nn.Module, x: torch.Tensor) -> None:
+    """Float layers compute what `model` does."""
+    with torch.inference_mode():
+        expected = model(x.clone())
+    layers = lower(graph)
+    (tensors,) = float_tensors(layers, x.numpy())
+    # Folding reorders float32 operations; this compares structure, not rounding.
+    result = tensors[layers[-1].name].reshape(expected.shape)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [
+        nn.Dropout().eval(),
+        nn.Dropout2d().eval(),
+        nn.AlphaDropout().eval(),
+        nn.Sequential(nn.Dropout(), nn.FeatureAlphaDropout()).eval(),
+        lambda y: functional.dropout(y, 0.0, training=True),
+    ],
+)
+def test_a_dropout_that_drops_nothing_is_its_input(drop: Callable) -> None:
+    """Who writes to its result in place writes to its input."""
+    model = Between(lambda y: functional.relu_(drop(y)) + y, nn.Conv2d(8, 4, 1)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    program = torch.export.export(model, (x,))
+    text = str(program.graph)
+    compare(read(program), model, x)
+    assert str(program.graph) == text  # what was given stays as it was
+
+
+def test_the_result_may_be_a_dropout() -> None:
+    model = Between(nn.Dropout().eval(), nn.Dropout()).eval()
+    graph = read(model, torch.randn(2, 3, 6, 6))
+    assert [node.name for node in graph.nodes] == ["input", "before", "output"]
+
+
+def test_an_input_may_be_written_to() -> None:
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    compare(read(model, x), model, x)
+    compare(read(model[0], x), model[0], x)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_move_and_its_reader_have_names_of_their_own(images: int) -> None:
+    x = torch.randn(images, 3, 6, 6)
+    pool = functional.adaptive_avg_pool2d
+    for function, after in (
+        (lambda y: functional.linear(y[:, :, 1:-1].permute(0, 2, 3, 1), torch.eye(8)).flatten(1),
+         nn.Linear(192, 4)),
+        (lambda y: pool(pool(y[:, 1:5], 6), 3), nn.Conv2d(4, 4, 1)),
+    ):  # fmt: skip
+        model = Between(function, after).eval()
+        compare(read(model, x), model, x)
+
+
+def test_zeros_of_any_type_may_be_joined() -> None:
+    zeros = torch.zeros(1, 1, 6, 6, dtype=torch.int64)
+    model = Between(lambda y: torch.cat([zeros, y, zeros], 1), nn.Conv2d(10, 4, 1)).eval()
+    x = torch.randn(1, 3, 6, 6)
+    compare(read(model, x), model, x)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_bias_for_every_image(rows: int) -> None:
+    bias, weight = torch.randn(1, 4).expand(rows, 4).contiguous(), torch.randn(288, 4)
+    model = Between(lambda y: torch.addmm(bias, y.flatten(1), weight), nn.Identity()).eval()
+    x = torch.randn(2, 3, 6, 6)
+    compare(read(model, x), model, x)
+
+
+def test_planes_of_zeros_and_of_their_neighbour_are_told_apart() -> None:
+    """One before a channel's first address is ZERO in the first channel only."""
+    memory = Memory(1)
+    memory.allocate("x", (2, 2, 2))
+    first = np.array([[[1, 0], [ZERO, ZERO]], [[5, 4], [ZERO, ZERO]], [[5, 4], [3, ZERO]]])
+    assert arrange("y", np.array([[[ZERO, 0], [ZERO, 2]], [[3, 4], [3, 6]]]), memory) is None
+    assert arrange("y", first, memory) is None
 
 
 def test_what_only_moves_whole_tensors_leaves_no_node() -> None:
