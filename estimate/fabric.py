@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["FABRICS", "Fabric", "Mapped", "Memory", "Multiplication", "Ram"]
+__all__ = ["FABRICS", "Fabric", "Mapped", "Memory", "Multiplication", "Multiplier", "Ram"]
 
 
 @dataclass(frozen=True)
@@ -17,17 +17,23 @@ class Memory:
     """One write port and `reads` read ports; `synchronous` ones take a cycle.
 
     What a read returns in the cycle of a write to its address does not matter, unless it must be
-    what was there before (`old`). Of the bits that are read only the lowest `used` go anywhere;
-    cells of others are dropped when all is mapped. A `block` is in block RAM however small it is.
+    what was there before (`old`). Of the bits that are read only those at `used` go anywhere, all
+    by default; cells of others are dropped when all is mapped. A `block` is in block RAM however
+    small it is.
     """
 
     depth: int
     width: int
     reads: int = 1
     synchronous: bool = True
-    used: int | None = None
+    used: frozenset[int] | None = None
     old: bool = False
     block: bool = False
+
+    @property
+    def read(self) -> frozenset[int]:
+        """The bits that go anywhere."""
+        return frozenset(range(self.width)) if self.used is None else self.used
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,7 @@ class Ram:
         cost += (muxes + (slices if slices > 1 else 0)) / 2 + 2 * memory.reads
         if memory.old and self.block and not self.old:
             cost += 6 + 6 * memory.reads  # registers and multiplexers around it
-        used = memory.width if memory.used is None else memory.used
-        kept = {(part * padded + bit) // width for part in range(slices) for bit in range(used)}
+        kept = {(part * padded + bit) // width for part in range(slices) for bit in memory.read}
         count = memory.reads * len(kept)
         return cost, Mapped(count * self.brams, count * self.luts, muxes, 0, self.block)
 
@@ -106,6 +111,24 @@ class Multiplication:
 
 
 @dataclass(frozen=True)
+class Multiplier:
+    """A kind of DSP block.
+
+    Parameters
+    ----------
+    widths : of its operands
+    least : bits of the operands for which it is taken
+    partial : width of the first operand where a multiplication takes several; by default its own
+    blocks : what it counts
+    """
+
+    widths: tuple[int, int]
+    least: tuple[int, int] = (2, 2)
+    partial: int | None = None
+    blocks: int = 1
+
+
+@dataclass(frozen=True)
 class Fabric:
     """A family's RAM cells and multipliers.
 
@@ -113,9 +136,7 @@ class Fabric:
     ----------
     rams : in the order in which yosys tries them
     by_efficiency : whether memories are mapped by ``memory_bram``
-    multiplier : widths of the operands of the largest DSP block, the larger first
-    partial : width of the larger operand where a multiplication takes several blocks
-    least : bits of the smaller operand for which a block is taken
+    multipliers : in the order in which yosys tries them
     least_product : bits of the smallest product for which a block is taken
     signed_only : the blocks multiply signed numbers
     shift_registers : bits of a LUT that serves as a shift register, which takes delays of three
@@ -123,9 +144,7 @@ class Fabric:
     """
 
     rams: tuple[Ram, ...]
-    multiplier: tuple[int, int]
-    partial: int
-    least: int = 2
+    multipliers: tuple[Multiplier, ...]
     least_product: int = 0
     signed_only: bool = False
     shift_registers: int = 0
@@ -173,8 +192,7 @@ class Fabric:
                     found.append((efficiency, -cells, -slices, width))
             if found:
                 _, _, slices, width = max(found, key=lambda each: each[:3])
-                used = memory.width if memory.used is None else memory.used
-                count = -slices * -(-used // width) * memory.reads
+                count = -slices * len({bit // width for bit in memory.read}) * memory.reads
                 muxes = (-slices - 1) * memory.width * memory.reads
                 return Mapped(count * ram.brams, count * ram.luts, muxes, 0, ram.block)
         return Mapped(mux_bits=bits - memory.width, flip_flops=bits)
@@ -188,21 +206,33 @@ class Fabric:
     def dsp_blocks(self, wanted: Multiplication) -> int:
         """DSP blocks of one multiplication; parts that are too narrow are made of LUTs."""
         smaller, larger = sorted((wanted.a, wanted.b))
-        if smaller < self.least or wanted.product < self.least_product:
-            return 0
         extra = int(self.signed_only and not wanted.signed)
-        return len(self._parts(larger + extra, self.multiplier[0], self.partial)) * len(
-            self._parts(smaller + extra, self.multiplier[1], self.multiplier[1])
-        )
+        return self._blocks(larger + extra, smaller + extra, wanted.product, self.multipliers)
 
-    def _parts(self, width: int, most: int, partial: int) -> list[int]:
-        """The parts of an operand that go to blocks, in bits."""
-        if width <= most:
-            return [width]
-        step = partial - self.signed_only
-        whole = -(-(width - most) // step)
-        rest = width - whole * step
-        return [step] * whole + ([rest] if rest >= self.least else [])
+    def _blocks(self, a: int, b: int, product: int, kinds: tuple[Multiplier, ...]) -> int:
+        """By the rules of ``mul2dsp``, kind after kind.
+
+        What a kind leaves of a multiplication is for those after it. An operand that is too narrow
+        is left as it stands, before operands are swapped.
+        """
+        if not kinds:
+            return 0
+        kind = kinds[0]
+        if a < kind.least[0] or b < kind.least[1] or product < self.least_product:
+            return self._blocks(a, b, product, kinds[1:])
+        if a < b:
+            return self._blocks(b, a, product, kinds)
+        for width, other, most, partial in (
+            (a, b, kind.widths[0], kind.partial or kind.widths[0]),
+            (b, a, kind.widths[1], kind.widths[1]),
+        ):
+            if width > most:
+                step = partial - self.signed_only
+                whole = -(-(width - most) // step)
+                rest = width - whole * step
+                part = self._blocks(partial, other, min(product, other + partial), kinds)
+                return whole * part + self._blocks(rest, other, other + rest, kinds)
+        return kind.blocks
 
 
 _XILINX_BLOCKS = (
@@ -220,13 +250,11 @@ FABRICS: Mapping[str, Fabric] = {
             Ram(True, 14, (1, 2, 4, 9, 18), 128, byte=9, brams=1),
             Ram(True, 14, (1, 2, 4, 9, 18, 36), 128, first=3, byte=9, brams=1),
         ),
-        multiplier=(18, 18),
-        partial=18,
+        multipliers=(Multiplier((18, 18)),),
     ),
     "ice40": Fabric(
         rams=(Ram(True, 11, (2, 4, 8, 16), 64, byte=1, brams=1),),
-        multiplier=(16, 16),
-        partial=16,
+        multipliers=(Multiplier((16, 16)),),
         least_product=11,
     ),
     "gowin": Fabric(
@@ -234,9 +262,11 @@ FABRICS: Mapping[str, Fabric] = {
             Ram(False, 4, (4,), 4, scaled=4, luts=4),
             Ram(True, 14, (1, 2, 4, 9, 18, 36), 128, byte=9, brams=1),
         ),
-        multiplier=(18, 18),
-        partial=18,
-        least=4,
+        multipliers=(
+            Multiplier((36, 36), least=(22, 22), blocks=4),
+            Multiplier((18, 18), least=(10, 4)),
+            Multiplier((9, 9), least=(4, 4)),
+        ),
     ),
     "xilinx7": Fabric(
         rams=(
@@ -247,8 +277,7 @@ FABRICS: Mapping[str, Fabric] = {
             Ram(False, 6, (3,), 8, scaled=7, luts=4),
             *_XILINX_BLOCKS,
         ),
-        multiplier=(25, 18),
-        partial=18,
+        multipliers=(Multiplier((25, 18), partial=18),),
         least_product=9,
         signed_only=True,
         shift_registers=32,
@@ -263,8 +292,7 @@ FABRICS: Mapping[str, Fabric] = {
             Ram(False, 6, (7,), 16, scaled=16, luts=8),
             *_XILINX_BLOCKS,
         ),
-        multiplier=(27, 18),
-        partial=18,
+        multipliers=(Multiplier((27, 18), partial=18),),
         least_product=9,
         signed_only=True,
         shift_registers=32,
@@ -274,9 +302,7 @@ FABRICS: Mapping[str, Fabric] = {
             Ram(True, 13, (1, 2, 5, 10, 20, 40), 0, brams=1),
             Ram(False, 5, (1,), 0, luts=1),
         ),
-        multiplier=(27, 27),
-        partial=27,
-        least=4,
+        multipliers=(Multiplier((27, 27), least=(4, 4)),),
         by_efficiency=True,
     ),
 }

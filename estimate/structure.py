@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from ..golden.config import HardwareConfig
 from ..golden.fixed import FixedFormat
+from ..golden.isa import ENGINES, LAYOUTS
 from ..golden.registers import COUNTERS
 from ..golden.requantizer import RequantizerSpec
 from ..golden.scale_unit import (
@@ -90,8 +91,7 @@ class Unit:
         for count, memory in self.memories:
             found = fabric.memory(memory)
             brams += count * found.brams
-            width = memory.width if memory.used is None else memory.used
-            held = count * width * (memory.synchronous and not found.block)
+            held = count * len(memory.read) * (memory.synchronous and not found.block)
             for terms, name, amount in (
                 (lut, "memory LUTs", count * found.luts),
                 (lut, "memory multiplexer bits", count * found.mux_bits),
@@ -126,7 +126,7 @@ class Unit:
 
 def _queue(depth: int, width: int, used: int | None = None) -> Memory:
     """The memory of a queue, whose last word is in the output register."""
-    return Memory(depth - 1, width, used=used)
+    return Memory(depth - 1, width, used=None if used is None else frozenset(range(used)))
 
 
 def _even(bits: int) -> int:
@@ -249,15 +249,16 @@ def _float_scale_units(spec: ScaleUnitSpec, product: ProductSpec, cols: int) -> 
     read = spec.read_stage
     delays = [(cols * address, read), (cols * address, spec.write_stage - read)]
     products = []
-    if product.multiplier == "ecp5-dsp":
+    if scale == 1:
+        pass  # a power of two
+    elif product.multiplier == "ecp5-dsp":
         products.append(Product(cols, _BLOCK))
-    elif scale > 1:
-        if product.multiplier == "dsp":
-            wanted = Multiplication(magnitude, scale, product.exact_bits, signed=False)
-            products.append(Product(cols, wanted))
-        else:
-            digits = -(-(scale + 1) // 2)
-            lut["scale Booth bits"] = cols * digits * (magnitude + 2)
+    elif product.multiplier == "dsp":
+        wanted = Multiplication(magnitude, scale, product.exact_bits, signed=False)
+        products.append(Product(cols, wanted))
+    else:
+        digits = -(-(scale + 1) // 2)
+        lut["scale Booth bits"] = cols * digits * (magnitude + 2)
     memory = Memory(spec.depth, 32, reads=1 if spec.shared else 2)
     return Unit(lut, ff, [(cols, memory)], products, delays)
 
@@ -275,12 +276,14 @@ def _fixed_scale_units(spec: ScaleUnitSpec, product: FixedProductSpec, cols: int
     delays = [(cols * address, read), (cols * address, spec.write_stage - read)]
     lut = dict(shared)
     products = []
-    if product.multiplier == "ecp5-dsp":
+    if scale == 1:
+        pass  # a power of two
+    elif product.multiplier == "ecp5-dsp":
         products.append(Product(cols, _BLOCK))
-    elif scale > 1 and product.multiplier == "dsp":
+    elif product.multiplier == "dsp":
         wanted = Multiplication(product.sum_bits, scale + 8, product.product_bits, signed=True)
         products.append(Product(cols, wanted))
-    elif scale > 1:
+    else:
         digits = -(-(scale + 1) // 2)
         lut["scale Booth bits"] = cols * digits * (product.sum_bits + 8)
     memory = Memory(spec.depth, bits, reads=1 if spec.shared else 2)
@@ -362,12 +365,13 @@ def _loader(config: HardwareConfig) -> Unit:
     codes = config.cols * config.weight_bits
     memories = []
     chosen = 0
-    for bits, tiles in ((tile.scale.storage_bits, spec.scale_tiles), (32, spec.bias_tiles)):
+    scales = (tile.scale.storage_bits, spec.scale_tiles, spec.scale_unit.shared)
+    biases = (32, spec.bias_tiles, False)
+    for bits, tiles, block in (scales, biases):
         per_beat = tile.bus_bits // bits
         depth = max(2, -(-config.cols // per_beat) * tiles)
         # A register follows at once where a beat is one constant: a block RAM can do that.
         plain = per_beat == 1
-        block = spec.scale_unit.shared and bits == tile.scale.storage_bits
         memory = Memory(depth, tile.bus_bits, synchronous=plain or block, old=plain, block=block)
         memories.append((1, memory))
         chosen += (min(per_beat, config.cols) - 1) * bits
@@ -397,6 +401,19 @@ def program_queue(config: HardwareConfig) -> Memory:
     """The memory in which the beats of instructions wait."""
     spec = config.accelerator
     return _queue(2 * max(spec.burst_beats, spec.instruction_beats), spec.bus_bits)
+
+
+def _stored_bits(config: HardwareConfig) -> frozenset[int]:
+    """The bits of a beat of instructions that a unit reads in any of them."""
+    spec = config.accelerator
+    limits = () if config.clamp else ("limited", "low", "high")
+    return frozenset(
+        (64 * field.word + field.offset + bit) % spec.bus_bits
+        for op in ENGINES
+        for field in LAYOUTS[op]
+        if field.name not in ("opcode", *limits)
+        for bit in range(spec.field_bits(field))
+    )
 
 
 def _control(config: HardwareConfig) -> Unit:
@@ -434,7 +451,8 @@ def _control(config: HardwareConfig) -> Unit:
     levels = sum(depth.bit_length() for depth, *_ in [(program.depth + 1,), *fifos])
     levels += 3 * spec.outstanding.bit_length()
     if not spec.serial:
-        memories += [(1, Memory(spec.stored_beats, bus)), (1, Memory(2 * len(COUNTERS), 32))]
+        memories.append((1, Memory(spec.stored_beats, bus, used=_stored_bits(config))))
+        memories.append((1, Memory(2 * len(COUNTERS), 32)))
         levels += 4 * spec.queue_depth.bit_length()
     wave = engine.scale_unit.address_bits + 13
     lut: Terms = {

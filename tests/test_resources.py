@@ -14,6 +14,7 @@ from shiftcore.estimate import resources
 from shiftcore.estimate.fabric import FABRICS, Mapped, Memory, Multiplication
 from shiftcore.estimate.structure import SHARED, UNITS, units
 from shiftcore.golden.config import HardwareConfig
+from shiftcore.hw.accelerator import Accelerator
 from shiftcore.hw.array import SystolicArray
 from shiftcore.hw.requantizer import Requantizer
 from shiftcore.hw.scale_unit import ScaleUnit
@@ -111,10 +112,15 @@ def test_random_memories_are_those_of_yosys(family):
         ("ecp5", 19, 8, 1),
         ("ecp5", 20, 8, 2),
         ("ice40", 10, 8, 1),
+        ("ice40", 21, 5, 1),  # the product of the rest has less than 11 bits
+        ("ice40", 22, 5, 2),
         ("xilinx7", 17, 8, 1),
         ("xilinx7", 24, 23, 2),
         ("gowin", 9, 3, 0),
         ("gowin", 22, 8, 2),
+        ("gowin", 24, 14, 3),  # two small ones for the rest
+        ("gowin", 28, 13, 2),
+        ("gowin", 23, 22, 4),
         ("xcup", 26, 8, 1),
         ("cyclonev", 24, 19, 1),
         ("cyclonev", 3, 9, 0),
@@ -133,7 +139,7 @@ def test_dsp_blocks_are_those_of_yosys(family, a, b, blocks):
 def test_cells_of_bits_that_go_nowhere_are_dropped():
     ecp5 = FABRICS["ecp5"]
     assert ecp5.memory(Memory(127, 64)).brams == 2
-    assert ecp5.memory(Memory(127, 64, used=24)).brams == 1
+    assert ecp5.memory(Memory(127, 64, used=frozenset(range(24)))).brams == 1
     assert ecp5.memory(Memory(0, 64)) == Mapped()
 
 
@@ -151,6 +157,21 @@ def test_the_blocks_of_the_example():
     mapped = [unit.mapped(FABRICS["ice40"]) for unit in units(serial).values()]
     assert sum(each[2] for each in mapped) == 0
     assert sum(each[3] for each in mapped) == 26
+
+
+@pytest.mark.parametrize("serial", [False, True])
+def test_memories_of_control_are_counted_exactly(serial: bool):
+    """Of an accelerator whose queues of instructions have a cell that nothing reads, and of one
+    with serial control, whose biases are as wide as its scales."""
+    values: dict[str, Any] = {"rows": 1, "cols": 1, "multiplier": "dsp"}
+    if serial:
+        values |= {"control": "serial", "scale": "fp32", "bus_bits": 64}
+    else:
+        values |= {"bus_bits": 128, "queue_depth": 32}
+    config = HardwareConfig(**values)
+    counted = synthesize(emit(Accelerator(config), "accelerator"), "accelerator", "ice40")
+    mapped = [unit.mapped(FABRICS["ice40"]) for unit in units(config).values()]
+    assert sum(each[3] for each in mapped) == counted.bram
 
 
 def test_the_flip_flops_of_an_array_are_counted_exactly():
@@ -226,10 +247,11 @@ def test_blocks_of_fixed_point_units_are_counted_exactly(family, accumulator, sc
     ("accumulator", "pipeline", "depth"),
     [("float32", "ecp5-fast", 3000), ("fixed20", "ecp5-fast", 40), ("fixed40", "fast", 600)],
 )
-def test_instanced_blocks_are_counted_exactly(accumulator, pipeline, depth):
+@pytest.mark.parametrize("scale", ["bf16", "e8m0"])
+def test_instanced_blocks_are_counted_exactly(accumulator, pipeline, depth, scale):
     config = HardwareConfig(
         *(6, 1), accumulator=accumulator, accumulator_depth=depth, scale_multiplier="ecp5-dsp",
-        pipeline=pipeline,
+        pipeline=pipeline, scale=scale,
     )  # fmt: skip
     counted = synthesize(emit(ScaleUnit(config.scale_unit), "unit"), "unit")
     _, _, dsp, bram = UNITS["scale_unit"](config).mapped(FABRICS["ecp5"])
