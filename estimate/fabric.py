@@ -177,10 +177,11 @@ class Fabric:
         return best
 
     def _efficient(self, memory: Memory) -> Mapped:
-        """By the rules of ``memory_bram``: a twentieth of the cells must be used."""
+        """By the rules of ``memory_bram``: a twentieth of the cells must be used, even of a memory
+        that shall be in block RAM."""
         bits = memory.depth * memory.width
         for ram in self.rams:
-            if (ram.block and not memory.synchronous) or (memory.block and not ram.block):
+            if ram.block and not memory.synchronous:
                 continue
             found = []
             for position, width in enumerate(ram.widths):
@@ -188,7 +189,7 @@ class Fabric:
                 slices = -(-memory.depth // words)
                 cells = slices * -(-memory.width // width)
                 efficiency = 100 * bits // (cells * width * words * memory.reads)
-                if efficiency >= 5 or memory.block:
+                if efficiency >= 5:
                     found.append((efficiency, -cells, -slices, width))
             if found:
                 _, _, slices, width = max(found, key=lambda each: each[:3])
@@ -298,10 +299,8 @@ FABRICS: Mapping[str, Fabric] = {
         shift_registers=32,
     ),
     "cyclonev": Fabric(
-        rams=(
-            Ram(True, 13, (1, 2, 5, 10, 20, 40), 0, brams=1),
-            Ram(False, 5, (1,), 0, luts=1),
-        ),
+        # MLABs cannot hold the initial values that all memories of the gateware have.
+        rams=(Ram(True, 13, (1, 2, 5, 10, 20, 40), 0, brams=1),),
         multipliers=(Multiplier((27, 27), least=(4, 4)),),
         by_efficiency=True,
     ),

@@ -28,7 +28,7 @@ MEMORIES = "DPR16X4|RAM16S|RAM32|RAM64|RAM128|RAM256|MLAB"
 
 
 def memory_text(memory: Memory) -> str:
-    """A memory with its ports, as Verilog."""
+    """A memory with its ports and initial values, as Verilog."""
     top, width = memory.depth - 1, memory.width
     address = max(top.bit_length(), 1) - 1
     ports = "".join(
@@ -39,6 +39,8 @@ def memory_text(memory: Memory) -> str:
     return f"""
     module memory(input clk, write, input [{address}:0] to, input [{width - 1}:0] value{ports});
       (* no_rw_check *) reg [{width - 1}:0] data [0:{top}];
+      integer k;
+      initial for (k = 0; k <= {top}; k = k + 1) data[k] = 0;
       always @(posedge clk) begin
         if (write) data[to] <= value;
         {reads}
