@@ -49,8 +49,11 @@ def _without_dropouts(program: ExportedProgram) -> None:
     """Take the dropouts that drop nothing out of a program."""
     graph = program.graph_module.graph
     for node in graph.nodes:
-        if node.target in DROPOUTS and not (node.args[1] and node.args[2]):
-            (source, *_) = node.args
+        if node.target not in DROPOUTS:
+            continue
+        given = dict(zip(("input", "p", "train"), node.args, strict=False)) | node.kwargs
+        if not (given["p"] and given["train"]):
+            source = given["input"]
             node.replace_all_uses_with(source)
             for spec in program.graph_signature.output_specs:
                 if spec.arg.name == node.name:

@@ -252,6 +252,7 @@ def compare(graph: Graph, model: nn.Module, x: torch.Tensor) -> None:
         nn.AlphaDropout().eval(),
         nn.Sequential(nn.Dropout(), nn.FeatureAlphaDropout()).eval(),
         lambda y: functional.dropout(y, 0.0, training=True),
+        lambda y: torch.ops.aten.dropout.default(y, p=0.5, train=False),
     ],
 )
 def test_a_dropout_that_drops_nothing_is_its_input(drop: Callable) -> None:
