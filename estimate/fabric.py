@@ -206,34 +206,44 @@ class Fabric:
 
     def dsp_blocks(self, wanted: Multiplication) -> int:
         """DSP blocks of one multiplication; parts that are too narrow are made of LUTs."""
-        smaller, larger = sorted((wanted.a, wanted.b))
-        extra = int(self.signed_only and not wanted.signed)
-        return self._blocks(larger + extra, smaller + extra, wanted.product, self.multipliers)
+        return self._blocks(wanted, self.multipliers)
 
-    def _blocks(self, a: int, b: int, product: int, kinds: tuple[Multiplier, ...]) -> int:
-        """By the rules of ``mul2dsp``, kind after kind.
-
-        What a kind leaves of a multiplication is for those after it. An operand that is too narrow
-        is left as it stands, before operands are swapped.
-        """
+    def _blocks(self, wanted: Multiplication, kinds: tuple[Multiplier, ...]) -> int:
+        """By the rules of ``mul2dsp``, kind after kind: the larger operand comes first, and blocks
+        that are signed only take a bit more of operands that are not."""
         if not kinds:
             return 0
+        b, a = sorted((wanted.a, wanted.b))
+        if self._too_small(a, b, wanted.product, kinds[0]):
+            return self._blocks(wanted, kinds[1:])
+        extra = int(self.signed_only and not wanted.signed)
+        return self._parts(a + extra, b + extra, wanted.product, kinds)
+
+    def _too_small(self, a: int, b: int, product: int, kind: Multiplier) -> bool:
+        return a < kind.least[0] or b < kind.least[1] or product < self.least_product
+
+    def _parts(self, a: int, b: int, product: int, kinds: tuple[Multiplier, ...]) -> int:
+        """A multiplication in parts for the first of `kinds`. Their operands keep their order; what
+        is too small for it is a multiplication for the next kind."""
         kind = kinds[0]
-        if a < kind.least[0] or b < kind.least[1] or product < self.least_product:
-            return self._blocks(a, b, product, kinds[1:])
-        if a < b:
-            return self._blocks(b, a, product, kinds)
-        for width, other, most, partial in (
-            (a, b, kind.widths[0], kind.partial or kind.widths[0]),
-            (b, a, kind.widths[1], kind.widths[1]),
-        ):
-            if width > most:
-                step = partial - self.signed_only
-                whole = -(-(width - most) // step)
-                rest = width - whole * step
-                part = self._blocks(partial, other, min(product, other + partial), kinds)
-                return whole * part + self._blocks(rest, other, other + rest, kinds)
+        if self._too_small(a, b, product, kind):
+            return self._blocks(Multiplication(a, b, product, signed=True), kinds[1:])
+        partial = kind.partial or kind.widths[0]
+        if a > kind.widths[0]:
+            count, rest = self._cut(a, kind.widths[0], partial)
+            part = self._parts(partial, b, min(product, partial + b), kinds)
+            return count * part + self._parts(rest, b, rest + b, kinds)
+        if b > kind.widths[1]:
+            count, rest = self._cut(b, kind.widths[1], kind.widths[1])
+            part = self._parts(a, kind.widths[1], min(product, a + kind.widths[1]), kinds)
+            return count * part + self._parts(a, rest, a + rest, kinds)
         return kind.blocks
+
+    def _cut(self, width: int, most: int, partial: int) -> tuple[int, int]:
+        """How many parts are cut off an operand, and what is left of it."""
+        step = partial - self.signed_only
+        count = -(-(width - most) // step)
+        return count, width - count * step
 
 
 _XILINX_BLOCKS = (
@@ -301,7 +311,11 @@ FABRICS: Mapping[str, Fabric] = {
     "cyclonev": Fabric(
         # MLABs cannot hold the initial values that all memories of the gateware have.
         rams=(Ram(True, 13, (1, 2, 5, 10, 20, 40), 0, brams=1),),
-        multipliers=(Multiplier((27, 27), least=(4, 4)),),
+        multipliers=(
+            Multiplier((27, 27), least=(19, 4)),
+            Multiplier((18, 18), least=(10, 4)),
+            Multiplier((9, 9), least=(4, 4)),
+        ),
         by_efficiency=True,
     ),
 }

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from .call import UnsupportedLayer
 from .graph import Graph
-from .reading import Reading
+from .reading import read_program
 
 __all__ = ["load", "read"]
 
@@ -33,7 +33,11 @@ def _export(module: nn.Module, example: torch.Tensor | None) -> ExportedProgram:
         raise UnsupportedLayer(
             f"layer {training[0]!r}: it is in training mode; call eval() on the network first"
         )
-    return torch.export.export(module, (example,))
+    try:
+        return torch.export.export(module, (example,))
+    except Exception as error:  # of torch, or of the module itself
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"the network cannot be exported: {reason}") from error
 
 
 DROPOUTS = (
@@ -98,4 +102,4 @@ def read(
     ValueError
         if the file cannot be read, or a weight is not finite
     """
-    return Reading(load(model, example)).graph()
+    return read_program(load(model, example))

@@ -116,7 +116,7 @@ class Call:
     op : name of the operator, e.g. ``aten.conv2d.default``
     arguments : every argument by its name in the operator's schema; what depends on the image is an
         :class:`Activation`, a weight a tensor
-    shape : of the result, images included; () if it is no single tensor
+    shape : of the result, or the first of several, images included; () of what is no tensor
     workspace : of the reading
     """
 
@@ -143,13 +143,25 @@ class Call:
 
     def image(self, name: str) -> str:
         """The node (C, H, W) that argument `name` is."""
-        value, images = self.activation(name), self.workspace.images
-        if len(value.shape) == 3 and images == 1:
+        return self.workspace.operand(self.images(name))
+
+    def images(self, name: str) -> Activation:
+        """The images (N, C, H, W) that argument `name` is; one may come without its axis."""
+        value = self.activation(name)
+        if len(value.shape) == 3 and self.workspace.images == 1:
             index = self.workspace.index(value)[None]
-            value = Activation(tuple(index.shape), None, index, value.origin)
-        if len(value.shape) != 4 or value.shape[0] != images:
-            raise self.refuse(f"its input is {value.shape[1:]}", "it must be (C, H, W)")
-        return self.workspace.operand(value)
+            return Activation(tuple(index.shape), None, index, value.origin)
+        self.check_rank(value, 4)
+        return value
+
+    def check_rank(self, value: Activation, *ranks: int) -> None:
+        """Refuse an input with other dimensions than (N, ...), as many as one of `ranks`."""
+        allowed = " or ".join(("(features,)", "(C, H, W)")[rank // 2 - 1] for rank in ranks)
+        if value.shape[:1] != (self.workspace.images,):
+            found = f"{value.shape} of {self.workspace.images} images"
+            raise self.refuse(f"its input is {found}", f"every image must be {allowed}")
+        if len(value.shape) not in ranks:
+            raise self.refuse(f"its input is {value.shape[1:]}", f"it must be {allowed}")
 
     def weight(self, name: str, default: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The constant that argument `name` is, or `default` where it is None."""

@@ -15,7 +15,7 @@ from .call import Activation, Call, UnsupportedLayer
 from .graph import Graph, Input, Node, Output, Shape, Unknown
 from .moves import ALIASES, MOVES
 from .ops import READERS
-from .reading import Reading
+from .reading import Reading, read_program
 
 __all__ = ["Coverage", "LayerCoverage", "Problem", "survey"]
 
@@ -165,9 +165,12 @@ def survey(
 
     Raises ``ValueError`` if the file cannot be read or a weight is not finite.
     """
-    reading = _Survey(load(model, example))
+    program = load(model, example)
+    reading = _Survey(program)
+    graph = None
     try:
         reading.run()
+        graph = None if reading.problems else read_program(program)
     except ValueError as error:
         reading.problems.append(Problem.of(error))
     layers = tuple(
@@ -181,7 +184,6 @@ def survey(
         for node in reading.nodes
         if not isinstance(node, Input | Output)
     )
-    graph = None if reading.problems else Graph(tuple(reading.nodes))
     return Coverage(layers, tuple(reading.problems), graph)
 
 

@@ -4,8 +4,9 @@ Shapes are those of one image: ``(C, H, W)``, or ``(features,)`` after a flatten
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ __all__ = [
     "Shape",
     "Unknown",
     "result_shape",
+    "same",
 ]
 
 Shape = tuple[int, ...]
@@ -344,6 +346,19 @@ def result_shape(node: Node, shapes: Mapping[str, Shape]) -> Shape:
         return node.output_shape(*(shapes[name] for name in node.inputs))
     except ValueError as error:
         raise ValueError(f"layer {node.name!r} {error}") from None
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two nodes, or parts of them, are equal in everything."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if is_dataclass(one):
+        return all(same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    return bool(one == other)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,6 @@ ALIASES = frozenset(
         ATEN.detach.default,
         ATEN.contiguous.default,
         ATEN.lift_fresh_copy.default,
-        ATEN.dropout.default,
-        ATEN.feature_dropout.default,
         ATEN.native_dropout.default,
         ATEN._to_copy.default,
         ATEN.to.dtype,

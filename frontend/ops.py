@@ -73,7 +73,9 @@ def _product(
         raise call.refuse(f"its weight is {weight.shape}", "it must be (out, in)")
     index = workspace.one_image(value)
     if index is None:
-        raise call.refuse(f"its input is {value.shape[1:]}", "flatten its input")
+        raise call.refuse(
+            f"its input is {value.shape} of {workspace.images} images", "flatten every image"
+        )
     if math.prod(index.shape[:-1]) > 1:
         # Channels last: a linear layer at every pixel.
         pixels = index.transpose(2, 0, 1) if index.ndim == 3 else None
@@ -155,9 +157,7 @@ def _matmul(second: str) -> Reader:
 def _batch_norm(call: Call) -> tuple[Node, ...]:
     if call.arguments.get("training") or call.arguments.get("train"):
         raise call.refuse("it is in training mode", "export in evaluation mode: model.eval()")
-    value = call.activation("input")
-    if len(value.shape) not in (2, 4) or value.shape[0] != call.workspace.images:
-        raise call.refuse(f"its input is {value.shape[1:]}", "it must be (C, H, W) or (features,)")
+    call.check_rank(call.activation("input"), 2, 4)
     mean = call.weight("running_mean")
     return (
         BatchNorm(

@@ -63,9 +63,7 @@ def _avg_pool(call: Call) -> tuple[Node, ...]:
 
 def _adaptive(kind: type[AvgPool] | type[MaxPool]) -> Reader:
     def read(call: Call) -> tuple[Node, ...] | Made | Activation:
-        value = call.activation("self")
-        if len(value.shape) != 4:
-            raise call.refuse(f"its input is {value.shape[1:]}", "it must be (C, H, W)")
+        value = call.images("self")
         kernel, repeats = [1, 1], [1, 1]
         for axis, (size, wanted) in enumerate(
             zip(value.shape[2:], call.arguments["output_size"], strict=True)
@@ -86,7 +84,8 @@ def _adaptive(kind: type[AvgPool] | type[MaxPool]) -> Reader:
                 )
 
         def layout(index: torch.Tensor) -> torch.Tensor:
-            return index.repeat_interleave(repeats[0], 2).repeat_interleave(repeats[1], 3)
+            larger = index.repeat_interleave(repeats[0], 2).repeat_interleave(repeats[1], 3)
+            return larger.reshape(call.shape)
 
         if kernel == [1, 1]:
             moved = layout(call.workspace.index(value))
@@ -103,6 +102,10 @@ def _reduction(kind: type[AvgPool] | type[MaxPool], total: bool = False) -> Read
     def read(call: Call) -> tuple[Node, ...] | Made:
         value, workspace = call.activation("self"), call.workspace
         rank = len(value.shape)
+        advice = "take the mean over dims (2, 3)"
+        refusal = call.refuse(f"dim={call.arguments['dim']!r} is not supported", advice)
+        if not rank:
+            raise refusal
         dimensions = call.arguments["dim"]
         if isinstance(dimensions, int):
             dimensions = [dimensions]
@@ -111,8 +114,6 @@ def _reduction(kind: type[AvgPool] | type[MaxPool], total: bool = False) -> Read
         reduced = sorted({d % rank for d in dimensions})
         if call.arguments.get("dtype") not in (None, torch.float32):
             call.require("dtype", None)
-        advice = "take the mean over dims (2, 3)"
-        refusal = call.refuse(f"dim={call.arguments['dim']!r} is not supported", advice)
         first = workspace.one_image(value)
         if first is None:
             raise refusal

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from itertools import zip_longest
 from math import prod
 from typing import Any
 
@@ -17,14 +18,16 @@ from .arrange import ZERO, Memory, Place, arrange
 from .block_float import BLOCK_FLOAT
 from .call import Activation, Call, Made, Operand, UnsupportedLayer
 from .coded import EXPAND, steps
-from .graph import Coded, Flatten, Graph, Input, Node, Output, Shape, result_shape
+from .graph import Coded, Flatten, Graph, Input, Node, Output, Shape, result_shape, same
 from .moves import ALIASES, INDICES, MOVES, zeros
 from .ops import READERS, hint
 
-__all__ = ["Reading"]
+__all__ = ["Reading", "read_program"]
 
 IMAGES = 2
-"""images of a program whose batch is dynamic, if it may be so few"""
+"""the fewest images of a program whose batch is dynamic, if it may be so few"""
+MORE = (0, 1, 9)
+"""so many more, too: what such a program computes must not depend on the number of images"""
 LEAVES = "torch.nn.modules."
 """package whose modules stand for one layer"""
 MARKS = (BLOCK_FLOAT, EXPAND)
@@ -34,8 +37,10 @@ MARKS = (BLOCK_FLOAT, EXPAND)
 class Reading:
     """Reads a program node by node; see :class:`.call.Workspace` for what readers use."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, more: int = 0) -> None:
+        """`more` images than the fewest, where their number is dynamic."""
         self.program = program
+        self.more = more
         self.nodes: list[Node] = []
         self.shapes: dict[str, Shape] = {}
         self.values: dict[fx.Node, Any] = {}
@@ -52,10 +57,10 @@ class Reading:
         self._moves: dict[Activation, tuple[object, Any, Any]] = {}
         """how a moved activation was made: what was executed, and its arguments"""
 
-    def graph(self) -> Graph:
-        """The graph of the program. Raises ``UnsupportedLayer``."""
-        self.run()
-        return Graph(tuple(self.nodes))
+    @property
+    def dynamic(self) -> bool:
+        """Whether the number of images is; known when the input was read."""
+        return bool(self._sizes)
 
     def run(self) -> None:
         """Read every node."""
@@ -194,12 +199,13 @@ class Reading:
 
     def _check_signature(self) -> None:
         signature = self.program.graph_signature
-        if signature.buffers_to_mutate:
-            buffer = next(iter(signature.buffers_to_mutate.values()))
-            raise UnsupportedLayer(
-                f"layer {buffer.rpartition('.')[0]!r}: it updates its {buffer.rpartition('.')[2]}; "
-                "export the network in evaluation mode: model.eval()"
-            )
+        for spec in signature.output_specs:
+            if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.USER_INPUT_MUTATION):
+                layer, _, tensor = str(spec.target).rpartition(".")
+                raise UnsupportedLayer(
+                    f"layer {layer!r}: it updates its {tensor}; "
+                    "export the network in evaluation mode: model.eval()"
+                )
         for kind, names in (("input", signature.user_inputs), ("output", signature.user_outputs)):
             if len(names) != 1:
                 raise UnsupportedLayer(f"the network must have one {kind}, not {len(names)}")
@@ -225,8 +231,9 @@ class Reading:
         batch: int | torch.SymInt = value.shape[0]
         if isinstance(batch, torch.SymInt):
             for symbol in batch.node.expr.free_symbols:
-                least = self.program.range_constraints[symbol].lower
-                self._sizes[symbol] = max(IMAGES, int(least)) if least.is_finite else IMAGES
+                ends = self.program.range_constraints[symbol]
+                least = max(ends.lower, IMAGES)
+                self._sizes[symbol] = int(min(ends.upper, least + self.more))
         self.images = self._size(batch)
         self.memory = Memory(self.images)
         call = Call("input", "input", {}, (self.images, *shape), self)
@@ -261,7 +268,8 @@ class Reading:
         except ValueError as error:
             self._layer_read = ""
             value = self.refused(node, call, error)
-        self._layer_read = ""
+        finally:
+            self._layer_read = ""
         self.values[node] = value
 
     def _check_result(self, node: fx.Node, call: Call, value: Any) -> None:
@@ -291,7 +299,7 @@ class Reading:
             if arguments[1] != 0:
                 raise UnsupportedLayer(
                     f"layer {self._layer(node)!r}: only the first result of "
-                    f"{arguments[0].origin.op} is supported"
+                    f"{getattr(node.args[0], 'target', node.args[0])} is supported"
                 )
             self.values[node] = arguments[0]
             return
@@ -329,7 +337,7 @@ class Reading:
         for part in made.nodes:
             name = self.append(part)
         shape = (self.images, *self.shapes[name])
-        if made.layout is None and call.shape in (shape, ()):
+        if made.layout is None and call.shape == shape:
             return Activation(shape, name, None, call)
         index = self.memory.addresses(name, shape)
         if made.layout is not None:
@@ -342,19 +350,18 @@ class Reading:
         return self._moved(index.reshape(call.shape), call)
 
     def _alias(self, call: Call) -> Any:
-        for name, allowed in (("train", (False, None)), ("dtype", (None, torch.float32))):
-            value = call.arguments.get(name)
-            if value not in allowed:
-                advice = "export the network in evaluation mode: model.eval()"
-                raise call.refuse(
-                    f"{name}={value} is not supported", advice if name == "train" else "use float32"
-                )
+        if call.arguments.get("train", False) is not False:
+            raise call.refuse("it drops", "export the network in evaluation mode: model.eval()")
+        if call.arguments.get("dtype") not in (None, torch.float32):
+            raise call.refuse(f"dtype={call.arguments['dtype']} is not supported", "use float32")
         return next(iter(call.arguments.values()))
 
     def _move(self, call: Call, target: object, arguments: Any, options: Any) -> Any:
         def on_addresses(value: Any) -> Any:
             if isinstance(value, Activation):
                 return self.index(value)
+            if isinstance(value, Coded):
+                raise call.refuse("it moves a weight of codes", "only layers may read it")
             if isinstance(value, torch.Tensor):
                 if value.any():
                     raise call.refuse("it moves a constant", "only zeros are supported there")
@@ -399,6 +406,8 @@ class Reading:
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
         value = node.meta.get("val")
+        if isinstance(value, list | tuple) and value:
+            value = value[0]
         return self._sizes_of(value) if isinstance(value, torch.Tensor) else ()
 
     def _sizes_of(self, value: torch.Tensor) -> tuple[int, ...]:
@@ -425,6 +434,25 @@ class Reading:
         while unique in self.shapes or unique == self._layer_read:
             unique, number = f"{name}_{number}", number + 1
         return unique
+
+
+def read_program(program: ExportedProgram) -> Graph:
+    """The graph of a program in functional form. Raises ``ValueError``, naming the layer.
+
+    A program whose batch is dynamic is read with several numbers of images.
+    """
+    first = Reading(program)
+    first.run()
+    for more in MORE[1:] if first.dynamic else ():
+        again = Reading(program, more)
+        again.run()
+        for node, other in zip_longest(first.nodes, again.nodes):
+            if not same(node, other):
+                raise UnsupportedLayer(
+                    f"layer {(node or other).name!r}: it depends on the number of images; compute "
+                    "every image by itself, or export the network with a fixed batch"
+                )
+    return Graph(tuple(first.nodes))
 
 
 def _module(node: fx.Node) -> tuple[str, str]:

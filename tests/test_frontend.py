@@ -324,7 +324,7 @@ def conv(**options) -> nn.Conv2d:
         (
             Calling(lambda self, x: torch.batch_norm(x.flatten(2), None, None, torch.zeros(4),
                                                      torch.ones(4), False, 0.1, 1e-5, False)),
-            r"layer '\w+' \(.*\): its input is \(4, 64\); it must be \(C, H, W\) or \(features,\)",
+            r"layer '\w+' \(.*\): its input is \(4, 64\); it must be \(features,\) or \(C, H, W\)",
         ),
         (
             Calling(lambda self, x: torch.nn.functional.max_pool2d(x, 2, return_indices=True)[1]),
@@ -380,6 +380,28 @@ def test_training_mode_is_refused() -> None:
     program = torch.export.export(nn.Sequential(conv(), nn.Dropout()).train(), (EXAMPLE,))
     with pytest.raises(ValueError, match=r"^layer '1' .*native_dropout.* model.eval"):
         read(program)
+
+
+def test_a_network_that_changes_itself_is_refused() -> None:
+    def forward(self, x):
+        with torch.no_grad():
+            self.conv.weight.add_(1)
+        return self.conv(x)
+
+    with pytest.raises(ValueError, match=r"^layer 'conv': it updates its weight; export"):
+        read(Calling(forward, conv=nn.Conv2d(4, 4, 1)).eval(), EXAMPLE)
+
+    drop = torch.ops.aten.native_dropout
+    for train in (None, True):
+        model = Calling(lambda self, x, train=train: drop(x, 0.5, train)[0])
+        with pytest.raises(ValueError, match=r"native_dropout.*: it drops; export"):
+            read(model.eval(), EXAMPLE)
+
+
+def test_a_network_that_cannot_be_exported_is_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^the network cannot be exported: ") as error:
+        read(nn.Conv2d(4, 4, 1).eval(), torch.zeros(1, 3, 4, 4))
+    assert "\n" not in str(error.value)
 
 
 def test_bad_inputs_are_refused() -> None:

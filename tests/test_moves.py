@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from shiftcore.frontend.archive import read
 from shiftcore.frontend.arrange import ZERO, Memory, arrange
+from shiftcore.frontend.call import UnsupportedLayer
+from shiftcore.frontend.coverage import survey
 from shiftcore.frontend.graph import Arrange, Graph, Linear
 from shiftcore.golden.compare import different_tensors
 from shiftcore.quant.calibrate import float_tensors
@@ -263,6 +265,61 @@ def test_a_dropout_that_drops_nothing_is_its_input(drop: Callable) -> None:
     text = str(program.graph)
     compare(read(program), model, x)
     assert str(program.graph) == text  # what was given stays as it was
+
+
+NUMBERS = {
+    "images_roll": lambda y: y.roll(2, 0),
+    "channels_roll": lambda y: y.roll(y.shape[0], 1),
+    "clamp": lambda y: y.clamp(0, y.shape[0]),
+    "pad_images": lambda y: functional.pad(y, (0, 0, 0, 0, 0, 0, 0, y.shape[0] - 2)),
+    "pad": lambda y: functional.pad(y, (0, y.shape[0] - 2)),
+    "first": lambda y: y[:2],
+    "last": lambda y: y[y.shape[0] - 2 :],
+    "stack": lambda y: torch.stack([y[0], y[1]]).mean((2, 3)),
+    "ends": lambda y: torch.cat([y[:1], y[-1:]]),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_depends_on_the_number_of_images_is_refused(name: str) -> None:
+    """All are something else, or the identity, of the two images of the export."""
+    model = Between(NUMBERS[name], nn.Identity()).eval()
+    batch = torch.export.Dim("batch", min=2)
+    example = torch.randn(4, 3, 6, 6)
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    with pytest.raises(UnsupportedLayer):
+        read(program)
+    found = survey(program)
+    assert found.graph is None
+    assert len(found.unsupported) == 1
+
+
+def test_a_batch_may_have_a_largest_size() -> None:
+    model = Between(lambda y: y[:, 1:5], nn.Conv2d(4, 4, 1)).eval()
+    batch = torch.export.Dim("batch", min=2, max=4)
+    x = torch.randn(3, 3, 6, 6)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+    compare(read(program), model, x)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (8, 4, 4)])
+def test_pools_of_one_image_without_its_axis(shape: tuple[int, ...]) -> None:
+    x = torch.randn(1, 3, 6, 6)
+    for function in (
+        lambda y: functional.adaptive_avg_pool2d(y[0, : shape[0]], 2)[None],
+        lambda y: functional.adaptive_max_pool2d(y[0, : shape[0]], (3, 6))[None],
+        lambda y: functional.max_pool2d(y[0, : shape[0]], 2)[None],
+    ):
+        model = Between(function, nn.Conv2d(shape[0], 2, 1)).eval()
+        compare(read(model, x), model, x)
+
+
+@pytest.mark.parametrize("name", ["amax", "sum", "mean"])
+def test_a_reduction_of_a_number_is_refused(name: str) -> None:
+    options = () if name == "amax" else (0,)
+    model = Between(lambda y: getattr(y.flatten()[3], name)(*options), nn.Identity()).eval()
+    with pytest.raises(UnsupportedLayer, match=name):
+        read(model, torch.randn(1, 3, 6, 6))
 
 
 def test_the_result_may_be_a_dropout() -> None:

@@ -302,6 +302,7 @@ def outcome(seed: int) -> str:
     with torch.no_grad():
         model = Chain(random, images, int(random.integers(1, 7))).eval()
     x = torch.from_numpy(random.integers(-3, 4, (images, 2, 4, 4))).float()
+    more = torch.from_numpy(random.integers(-3, 4, (5, 2, 4, 4))).float()
     shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     with torch.no_grad():
         expected = model(x.clone())
@@ -313,6 +314,10 @@ def outcome(seed: int) -> str:
         layers = lower(read(program))
     except ValueError as error:
         return str(error)
+    if dynamic:
+        x = more
+        with torch.no_grad():
+            expected = program.module()(x.clone())
     (tensors,) = float_tensors(layers, x.numpy())
     result = tensors[layers[-1].name]
     assert torch.equal(result.flatten(), expected.flatten()), model.names

@@ -138,6 +138,25 @@ def test_dsp_blocks_are_those_of_yosys(family, a, b, blocks):
     assert synthesize(text, "product", family).dsp == blocks
 
 
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("family", FABRICS)
+def test_random_products_are_those_of_yosys(family, signed):
+    """Those at the edges of rules, and random ones, in one design: the sum."""
+    rng = np.random.default_rng([7, *family.encode()])
+    pairs = [(12, 1), (40, 20), (45, 22), (45, 19), (41, 36), (45, 24), (40, 12), (23, 13)]
+    pairs += [tuple(map(int, rng.integers(2, 50, 2))) for _ in range(6)]
+    sign = "signed" if signed else ""
+    ports = ", ".join(
+        f"input {sign} [{a - 1}:0] a{k}, input {sign} [{b - 1}:0] b{k}, "
+        f"output {sign} [{a + b - 1}:0] p{k}"
+        for k, (a, b) in enumerate(pairs)
+    )
+    products = "".join(f"assign p{k} = a{k} * b{k};\n" for k in range(len(pairs)))
+    text = f"module products({ports});\n{products}endmodule\n"
+    expected = [FABRICS[family].dsp_blocks(Multiplication(a, b, a + b, signed)) for a, b in pairs]
+    assert synthesize(text, "products", family).dsp == sum(expected), pairs
+
+
 def test_cells_of_bits_that_go_nowhere_are_dropped():
     ecp5 = FABRICS["ecp5"]
     assert ecp5.memory(Memory(127, 64)).brams == 2
