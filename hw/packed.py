@@ -100,13 +100,13 @@ class PackedElements(wiring.Component):
             at += len(field)
             gap = k - len(field) if c < columns - 1 else 0
             fields.append(Cat(field, field[-1].replicate(gap)))
-        packed = Signal(signed(self.spec.packed_bits(columns)))
-        m.d.comb += packed.eq(Cat(*fields))
+        factor = Signal(signed(self.spec.packed_bits(columns)))
+        m.d.comb += factor.eq(Cat(*fields))
 
         # As in row 0 of a processing element.
         keep = {"keep": True} if self.row == 0 else {}
         product = Signal(signed(columns * k), reset_less=True, attrs=keep)
-        m.d.sync += product.eq(packed * self.i_act)
+        m.d.sync += product.eq(factor * self.i_act)
         for c in range(columns):
             part = product[c * k : (c + 1) * k].as_signed()
             borrow = product[c * k - 1] if c else 0

@@ -32,6 +32,23 @@ def test_elements_are_proved(style, b, m, row, columns):
     proofs.prove(spec, row)
 
 
+@pytest.mark.parametrize(
+    ("style", "b", "m", "columns"),
+    [("dsp", 4, 4, 1), ("packed16", 2, 2, 2), ("packed16", 2, 2, 3), ("packed18", 4, 2, 3),
+     ("packed25", 2, 3, 5)],
+)  # fmt: skip
+def test_the_law_of_products_holds(style, b, m, columns, monkeypatch):
+    """What proofs are told; of several columns it is wrong if a lane is -2**m."""
+    spec = ArraySpec(2, columns, b, m, style)
+    assert spec.groups == [columns]
+    proofs.prove_law(spec)
+    if columns == 1:
+        return  # whatever is above k bits is above all places
+    monkeypatch.setattr(proofs, "_LAW", proofs._LAW.replace("act == -{top} || ", ""))
+    with pytest.raises(ToolError, match=FAILED):
+        proofs.prove_law(spec)
+
+
 def test_all_widths_are_to_be_proved():
     """Every group of columns that an array can have."""
     proved = {
