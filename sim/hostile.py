@@ -14,25 +14,27 @@ from rich.console import Console
 from rich.table import Table
 
 from ..estimate.accelerator import predict
-from ..golden.accelerator import longest_run
+from ..golden.accelerator import AcceleratorSpec, longest_run
+from ..golden.config import HardwareConfig
 from ..golden.isa import Drain, Error, Instruction, Load, Pass, Region
-from ..golden.machine import Machine
+from ..golden.machine import Machine, MachineRun
 from ..golden.program import Program
 from ..golden.tickets import MachineError, check_order, check_written
 from ..golden.validity import fetched, outcomes
 from ..host.driver import Accelerator, AcceleratorError
-from .hostile_programs import CONFIG, TIMEOUT, HostileCase, Kind, hostile_case
+from .hostile_programs import CONFIGS, TIMEOUT, HostileCase, Kind, hostile_case
 from .resume import current_sources, resume
 from .runner import SimulationError, Simulator
 from .system import SimulatedSystem, answer_cycles
 
 __all__ = ["Outcome", "hostile_cases", "run_cases", "shortcomings"]
 
-_BEAT = CONFIG.accelerator.beat_bytes
 _BASE = 4096
 _MEMORY = 1 << 15
 """bytes that the cases use"""
 _CHUNK = 50
+_NEAR = 64
+"""cycles within which a host cannot tell when the run ended"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Outcome:
     ----------
     seed, sources : see :mod:`~shiftcore.sim.resume`
     kind : what was done to a valid program, a :class:`~shiftcore.sim.hostile_programs.Kind`
-    code : name of the reason for which the run halted, NONE if it finished
+    code : name of the reason for which the run halted, NONE if it finished; TIMEOUT, too, if the
+        host gave up, which has to do so under serial control
     reached_pass : pixels went through the array
     cycles, bound : of the run, and how many the documents allow
     decided : the model allows this code and no other
@@ -65,12 +68,12 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class _Expectation:
-    """What the models say: the codes of which the run ends with one, and if that can only be NONE
-    all counters and, where it is defined, the output."""
+    """What the models say: the codes of which the run ends with one, and if it ends with NONE all
+    counters and, where it is defined, what was computed."""
 
     codes: frozenset[Error]
     counters: dict[str, int] | None = None
-    output: NDArray[np.uint8] | None = None
+    run: MachineRun | None = None
 
 
 def _least_cycles(instructions: Iterable[Instruction]) -> int:
@@ -87,11 +90,12 @@ def _least_cycles(instructions: Iterable[Instruction]) -> int:
 
 
 def _expected(case: HostileCase, inputs: NDArray[np.uint8], latency: int, gap: int) -> _Expectation:
+    config = case.valid.config
     if case.failing is not None:  # valid programs use all of every region
         written = case.failing[0] in (Region.SCRATCH, Region.OUTPUT)
         return _Expectation(frozenset([Error.WRITE_FAILED if written else Error.READ_FAILED]))
-    instructions, _ = fetched(case.content, CONFIG, case.sizes[Region.MODEL])
-    codes = outcomes(case.content, CONFIG, case.sizes)
+    instructions, _ = fetched(case.content, config, case.sizes[Region.MODEL])
+    codes = outcomes(case.content, config, case.sizes)
     least = _least_cycles(instructions)
     # Nobody counts the cycles up to an error; with little to do it comes long before the time-out.
     timeout = frozenset([Error.TIMEOUT])
@@ -106,17 +110,20 @@ def _expected(case: HostileCase, inputs: NDArray[np.uint8], latency: int, gap: i
     except MachineError as error:
         return _Expectation(codes & {error.code} | late)
     # Two busy cycles come before the one that the time-out counts as cycle 0.
-    if counters["cycles"] - 3 >= case.timeout:
+    spare = case.timeout - (counters["cycles"] - 3)
+    if config.accelerator.serial and abs(spare) < _NEAR:
+        codes |= timeout
+    elif spare <= 0:
         return _Expectation(timeout)
-    return _Expectation(codes & {Error.NONE}, counters, _output(program, inputs))
+    return _Expectation(codes & {Error.NONE, *timeout}, counters, _computed(program, inputs))
 
 
-def _output(program: Program, inputs: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+def _computed(program: Program, inputs: NDArray[np.uint8]) -> MachineRun | None:
     """What the model computes, None if that is not defined."""
     try:
         check_order(program)
         check_written(program)
-        return Machine(program).run(inputs).outputs
+        return Machine(program).run(inputs)
     except MachineError:
         return None
 
@@ -130,14 +137,26 @@ def _guard(system: SimulatedSystem, accelerator: Accelerator) -> None:
     assert accelerator.program is not None
     system.set_failing(0, _MEMORY)
     for region, (address, _) in accelerator.place(1).items():
-        system.set_failing(address, accelerator.program.sizes[region] * _BEAT, fails=False)
+        size = accelerator.program.sizes[region] * system.beat_bytes
+        system.set_failing(address, size, fails=False)
 
 
-def _set_timing(system: SimulatedSystem, latency: int, gap: int, timeout: int) -> int:
-    """Set the memory's timing, and wait no longer than for the longest run, which is returned."""
+def _set_timing(
+    system: SimulatedSystem, spec: AcceleratorSpec, latency: int, gap: int, timeout: int
+) -> int:
+    """Set the memory's timing, and wait no longer than for the longest run, which is returned;
+    under serial control, which has no time-out, so long as the time-out."""
     system.set_timing(latency, gap)
-    system.limit = longest_run(timeout, answer_cycles(CONFIG.accelerator, latency, gap))
+    longest = longest_run(timeout, answer_cycles(spec, latency, gap))
+    system.limit = timeout if spec.serial else longest
     return system.limit
+
+
+def _compare_counters(found: dict[str, int], model: dict[str, int], where: str = "") -> None:
+    """Compare those that the accelerator has. Raises ``_Failure``."""
+    expected = {name: model[name] for name in found}
+    if found != expected:
+        raise _Failure(f"{where}counted {found}, the model {expected}")
 
 
 def _run_hostile(
@@ -149,62 +168,68 @@ def _run_hostile(
 ) -> Outcome:
     """Run a case and complete its outcome. Raises ``_Failure``."""
     latency, gap = int(rng.integers(1, 30)), int(rng.integers(3))
-    bound = _set_timing(system, latency, gap, case.timeout)
-    inputs = rng.integers(0, 256, (1, case.sizes[Region.INPUT] * _BEAT)).astype(np.uint8)
+    spec = case.valid.config.accelerator
+    bound = _set_timing(system, spec, latency, gap, case.timeout)
+    inputs = rng.integers(0, 256, (1, case.sizes[Region.INPUT] * spec.beat_bytes)).astype(np.uint8)
     expected = _expected(case, inputs, latency, gap)
 
     memory = rng.integers(0, 256, _MEMORY).astype(np.uint8)
     system.write_memory(0, memory)
     accelerator.load(case.program)
     places = {region: address for region, (address, _) in accelerator.place(1).items()}
-    size = case.sizes[Region.OUTPUT] * _BEAT
+    size = case.sizes[Region.OUTPUT] * spec.beat_bytes
     system.write_memory(places[Region.OUTPUT], np.zeros(size, np.uint8))
     _guard(system, accelerator)
     if case.failing is not None:
         region, first, beats = case.failing
-        system.set_failing(places[region] + first * _BEAT, beats * _BEAT)
+        system.set_failing(places[region] + first * spec.beat_bytes, beats * spec.beat_bytes)
 
     code, output = Error.NONE, None
     try:
-        output = accelerator.run(inputs, timeout=case.timeout)
+        output = accelerator.run(inputs, timeout=0 if spec.serial else case.timeout)
     except AcceleratorError as error:
         code = error.code
         if code is Error.NONE:
             raise _Failure(str(error)) from None
     except SimulationError as error:
-        raise _Failure(f"neither done nor error: {error}") from None
+        if not spec.serial:
+            raise _Failure(f"neither done nor error: {error}") from None
+        code = Error.TIMEOUT
+        accelerator.reset()
     counters = accelerator.counters()
     if accelerator.counters() != counters:
         raise _Failure("counters go on after the end of the run")
     if code not in expected.codes:
         allowed = ", ".join(sorted(each.name for each in expected.codes))
         raise _Failure(f"ended with {code.name}, the model says {allowed}")
-    if counters["cycles"] > bound:
+    if counters["cycles"] > bound + _NEAR * spec.serial:
         raise _Failure(f"took {counters['cycles']} cycles, at most {bound} are allowed")
-    if expected.counters is not None and counters != expected.counters:
-        raise _Failure(f"counted {counters}, the model {expected.counters}")
-    if expected.output is not None and (
-        output is None or not np.array_equal(expected.output, output)
-    ):
-        raise _Failure("finished with another result than the model's")
+    if output is not None and expected.counters is not None:
+        _compare_counters(counters, expected.counters)
+    if output is not None and expected.run is not None:
+        if not np.array_equal(expected.run.outputs, output):
+            raise _Failure("finished with another result than the model's")
+        if accelerator.saturated() not in (None, expected.run.saturated.sum()):
+            raise _Failure("counted other saturated pixels than the model")
 
     after = system.read_memory(0, _MEMORY)
     for region, content in ((Region.MODEL, case.content), (Region.INPUT, inputs[0])):
         memory[places[region] :][: content.size] = content
     for region in (Region.SCRATCH, Region.OUTPUT):
-        writable = slice(places[region], places[region] + case.sizes[region] * _BEAT)
+        writable = slice(places[region], places[region] + case.sizes[region] * spec.beat_bytes)
         memory[writable] = after[writable]
     wrong = np.flatnonzero(after != memory)
     if wrong.size:
         raise _Failure(f"byte {wrong[0]} was written, which is in no region for that")
+    counted = counters if "pixels" in counters else expected.counters or {"pixels": 0}
     return replace(
         outcome,
         code=code.name,
-        reached_pass=counters["pixels"] > 0,
+        reached_pass=counted["pixels"] > 0,
         cycles=counters["cycles"],
         bound=bound,
         decided=len(expected.codes) == 1,
-        computed=expected.output is not None,
+        computed=output is not None and expected.run is not None,
     )
 
 
@@ -212,56 +237,65 @@ def _run_valid(
     system: SimulatedSystem, accelerator: Accelerator, program: Program, rng: Generator
 ) -> None:
     """Run a valid program as if nothing had been. Raises ``_Failure``."""
-    _set_timing(system, 20, 0, TIMEOUT)
+    spec = program.config.accelerator
+    _set_timing(system, spec, 20, 0, TIMEOUT)
     accelerator.load(program)
     _guard(system, accelerator)
-    inputs = rng.integers(0, 256, (1, program.sizes[Region.INPUT] * _BEAT)).astype(np.uint8)
+    inputs = rng.integers(0, 256, (1, program.sizes[Region.INPUT] * spec.beat_bytes)).astype(
+        np.uint8
+    )
     try:
-        found = accelerator.run(inputs, timeout=TIMEOUT)
+        found = accelerator.run(inputs, timeout=0 if spec.serial else TIMEOUT)
     except (AcceleratorError, SimulationError) as error:
         raise _Failure(f"the valid program after it: {error}") from None
     if not np.array_equal(found, Machine(program).run(inputs).outputs):
         raise _Failure("the valid program after it has another result than the model's")
-    if accelerator.counters() != predict(program, latency=20, gap=0).counters():
-        raise _Failure("the valid program after it has other counters than the model's")
+    _compare_counters(
+        accelerator.counters(), predict(program, latency=20, gap=0).counters(), "in the valid one, "
+    )
 
 
 def hostile_cases(seeds: range, simulator: Simulator = "verilator") -> Iterator[Outcome]:
     """Run the hostile programs of some seeds, see :func:`run_cases`."""
-    cases = ((seed, hostile_case(np.random.default_rng([seed, 99]))) for seed in seeds)
+    cases = (
+        (seed, hostile_case(np.random.default_rng([seed, 99]), CONFIGS[seed % len(CONFIGS)]))
+        for seed in seeds
+    )
     return run_cases(cases, simulator)
 
 
 def run_cases(
     cases: Iterable[tuple[int, HostileCase]], simulator: Simulator = "verilator"
 ) -> Iterator[Outcome]:
-    """Run hostile programs, each with the seed of its inputs, on one accelerator; after each one a
-    valid program: three times of four after a soft reset, else just started.
+    """Run hostile programs, each with the seed of its inputs, on one accelerator of each
+    configuration; after each one a valid program: three times of four after a soft reset, else just
+    started.
 
     Checked is that a run ends within :func:`~shiftcore.golden.accelerator.longest_run`, with the
     result of the models; that no byte changes outside SCRATCH and OUTPUT; that nothing is read or
     written outside the regions, where memory answers with errors; and the valid program's output.
+    Under serial control, which has no time-out, the host gives up and resets.
     """
-    system: SimulatedSystem | None = None
+    systems: dict[HardwareConfig, SimulatedSystem] = {}
     try:
         for seed, case in cases:
             rng = np.random.default_rng([seed, 98])
             found = Outcome(seed, current_sources(), str(case.kind))
-            if system is None:
-                system = SimulatedSystem(CONFIG, _MEMORY, simulator=simulator)
-            accelerator = Accelerator(system, _BASE)
+            config = case.valid.config
+            if config not in systems:
+                systems[config] = SimulatedSystem(config, _MEMORY, simulator=simulator)
+            accelerator = Accelerator(systems[config], _BASE)
             try:
-                found = _run_hostile(system, accelerator, case, rng, found)
+                found = _run_hostile(systems[config], accelerator, case, rng, found)
                 if rng.random() < 0.75:
                     accelerator.reset()
-                _run_valid(system, accelerator, case.valid, rng)
+                _run_valid(systems[config], accelerator, case.valid, rng)
             except _Failure as error:
                 found = replace(found, failure=str(error))
-                system.close()
-                system = None
+                systems.pop(config).close()
             yield found
     finally:
-        if system is not None:
+        for system in systems.values():
             system.close()
 
 
@@ -319,7 +353,7 @@ def _summary(outcomes: Sequence[Outcome]) -> Table:
     type=click.Path(path_type=Path, dir_okay=False),
 )  # fmt: skip
 def main(cases: int, jobs: int, output: Path) -> None:
-    """Run hostile programs on a small accelerator in Verilator.
+    """Run hostile programs on small accelerators in Verilator.
 
     Finished cases are kept in a file; a further run goes on where this one stopped, unless the
     gateware, the models or the simulations have changed.

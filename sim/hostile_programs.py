@@ -9,6 +9,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from ..golden.config import HardwareConfig
+from ..golden.fixed import FixedFormat
 from ..golden.isa import (
     LAYOUTS,
     WORDS,
@@ -27,14 +28,29 @@ from ..golden.isa import (
 from ..golden.program import Place, Program
 from ..golden.tickets import tickets
 
-__all__ = ["CONFIG", "TIMEOUT", "HostileCase", "Kind", "hostile_case", "valid_program"]
+__all__ = [
+    "CONFIG",
+    "CONFIGS",
+    "TIMEOUT",
+    "HostileCase",
+    "Kind",
+    "hostile_case",
+    "valid_program",
+]
 
 CONFIG = HardwareConfig(
     4, 4, accumulator_depth=64, buffer_depth=256, queue_depth=3, weight_fifo=32, load_fifo=32,
     store_fifo=32, burst_beats=8,
 )  # fmt: skip
+CONFIGS = (
+    CONFIG,
+    replace(CONFIG, accumulator="fixed24"),
+    replace(CONFIG, control="serial"),
+)
+"""of which each has its own cases"""
 TIMEOUT = 6_000
-"""cycles after which the accelerator halts by itself; valid programs take less than 1,000"""
+"""cycles after which the accelerator halts by itself, or under serial control the host gives up;
+valid programs take less than 2,000"""
 
 
 class Kind(StrEnum):
@@ -92,20 +108,27 @@ class HostileCase:
         )
 
 
-def valid_program(rng: Generator) -> Program:
+def valid_program(rng: Generator, config: HardwareConfig = CONFIG) -> Program:
     """Two small layers: one stored on chip and in memory, one that reads it back from both."""
-    spec, rows, cols = CONFIG.accelerator, CONFIG.rows, CONFIG.cols
+    spec, rows, cols = config.accelerator, config.rows, config.cols
+    form = config.accumulator_format
+    fixed = isinstance(form, FixedFormat)
+    unit = 4096 if fixed else 1
+    exponent = int(rng.integers(110, 130)) if fixed else 0
     height, width = (int(n) for n in rng.integers(2, 5, 2))
     blocks, kernel = int(rng.integers(1, 3)), int(rng.choice([1, 3]))
     pixels = height * width
     words = blocks * pixels
-    low, high = -(1 << (CONFIG.weight_bits - 1)), 1 << (CONFIG.weight_bits - 1)
+    low, high = -(1 << (config.weight_bits - 1)), 1 << (config.weight_bits - 1)
+
+    def numbers(exact: NDArray[np.float64]) -> NDArray[np.floating]:
+        return (np.rint(exact) if fixed else exact).astype(form.dtype)
 
     def tile(biased: bool) -> list[int]:
         codes = rng.integers(low, high, (rows, cols)).astype(np.int8)
-        scales = CONFIG.tile.scale.round(rng.normal(size=cols))
-        return CONFIG.tile.pack(
-            codes, scales, rng.normal(size=cols).astype(np.float32) if biased else None
+        scales = config.tile.scale.round(unit * rng.normal(size=cols))
+        return config.tile.pack(
+            codes, scales, numbers(unit * rng.normal(size=cols)) if biased else None
         )
 
     first = [tile(k == 0) for k in range(blocks * kernel * kernel)]
@@ -113,7 +136,7 @@ def valid_program(rng: Generator) -> Program:
     border = kernel // 2
     row = width * spec.word_beats
     maximum = int(rng.integers(2))
-    limits = np.array([-1, 1.5], np.float32).view(np.uint32)
+    limits = form.encode(numbers(np.array([-unit, 1.5 * unit])))
     program: list[Instruction] = [
         Load(
             offset=0, region=Region.INPUT, buffer=0, fixed=1, exponent=int(rng.integers(120, 130)),
@@ -132,7 +155,7 @@ def valid_program(rng: Generator) -> Program:
         Drain(
             accumulator=0, rows=height, pixels=width, form=Form.UNSIGNED, to_buffer=1, to_memory=1,
             region=Region.SCRATCH, buffer=words, buffer_row_step=width, offset=0, row_step=row,
-            limited=1, low=int(limits[0]), high=int(limits[1]),
+            exponent=exponent, limited=1, low=int(limits[0]), high=int(limits[1]),
         ),
         Load(
             offset=0, region=Region.SCRATCH, buffer=words + pixels, words=width, rows=height,
@@ -149,8 +172,8 @@ def valid_program(rng: Generator) -> Program:
             ),
         ),
         Drain(
-            accumulator=32, rows=height, pixels=width, form=Form.RAW, to_memory=1,
-            region=Region.OUTPUT, offset=0, row_step=width * spec.raw_beats,
+            accumulator=32, rows=height, pixels=width, form=Form.RAW, exponent=exponent,
+            to_memory=1, region=Region.OUTPUT, offset=0, row_step=width * spec.raw_beats,
         ),
         End(),
     ]  # fmt: skip
@@ -162,7 +185,7 @@ def valid_program(rng: Generator) -> Program:
         offset += beats
     stream = np.array([beat for part in (*first, *second) for beat in part], np.uint64)
     return Program(
-        CONFIG, tuple(tickets(program, CONFIG)), stream.view(np.uint8),
+        config, tuple(tickets(program, config)), stream.view(np.uint8),
         (Place("first", 0, 0, 0), Place("second", 0, 0, 0)),
         (offset, words * spec.code_beats, pixels * spec.word_beats, pixels * spec.raw_beats),
         (1, blocks, height, width),
@@ -220,9 +243,9 @@ def _garbled(words: NDArray[np.uint64], rng: Generator) -> NDArray[np.uint64]:
     return words
 
 
-def hostile_case(rng: Generator) -> HostileCase:
+def hostile_case(rng: Generator, config: HardwareConfig = CONFIG) -> HostileCase:
     """A random one."""
-    valid = valid_program(rng)
+    valid = valid_program(rng, config)
     kind = Kind(rng.choice(list(_SHARES), p=list(_SHARES.values())))
     words, sizes = encode(valid.instructions), list(valid.sizes)
     timeout, failing = TIMEOUT, None
@@ -239,7 +262,7 @@ def hostile_case(rng: Generator) -> HostileCase:
         failing = region, first, int(rng.integers(1, sizes[region] - first + 1))
     elif kind is Kind.CUT:
         instructions = int(rng.integers(1, len(words)))
-        sizes[Region.MODEL] = instructions * CONFIG.accelerator.instruction_beats
+        sizes[Region.MODEL] = instructions * config.accelerator.instruction_beats
     else:
         timeout = int(rng.integers(1, 1200))
     model, source, scratch, output = sizes
@@ -247,7 +270,7 @@ def hostile_case(rng: Generator) -> HostileCase:
     return HostileCase(
         kind,
         valid,
-        content[: model * CONFIG.accelerator.beat_bytes],
+        content[: model * config.accelerator.beat_bytes],
         (model, source, scratch, output),
         timeout,
         failing,

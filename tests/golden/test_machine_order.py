@@ -270,6 +270,13 @@ def test_serial_control_executes_one_after_the_other():
     items = (load(0), replace(drain(0, 0), after_load=2), load(0), End())
     assert schedule(items, config) == [0, 1, 2]
     assert schedule(items, config, rng) == [0, 1, 2]
+    for ticket in (0, 2, 9):  # none, one of what comes later, and one of what never comes
+        items = (items[0], replace(items[1], after_load=ticket), *items[2:])
+        check_order(
+            Program(
+                config, items, np.zeros(0, np.uint8), (), (99, 9, 0, 0), (1, 1, 1, 1), {}, "", 0
+            )
+        )
     tile, use = Weights(offset=0, tiles=1), take(0, 0)
     assert schedule((tile, tile, use, use, End()), config) == [2, 3]
     for stuck, where in (((tile,) * 3 + (use,) * 3, 2), ((replace(use, after_load=3), tile), 0)):
