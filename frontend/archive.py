@@ -12,7 +12,12 @@ from .call import UnsupportedLayer
 from .graph import Graph
 from .reading import read_program
 
-__all__ = ["load", "read"]
+__all__ = ["exported", "load", "read"]
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a message, or what kind of error has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _load(path: Path) -> ExportedProgram:
@@ -21,8 +26,7 @@ def _load(path: Path) -> ExportedProgram:
     try:
         return torch.export.load(path)
     except Exception as error:  # torch raises whatever its unpickler, zip reader or schema raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is no torch.export archive: {reason}") from error
+        raise ValueError(f"{path} is no torch.export archive: {_reason(error)}") from error
 
 
 def _export(module: nn.Module, example: torch.Tensor | None) -> ExportedProgram:
@@ -36,8 +40,7 @@ def _export(module: nn.Module, example: torch.Tensor | None) -> ExportedProgram:
     try:
         return torch.export.export(module, (example,))
     except Exception as error:  # of torch, or of the module itself
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the network cannot be exported: {reason}") from error
+        raise ValueError(f"the network cannot be exported: {_reason(error)}") from error
 
 
 DROPOUTS = (
@@ -66,6 +69,15 @@ def _without_dropouts(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
+def exported(
+    model: nn.Module | ExportedProgram | Path | str, example: torch.Tensor | None = None
+) -> ExportedProgram:
+    """The program of a network as it was exported; see :func:`read`."""
+    if isinstance(model, nn.Module):
+        return _export(model, example)
+    return model if isinstance(model, ExportedProgram) else _load(Path(model))
+
+
 def load(
     model: nn.Module | ExportedProgram | Path | str, example: torch.Tensor | None = None
 ) -> ExportedProgram:
@@ -73,15 +85,16 @@ def load(
     with warnings.catch_warnings():
         # torch 2.13 warns about its own use of a deprecated class when it copies a program.
         warnings.simplefilter("ignore", FutureWarning)
-        if isinstance(model, nn.Module):
-            program = _export(model, example)
-        elif isinstance(model, ExportedProgram):
-            program = deepcopy(model)
-        else:
-            program = _load(Path(model))
+        program = exported(model, example)
+        if isinstance(model, ExportedProgram):
+            program = deepcopy(program)
         _without_dropouts(program)
         # Without decompositions this only turns in-place operators into functional ones.
-        return program.run_decompositions({})
+        try:
+            return program.run_decompositions({})
+        except Exception as error:  # of torch 2.13 on batches that are multiples
+            reason = _reason(error)
+            raise ValueError(f"torch cannot make the network functional: {reason}") from error
 
 
 def read(

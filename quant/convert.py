@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.export import ExportedProgram
 
-from ..frontend.archive import read
+from ..frontend.archive import exported, read
 from ..frontend.graph import Coded, Graph, Input, Requantize
 from ..golden.bfp import BlockFloat, FixedPoint, Rounding
 from ..golden.fixed import FixedFormat, accumulator_format
@@ -22,6 +22,7 @@ from ..golden.layers import Layer, Term
 from ..golden.network import INPUT, QuantizedNetwork
 from ..golden.vqk import Recipe, VariableQuantizedKernel
 from .accumulators import check_scale, fix_accumulators
+from .agreement import check_agreement
 from .calibrate import check_images, input_exponent, signed_tensors
 from .config import Choices, LayerConfig
 from .float_layer import UNLIMITED, FloatLayer, FloatTerm
@@ -80,8 +81,14 @@ class QuantConfig(LayerConfig):
 
 
 def as_graph(model: Model, images: NDArray[np.float32]) -> Graph:
-    """The graph of `model`; a module is exported with the first of `images` as its example, from a
-    copy on the CPU in float32 if it is elsewhere or in another type."""
+    """The graph of `model`, which must compute what `model` does.
+
+    A module is exported with the first of `images` as its example, from a copy on the CPU in
+    float32 if it is elsewhere or in another type.
+
+    Raises ``ValueError`` as :func:`~..frontend.archive.read` and
+    :func:`.agreement.check_agreement`.
+    """
     if isinstance(model, Graph):
         return model
     if np.ndim(images) != 4 or not len(images):
@@ -92,7 +99,10 @@ def as_graph(model: Model, images: NDArray[np.float32]) -> Graph:
         for tensor in model.state_dict().values()
     ):
         model = deepcopy(model).cpu().float()
-    return read(model, torch.from_numpy(np.asarray(images[:1], np.float32)))
+    program = exported(model, torch.from_numpy(np.asarray(images[:1], np.float32)))
+    graph = read(program)
+    check_agreement(program, graph, images)
+    return graph
 
 
 def constant_code(value: float, bits: int, scale_format: ScaleFormat) -> tuple[int, float]:
