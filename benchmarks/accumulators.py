@@ -6,8 +6,8 @@ with the default margin. Top-1 and saturations are those of whole networks on th
 share of stored values that differ is found layer by layer: each layer with fixed-point accumulators
 gets the inputs that it has in the float32 network.
 
-It fails where top-1 of the default width is more than 0.1 points from that of float32, or a sum of
-it saturates.
+It fails where top-1 at 32 bits is more than 0.1 points from that of float32, or a sum saturates
+there.
 """
 
 from collections import Counter

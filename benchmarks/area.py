@@ -230,7 +230,7 @@ def missed(design: Design, result: dict) -> list[str]:
 def main(skip_pnr: bool, as_json: bool) -> None:
     """Measure, print, and fail if a limit of the project is missed."""
     progress = Console(stderr=True)
-    title = "ECP5, 4-bit weights, 4-bit activations; LUT = LUT4 + 2·CCU2C"
+    title = "ECP5, 4-bit weights and activations; LUT = LUT4 + 2·CCU2C + 6·TRELLIS_DPR16X4"
     table = Table(title=title, box=box.SIMPLE)
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "design" else "right", no_wrap=True)

@@ -539,8 +539,8 @@ def check_order(program: Program) -> None:
         item = instructions[index]
         engine = _ENGINES.index(item.opcode)
         clock = clocks.start(engine)
-        completed = tuple(map(len, indices))
-        for other, count in enumerate(completed if config.accelerator.serial else _waits(item)):
+        waits = map(len, indices) if config.accelerator.serial else _waits(item)
+        for other, count in enumerate(waits):
             clocks.wait(clock, other, count)
         touched = last.touched(accesses_at(index, instructions, config))
         for space, where in touched:

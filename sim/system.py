@@ -32,7 +32,15 @@ from .runner import (
     tool_path,
 )  # fmt: skip
 
-__all__ = ["CYCLE", "SimulatedSystem", "Trace", "answer_cycles", "build_bench", "build_system"]
+__all__ = [
+    "CYCLE",
+    "NoInterrupt",
+    "SimulatedSystem",
+    "Trace",
+    "answer_cycles",
+    "build_bench",
+    "build_system",
+]
 
 CYCLE = 10
 """ns of the simulation"""
@@ -149,6 +157,10 @@ def build_bench(
     if simulator == "verilator":
         return [str((folder / "obj" / "system").resolve())]
     return ["vvp", "-n", str((folder / "system.vvp").resolve())]
+
+
+class NoInterrupt(SimulationError):
+    """None came in time; the simulation goes on."""
 
 
 class Trace(NamedTuple):
@@ -299,10 +311,10 @@ class SimulatedSystem:
     def wait(self) -> None:
         """Return when the interrupt is raised.
 
-        Raises ``SimulationError`` if it is not within :attr:`limit` cycles.
+        Raises :class:`NoInterrupt` if it is not within :attr:`limit` cycles.
         """
         if not self.wait_at_most(self.limit):
-            raise SimulationError(f"no interrupt within {self.limit} cycles")
+            raise NoInterrupt(f"no interrupt within {self.limit} cycles")
 
     def wait_at_most(self, cycles: int) -> bool:
         """Whether the interrupt is raised within so many cycles, or ever if `cycles` is 0."""

@@ -1,6 +1,7 @@
 """PEs proved equal to plain operators; ``make proofs`` proves all widths."""
 
 import itertools
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,60 @@ def test_the_law_of_products_holds(style, b, m, columns, monkeypatch):
     monkeypatch.setattr(proofs, "_LAW", proofs._LAW.replace("act == -{top} || ", ""))
     with pytest.raises(ToolError, match=FAILED):
         proofs.prove_law(spec)
+
+
+def test_the_law_holds_for_random_operands_of_all_widths(tmp_path):
+    """In the words of the claim, where the factor is the sum of the weights."""
+    specs = {
+        (spec.weight_bits, spec.act_bits, spec.cols): spec
+        for style in STYLES
+        if style == "dsp" or "packed" in style
+        for bits in proofs.WIDTHS
+        for spec in proofs.wanted(style, bits, 0)
+    }
+    assert len(specs) > 130
+    modules = []
+    for (b, m, n), spec in specs.items():
+        k, places = b + m, []
+        lines = [f"module law_{b}_{m}_{n};", f"  reg signed [{m}:0] act;"]
+        for c in range(n):
+            lines += [f"  reg signed [{b}-1:0] weight_{c};", f"  reg signed [{k}-1:0] product_{c};"]
+            lines.append(proofs._COLUMN.format(b=b, m=m, k=k, n=n, c=c))
+            places.append(f"(code_place_{c} <<< {c * k})")
+        lines.append(f"  wire signed [{spec.packed_bits(n)}-1:0] o_factor = {' + '.join(places)};")
+        lines += [
+            "  wire law;",
+            proofs._LAW.format(
+                b=b, m=m, k=k, n=n, f=spec.packed_bits(n), factor="factor", top=1 << m,
+                code_places=" + ".join(places),
+                next_places=" + ".join(f"(next_place_{c} <<< {c * k})" for c in range(n)),
+            ),
+            "  integer i;",
+            "  initial for (i = 0; i < 500; i = i + 1) begin",
+            f"    act = i < 4 ? (i & 1 ? {(1 << m) - 1} : -{(1 << m) - 1}) : $random;",
+            *(
+                f"    weight_{c} = i < 4 ? (i & 2 ? {(1 << b - 1) - 1} : -{1 << b - 1}) : $random;"
+                for c in range(n)
+            ),
+            f'    #1 if (factor_place != {" + ".join(places)} || !law)'
+            f' begin $display("law_{b}_{m}_{n} is broken"); $finish; end',
+            "  end",
+            "endmodule",
+        ]  # fmt: skip
+        modules.append("\n".join(lines))
+
+    def output(text: str) -> str:
+        (tmp_path / "laws.v").write_text(text, encoding="utf-8")
+        command = ["iverilog", "-g2012", "-o", str(tmp_path / "laws"), str(tmp_path / "laws.v")]
+        subprocess.run(command, check=True)
+        done = subprocess.run(
+            ["vvp", "-n", str(tmp_path / "laws")], check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    assert output("\n".join(modules)) == ""
+    wrong = [module.replace("modulo == ", "modulo + 1 == ") for module in modules]
+    assert "is broken" in output("\n".join(wrong))
 
 
 def test_all_widths_are_to_be_proved():
