@@ -24,6 +24,7 @@ demo: $(READY) ## quantize, simulate and compare the digits network; results in 
 	$(BIN)/shiftcore demo -o out/demo
 
 .PHONY: test
+test: TK := yes# for the tests of projects, whose scripts are Tcl
 test: lint ## the gate: lint, types, all tests
 	$(BIN)/python -P -m pytest -n $(JOBS) $(ARGS)
 
@@ -76,6 +77,9 @@ system:
 	for tool in $(TOOLS); do command -v "$$tool" >/dev/null || missing="$$missing $$tool"; done
 	if [ ! -e $(VENV) ] && [ $(PYTHON) = python3 ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
 	    missing="$$missing python3-venv"
+	fi
+	if [ "$(TK)" = yes ] && [ $(PYTHON) = python3 ] && ! python3 -c 'import tkinter' 2>/dev/null; then
+	    missing="$$missing python3-tk"
 	fi
 	[ -n "$$missing" ] || exit 0
 	root=""

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -239,6 +239,33 @@ def _with_margin(config: "QuantConfig", margin_bits: int | None) -> "QuantConfig
     return replace(config, margin_bits=margin_bits)
 
 
+class _Megahertz(click.FloatRange):
+    """A clock; infinity and NaN are none."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 10_000, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        clock = super().convert(value, param, ctx)
+        if math.isnan(clock):
+            self.fail(f"{value!r} is no clock", param, ctx)
+        return clock
+
+
+def _memory(function: Callable[..., Any]) -> Callable[..., Any]:
+    latency = click.option(
+        "--latency", default=20, show_default=True, type=click.IntRange(0, 100_000),
+        help="Cycles to the first beat of memory.",
+    )  # fmt: skip
+    gap = click.option(
+        "--gap", default=0, show_default=True, type=click.IntRange(0, 1_000),
+        help="Cycles between beats: bus_bits/8/(1+gap) B/cycle.",
+    )  # fmt: skip
+    return latency(gap(function))
+
+
 class _Numbers(click.ParamType):
     """Whole numbers with commas between them."""
 
@@ -419,10 +446,9 @@ class _Budget(click.ParamType):
     help="local: processes of this machine; here: this process; slurm, lsf, pbs, sge, oar, "
     "htcondor: jobs; or the address of a Dask scheduler.",
 )  # fmt: skip
-@click.option("--clock", type=click.FloatRange(0, min_open=True), help="MHz of the board.")
+@click.option("--clock", type=_Megahertz(), help="MHz of the board.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1))
-@click.option("--latency", default=20, show_default=True, help="Cycles of the memory.")
-@click.option("--gap", default=0, show_default=True, help="Cycles between beats of the memory.")
+@_memory
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False),
     help="Folder of the study; the same command goes on with one that was interrupted.",
@@ -454,7 +480,7 @@ def explore(
     whose hardware varies only. Trials are estimated; the best of the front are synthesized. Leaves
     hw.toml, net.safetensors, front.json, front.md and front.html.
     """
-    from .explore.pool import open_pool
+    from .explore.pool import check_place, open_pool
     from .explore.report import figures, finish, front_table, write_exploration
     from .explore.resources import capacity, check_estimates, estimated, multipliers
     from .explore.space import parse
@@ -464,6 +490,7 @@ def explore(
     from .quant.progress import progress_bars
 
     _check_folder(output)
+    check_place(on)
     if (network.suffix == ".pt2") != (calib is not None):
         raise ValueError(f"{network}: --calib goes with a model (.pt2), and a model needs it")
     base = HardwareConfig(16, 16) if hw is None else HardwareConfig.load(hw)
@@ -681,39 +708,58 @@ def _layer_table(found: "Estimate", config: HardwareConfig) -> Table:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option(
-    "--latency", default=20, show_default=True, help="Cycles to the first beat of memory."
-)
-@click.option(
-    "--gap", default=0, show_default=True, help="Cycles between beats: bus_bits/8/(1+gap) B/cycle."
-)
-@click.option("--clock", type=click.FloatRange(0, min_open=True), help="MHz, for images_per_s.")
+@click.argument("folder", required=False, type=click.Path(path_type=Path, file_okay=False))
+@_memory
+@click.option("--clock", type=_Megahertz(), help="MHz, for images_per_s.")
 @click.option("--target", help="A device: what the accelerator takes there, and its clock.")
+@click.option("--hw", type=_PATH, help="Instead of FOLDER: the hardware (TOML) by itself.")
 @_as_json
 def estimate(
-    folder: Path, latency: int, gap: int, clock: float | None, target: str | None, as_json: bool
+    folder: Path | None,
+    latency: int,
+    gap: int,
+    clock: float | None,
+    target: str | None,
+    hw: Path | None,
+    as_json: bool,
 ) -> None:
     """Predict the cycles of the build folder FOLDER, layer by layer, without simulation.
 
     They are those that the RTL takes, exactly. A layer's cycles end when its last pixel enters the
-    array. MACs are those of convolutions and linear layers.
+    array. MACs are those of convolutions and linear layers. With --target it estimates what the
+    accelerator takes there as well, or with --hw only that.
     """
     from .compiler.build import load_build
     from .estimate.network import estimate as predict
 
-    program, network = load_build(folder)
-    with _busy("predicting"):
-        found = predict(program, network.macs(), latency=latency, gap=gap)
-    taken: dict[str, Any] = {} if target is None else _estimated(program.config, target)
+    if (folder is None) == (hw is None):
+        raise ValueError("estimate needs a build folder or --hw, one of them")
+    if hw is not None:
+        if target is None:
+            raise ValueError("--hw needs --target, the device that it is estimated for")
+        config, table, values = HardwareConfig.load(hw), None, {}
+    else:
+        assert folder is not None
+        program, network = load_build(folder)
+        with _busy("predicting"):
+            found = predict(program, network.macs(), latency=latency, gap=gap)
+        config, table = program.config, _layer_table(found, program.config)
+        values = _figures(found)
+    taken = {} if target is None else _estimated(config, target)
     clock = taken.get("fmax_mhz") if clock is None else clock
-    speed = {} if clock is None else {"images_per_s": clock * 1e6 / found.total.cycles}
+    speed = {}
+    if clock is not None and values:
+        speed = {"images_per_s": clock * 1e6 / values["cycles"]}
     if as_json:
-        _print(True, _figures(found) | taken | speed)
+        _print(True, values | taken | speed)
         return
-    _print(False, {}, _layer_table(found, program.config))
-    if taken or speed:
-        _print(False, {name: value for name, value in (taken | speed).items() if value is not None})
+    if table is not None:
+        _print(False, {}, table)
+    if target is not None:
+        _print(False, {}, _resource_table(f"Estimate for {target}", target, estimate=taken))
+    fmax = {"fmax_mhz": taken.get("fmax_mhz")} if taken.get("fmax_mhz") else {}
+    if fmax or speed:
+        _print(False, fmax | speed)
 
 
 @main.command()
@@ -795,12 +841,7 @@ def separable(
     type=click.Choice(["verilator", "icarus"]),
 )  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="Only so many images.")
-@click.option(
-    "--latency", default=20, show_default=True, help="Cycles to the first beat of memory."
-)
-@click.option(
-    "--gap", default=0, show_default=True, help="Cycles between beats: bus_bits/8/(1+gap) B/cycle."
-)
+@_memory
 @click.option(
     "--waves", type=_PATH,
     help="Waveform (VCD) of some hundred cycles: around the first mismatch, else from the start.",
@@ -889,7 +930,9 @@ def verilog(hw: Path, output: Path, as_json: bool) -> None:
     help="Folder of the project, new or empty.",
 )
 @click.option("--part", help="Device, as the tool names it.  [default: one for each tool]")
-@click.option("--clock", type=float, help="MHz that the constraints ask for.  [default: 100]")
+@click.option(
+    "--clock", type=_Megahertz(), help="MHz that the constraints ask for.  [default: 100]"
+)
 @_as_json
 def project(
     hw: Path, tool: str, output: Path, part: str | None, clock: float | None, as_json: bool
@@ -949,14 +992,7 @@ def synth(hw: Path, target: str, pnr: bool, seeds: int, as_json: bool) -> None:
     if as_json:
         _print(True, values)
         return
-    table = Table(title=f"{hw.name} on {target}")
-    for heading in ("", "used", "of", "share", "estimate"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for kind in KINDS:
-        held = device.capacity.get(kind)
-        share = "" if held is None else f"{_share(counts[kind], held):.1%}" if held else "–"
-        cells = f"{counts[kind]:,}", "" if held is None else f"{held:,}", share
-        table.add_row(kind.upper(), *cells, f"{guess[kind]:,}" if guess else "")
+    table = _resource_table(f"{hw.name} on {target}", target, used=counts, estimate=guess or {})
     _print(False, {}, table)
     if timing:
         low, high = min(timing.fmax_mhz), max(timing.fmax_mhz)
@@ -966,13 +1002,25 @@ def synth(hw: Path, target: str, pnr: bool, seeds: int, as_json: bool) -> None:
 
 def _estimated(config: HardwareConfig, target: str) -> dict[str, Any]:
     """LUTs, flip-flops, DSP blocks, block RAMs and clock by the calibrated estimate."""
-    from .estimate.resources import area
+    from .explore.resources import estimated
+
+    return asdict(estimated(config, target))
+
+
+def _resource_table(title: str, target: str, **columns: Mapping[str, int]) -> Table:
+    """What is used or estimated of each kind; of the first column also the share of the device."""
     from .toolchain.devices import KINDS, find
 
-    device = find(target)
-    found = area(config, device.family)
-    fmax = found.fmax_mhz if target == "ecp5-85k-8" else None
-    return {kind: getattr(found, kind) for kind in KINDS} | {"fmax_mhz": fmax}
+    capacity, (first, *others) = find(target).capacity, columns
+    table = Table(title=title)
+    for heading in ("", first, "of", "share", *others):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for kind in KINDS:
+        used, held = columns[first][kind], capacity.get(kind)
+        share = "" if held is None else f"{_share(used, held):.1%}" if held else "–"
+        cells = [f"{columns[name][kind]:,}" if columns[name] else "" for name in others]
+        table.add_row(kind.upper(), f"{used:,}", "" if held is None else f"{held:,}", share, *cells)
+    return table
 
 
 def _share(used: int, held: int) -> float | None:
@@ -983,7 +1031,10 @@ def _share(used: int, held: int) -> float | None:
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--board", required=True, help="ulx3s-85f, icebreaker, ...; a wrong one lists all.")
-@click.option("--baud", default=1_000_000, show_default=True, help="Of the serial line.")
+@click.option(
+    "--baud", default=1_000_000, show_default=True, type=click.IntRange(1),
+    help="Of the serial line.",
+)  # fmt: skip
 @click.option(
     "-o",
     "--output",

@@ -22,6 +22,7 @@ from scipy.optimize import nnls
 from shiftcore.estimate.fabric import FABRICS
 from shiftcore.estimate.resources import clock_terms
 from shiftcore.estimate.structure import SHARED, UNITS
+from shiftcore.explore.resources import CLOCKED
 from shiftcore.golden.config import KEYS, ConfigError, HardwareConfig
 from shiftcore.hw.accelerator import Accelerator
 from shiftcore.hw.array import SystolicArray
@@ -32,13 +33,12 @@ from shiftcore.hw.scale_unit import ScaleUnit
 from shiftcore.hw.verilog import TOP, emit
 from shiftcore.toolchain.devices import KINDS
 from shiftcore.toolchain.nextpnr import place_and_route
-from shiftcore.toolchain.yosys import synthesize
+from shiftcore.toolchain.yosys import content_hash, synthesize, tool_version
 
 ROOT = Path(__file__).resolve().parent.parent
 SYNTHESIZED = Path(__file__).with_name("synthesized")
 CALIBRATION = ROOT / "estimate" / "calibration.json"
 SEED = 2026
-CLOCK_TARGET = "ecp5-85k-8"
 CLOCK_SEEDS = (1,)
 """Placements of a calibrating accelerator: its share of chance averages out over all of them."""
 WHOLE = "accelerator"
@@ -243,27 +243,36 @@ def synthesized(
     unit: str,
     config: HardwareConfig,
     seeds: Sequence[int] = (),
+    renew: bool = False,
 ) -> Sample:
     """The result for a unit, or an accelerator, from `samples` or from the tools.
 
-    With `seeds`, its clock too: the median over placements with them.
+    With `seeds`, its clock too: the median over placements with them. With `renew`, what is in
+    `samples` has to be of the same Verilog, and the same version of yosys.
     """
     found = next(
         (each for each in samples
          if (each["unit"], HardwareConfig(**each["config"])) == (unit, config)),
         None,
     )  # fmt: skip
-    if found is None or (seeds and found.get("fmax_mhz") is None):
-        text = emit(MAKERS[unit](config), TOP)
-        if found is None:
-            counted = synthesize(text, TOP, family)
-            found = {"unit": unit, "config": asdict(config)}
-            found |= {kind: getattr(counted, kind) for kind in KINDS}
-            samples.append(found)
-            save(samples, family)
-        if seeds:
-            found["fmax_mhz"] = place_and_route(text, TOP, CLOCK_TARGET, seeds=seeds).median
-            save(samples, family)
+    clocked = bool(seeds) and (found is None or found.get("fmax_mhz") is None)
+    if found is not None and not clocked and not renew:
+        return found
+    text = emit(MAKERS[unit](config), TOP)
+    origin = content_hash(tool_version("pyosys"), text)[:16]
+    if found is not None and renew and found.get("text") != origin:
+        clocked = bool(seeds)
+        samples.remove(found)
+        found = None
+    if found is None:
+        counted = synthesize(text, TOP, family)
+        found = {"unit": unit, "config": asdict(config), "text": origin}
+        found |= {kind: getattr(counted, kind) for kind in KINDS}
+        samples.append(found)
+        save(samples, family)
+    if clocked:
+        found["fmax_mhz"] = place_and_route(text, TOP, CLOCKED, seeds=seeds).median
+        save(samples, family)
     return found
 
 
@@ -339,6 +348,7 @@ def calibration_samples(samples: Sequence[Sample], family: str) -> list[Sample]:
 @click.option("--forms", default=FORM_RESULTS, show_default=True, help="Of each form of a unit.")
 @click.option("--clocks", default=8, show_default=True, help="Of these, placed and routed (ECP5).")
 @click.option("--fit-only", is_flag=True, help="Synthesize nothing; fit what is there.")
+@click.option("--renew", is_flag=True, help="Synthesize again what is of other Verilog.")
 def main(
     families: tuple[str, ...],
     units: int,
@@ -346,6 +356,7 @@ def main(
     forms: int,
     clocks: int,
     fit_only: bool,
+    renew: bool,
 ) -> None:
     """Synthesize what is missing, fit, write."""
     progress = Console(stderr=True)
@@ -357,7 +368,8 @@ def main(
             clocked = family == "ecp5" and unit == WHOLE and placed < clocks
             placed += clocked
             with progress.status(f"{family}: {unit}, {len(samples)} results"):
-                synthesized(samples, family, unit, config, CLOCK_SEEDS if clocked else ())
+                seeds = CLOCK_SEEDS if clocked else ()
+                synthesized(samples, family, unit, config, seeds, renew)
         chosen = calibration_samples(samples, family)
         if any(sample["unit"] == WHOLE for sample in chosen):
             calibration = json.loads(CALIBRATION.read_text(encoding="utf-8"))

@@ -20,11 +20,14 @@ MEAN, WORST, CLOCK = 5.0, 15.0, 12.0
 """Limits in percent: mean and worst of LUTs and flip-flops, and of the clock's every error."""
 
 
-def compare(family: str, samples: list[Row], count: int, clocks: int, missing: bool) -> Row:
+def compare(
+    family: str, samples: list[Row], count: int, clocks: int, missing: bool, renew: bool = False
+) -> Row:
     """The errors on `count` configurations that the calibration has not seen, and on `SERIAL` more.
 
-    Where `missing` is not set, only those that were synthesized before are compared. What has no
-    estimate is left out, and missed by :func:`failed`.
+    Where `missing` is not set, only those that were synthesized before are compared; with `renew`
+    they have to be of the gateware as it is. What has no estimate is left out, and missed by
+    :func:`failed`.
     """
     known = {HardwareConfig(**sample["config"]) for sample in calibration_samples(samples, family)}
     drawn = take(f"held out {family}", count, family=family)
@@ -38,7 +41,7 @@ def compare(family: str, samples: list[Row], count: int, clocks: int, missing: b
     wrong = []
     for index, config in enumerate(held_out):
         seeds = SEEDS if missing and index < clocks else ()
-        real = synthesized(samples, family, WHOLE, config, seeds)
+        real = synthesized(samples, family, WHOLE, config, seeds, renew)
         guess = area(config, family)
         name = _name(config)
         for kind in errors:
@@ -101,16 +104,22 @@ def cells(row: Row) -> list[str]:
 
 
 @click.command()
-@click.option("--family", "families", multiple=True, help="Only these; all calibrated by default.")
+@click.option(
+    "--family", "families", multiple=True, type=click.Choice(list(HELD_OUT)),
+    help="Only these; all calibrated by default.",
+)  # fmt: skip
 @click.option("--known", is_flag=True, help="Synthesize nothing; compare what was synthesized.")
+@click.option("--renew", is_flag=True, help="Synthesize again what is of other Verilog.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
-def resources(families: tuple[str, ...], known: bool, as_json: bool) -> None:
+def resources(families: tuple[str, ...], known: bool, renew: bool, as_json: bool) -> None:
     """LUTs, flip-flops, blocks and clock on held-out configurations; fails if a limit is missed."""
+    if known and renew:
+        raise click.UsageError("--known synthesizes nothing, --renew does: give one of them")
     rows = []
     with Console(stderr=True).status("synthesizing and comparing"):
         for family in families or calibrated():
             count, clocks = HELD_OUT[family], CLOCKED.get(family, 0)
-            rows.append(compare(family, load(family), count, clocks, not known))
+            rows.append(compare(family, load(family), count, clocks, not known, renew))
     headings = (
         "family", "held out", "LUT, mean", "worst", "FF, mean", "worst", "Fmax, mean", "worst",
         "wrong DSP, BRAM",

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["QUEUES", "Pool", "open_pool"]
+__all__ = ["QUEUES", "Pool", "check_place", "open_pool"]
 
 QUEUES = {
     "slurm": "SLURMCluster",
@@ -21,6 +21,9 @@ QUEUES = {
 
 _ANY_PORT = "127.0.0.1:0"
 """of the scheduler's own pages: several studies on a machine do not get in each other's way"""
+
+_PATIENCE = 60
+"""seconds for the first worker of a scheduler, or of this machine"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,15 @@ class _Here(Executor):
         return future
 
 
+def check_place(on: str) -> None:
+    """Raise ``ValueError`` if `on` is nothing that :func:`open_pool` knows."""
+    known = ("here", "local", *QUEUES)
+    if on not in known and "://" not in on:
+        raise ValueError(
+            f"{on!r} is none of {', '.join(known)} and no address such as tcp://host:8786"
+        )
+
+
 @contextmanager
 def open_pool(on: str = "local", workers: int = 2) -> Iterator[Pool]:
     """Workers until the end of the context.
@@ -64,12 +76,10 @@ def open_pool(on: str = "local", workers: int = 2) -> Iterator[Pool]:
 
     Raises ``ValueError`` if there is no such scheduler.
     """
+    check_place(on)
     if on == "here":
         yield Pool(_Here(), lambda: 1)
         return
-    if on not in ("local", *QUEUES) and "://" not in on:
-        known = ", ".join(("here", "local", *QUEUES))
-        raise ValueError(f"{on!r} is none of {known} and no address such as tcp://host:8786")
     from distributed import Client, LocalCluster
 
     with ExitStack() as stack:
@@ -92,5 +102,11 @@ def open_pool(on: str = "local", workers: int = 2) -> Iterator[Pool]:
         except OSError:
             raise ValueError(f"there is no Dask scheduler at {on}") from None
         stack.enter_context(client)
-        client.wait_for_workers(1)
+        # Jobs of a queue may wait for hours.
+        try:
+            client.wait_for_workers(1, timeout=None if on in QUEUES else _PATIENCE)
+        except TimeoutError:
+            raise ValueError(
+                f"no worker answered the Dask scheduler ({on}) within {_PATIENCE} s"
+            ) from None
         yield Pool(client.get_executor(pure=False), lambda: max(1, sum(client.nthreads().values())))

@@ -7,6 +7,7 @@ on where it was.
 
 import fcntl
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import optuna
 from optuna.samplers import TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import DatabaseError
 
 from ..golden.config import KEYS, HardwareConfig
 from ..golden.network import QuantizedNetwork
@@ -86,6 +88,14 @@ class Settings:
                 raise ValueError(
                     f"a budget is a number of one of {', '.join(KINDS)}, not {name}={most}"
                 )
+        if self.clock is not None and not 0 < self.clock < math.inf:
+            raise ValueError(f"clock must be above 0 MHz, not {self.clock:g}")
+        if self.latency < 0 or self.gap < 0:
+            raise ValueError(
+                f"latency and gap must be at least 0, not {self.latency} and {self.gap}"
+            )
+        if not math.isfinite(self.least_sqnr):
+            raise ValueError(f"least_sqnr must be a number of dB, not {self.least_sqnr}")
         if self.calibration is None and "sqnr_db" in self.objectives:
             raise ValueError("sqnr_db is measured of a model (.pt2), not of a quantized network")
 
@@ -215,40 +225,51 @@ class Study:
     Raises ``ValueError`` if another driver works in it or if its settings are others.
     """
 
-    def __init__(self, folder: Path, settings: Settings, resources: ResourceModel) -> None:
+    def __init__(
+        self, folder: Path, settings: Settings, space: Space, resources: ResourceModel
+    ) -> None:
         self.folder, self.settings, self.resources = folder, settings, resources
-        stored = None
-        if settings.calibration is None:
-            stored = QuantizedNetwork.load(settings.network.path)
-        self.space = full_space(settings.space, stored)
+        self.space = space
         self.cache = folder.resolve() / "networks"
         self.cache.mkdir(exist_ok=True)
         self._check_settings()
-        storage = optuna.storages.RDBStorage(f"sqlite:///{folder.resolve() / 'study.db'}")
-        self._study = optuna.create_study(
-            storage=storage, study_name="explore", load_if_exists=True,
-            directions=[OBJECTIVES[name] for name in settings.sought],
-        )  # fmt: skip
+        file = folder.resolve() / "study.db"
+        try:
+            self._study = optuna.create_study(
+                storage=optuna.storages.RDBStorage(f"sqlite:///{file}"), study_name="explore",
+                load_if_exists=True, directions=[OBJECTIVES[name] for name in settings.sought],
+            )  # fmt: skip
+        except DatabaseError as error:
+            raise ValueError(f"{file} is no study: {error.orig}") from None
 
     @classmethod
     @contextmanager
     def open(cls, folder: Path, settings: Settings, resources: ResourceModel) -> Iterator["Study"]:
         """The study of a folder, which is made if missing, locked until the end of the context."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        stored = None
+        if settings.calibration is None:
+            stored = QuantizedNetwork.load(settings.network.path)
+        space = full_space(settings.space, stored)
         folder.mkdir(exist_ok=True)
         with (folder / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
             except BlockingIOError:
                 raise ValueError(f"{folder}: another exploration works there") from None
-            yield cls(folder, settings, resources)
+            yield cls(folder, settings, space, resources)
 
     def _check_settings(self) -> None:
         file, own = self.folder / "settings.json", replace(self.settings, space=self.space).plain()
         if not file.exists():
             write_text(file, json.dumps(own, indent=1) + "\n")
             return
-        known = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            known = None
+        if not isinstance(known, dict):
+            raise ValueError(f"{file} are no settings of a study")
         for name in own:
             if known.get(name) != own[name]:
                 raise ValueError(
@@ -345,16 +366,20 @@ def _key(values: Mapping[str, Any]) -> str:
 
 
 def _outcome(future: Future[dict[str, Any]]) -> dict[str, Any]:
-    """What a worker returned; an error of its own is a reason too."""
+    """What a worker returned; an error that the trial has anywhere is a reason too.
+
+    Raises ``RuntimeError`` for what is wrong with the worker: the trial is not finished then.
+    """
     try:
         return future.result()
     except CancelledError:
-        raise RuntimeError(
-            "the workers are gone; the same command goes on with the trials that are left"
-        ) from None
+        reason = "the workers are gone"
     except Exception as error:
-        message = " ".join(str(error).split())
-        return {"reason": f"{type(error).__name__}: {message}"}
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        gone = isinstance(error, ImportError | MemoryError | OSError)
+        if not gone and type(error).__name__ != "KilledWorker":
+            return {"reason": reason}
+    raise RuntimeError(f"{reason}; the same command goes on with the trials that are left")
 
 
 def explore(

@@ -236,6 +236,8 @@ class Program:
             hashes = json.loads(contents.pop("manifest.json"))
         except ValueError as error:
             raise ValueError(f"{folder / 'manifest.json'}: is not JSON") from error
+        if not isinstance(hashes, dict):
+            raise ValueError(f"{folder / 'manifest.json'}: names no files; compile again")
         for name, content in contents.items():
             if hashes.get(name) != hashlib.sha256(content).hexdigest():
                 raise ValueError(f"{folder / name}: differs from the manifest; compile again")

@@ -397,7 +397,29 @@ def test_compile_and_run(digits: Path) -> None:
         *(layer["name"] for layer in estimate["layers"]), "all",
     ]  # fmt: skip
     assert "images per s" in result.stdout
-    refused(run("estimate", build, "--latency", -1), "latency and gap must be at least 0", "not -1")
+    result = run("estimate", build, "--target", "ecp5-85k-8", "--json")
+    taken = json.loads(result.stdout)
+    assert taken["images_per_s"] == 1e6 * taken["fmax_mhz"] / taken["cycles"]
+    hardware = build / "hardware.toml"
+    alone = json.loads(run("estimate", "--hw", hardware, "--target", "ecp5-85k-8", "--json").stdout)
+    assert alone == {key: taken[key] for key in ("lut", "ff", "dsp", "bram", "fmax_mhz")}
+    shown = run("estimate", "--hw", hardware, "--target", "ice40-up5k").stdout
+    cells = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines()]
+    (bram,) = (row for row in cells if "BRAM" in row)
+    assert bram[3] == "30"
+    assert float(bram[4].removesuffix("%")) > 100
+    refused(run("estimate"), "needs a build folder or --hw, one of them")
+    refused(run("estimate", build, "--hw", hardware), "needs a build folder or --hw, one of them")
+    refused(run("estimate", "--hw", hardware), "--hw needs --target")
+    for option, value in (("--latency", -1), ("--latency", 10**20), ("--gap", 10**6)):
+        result = run("estimate", build, option, value)
+        assert result.exit_code == 2
+        assert f"'{option}': {value} is not in the range" in result.stderr
+    for clock, reason in (("inf", "is not in the range"), (0, "is not in"), ("nan", "is no clock")):
+        result = run("estimate", build, "--clock", clock)
+        assert result.exit_code == 2
+        assert "'--clock': " in result.stderr
+        assert reason in result.stderr
 
     (build / "program.json").write_text("{}")
     result = run("run", build, "--data", data, "--on", "golden")

@@ -1,6 +1,7 @@
 """Exploration: what it finds is best, nothing that was finished is lost, no process is left."""
 
 import json
+import math
 import os
 import sqlite3
 import subprocess
@@ -27,6 +28,7 @@ from shiftcore.benchmarks import explore as benchmark
 from shiftcore.cli import main
 from shiftcore.estimate.network import network_cycles
 from shiftcore.examples.digits import data, model
+from shiftcore.explore import pool as pool_module
 from shiftcore.explore import resources
 from shiftcore.explore import study as exploring_study
 from shiftcore.explore.pool import Pool, open_pool
@@ -214,6 +216,73 @@ def test_an_error_of_a_worker_is_a_reason(network: Path, tmp_path: Path) -> None
     assert [p.problem for p in found.points] == ["ZeroDivisionError: by nothing"] * 2
     with pytest.raises(ValueError, match="no trial of 2 could be estimated; the first: ZeroDivis"):
         _ = found.chosen
+
+
+@pytest.mark.parametrize("error", [MemoryError("none left"), ImportError("no torch")])
+def test_a_trial_whose_worker_failed_is_not_finished(
+    network: Path, tmp_path: Path, error: Exception
+) -> None:
+    own, folder = settings(network), tmp_path / "study"
+
+    def broken(config: HardwareConfig, target: str) -> Any:
+        raise error
+
+    message = f"^{type(error).__name__}: .*; the same command goes on with the trials"
+    with (
+        Study.open(folder, own, broken) as study,
+        open_pool("here") as pool,
+        pytest.raises(RuntimeError, match=message),
+    ):
+        explore(study, pool, 2)
+    assert trials(folder, own, 3) == trials(tmp_path / "whole", own, 3)
+
+
+def test_files_that_are_no_study(network: Path, tmp_path: Path) -> None:
+    own, folder = settings(network), tmp_path / "study"
+    trials(folder, own, 1)
+    database = (folder / "study.db").read_bytes()
+    (folder / "study.db").write_bytes(b"no database" * 100)
+    with pytest.raises(ValueError, match=r"study\.db is no study: \S+"):
+        trials(folder, own, 1)
+    (folder / "study.db").write_bytes(database)
+    for text in ("[]", "1", "{"):
+        (folder / "settings.json").write_text(text)
+        with pytest.raises(ValueError, match=r"settings\.json are no settings of a study$"):
+            trials(folder, own, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clock": math.nan}, "clock must be above 0 MHz, not nan"),
+        ({"clock": math.inf}, "clock must be above 0 MHz, not inf"),
+        ({"latency": -4}, "latency and gap must be at least 0, not -4 and 0"),
+        ({"least_sqnr": math.nan}, "least_sqnr must be a number of dB, not nan"),
+    ],
+)
+def test_settings_that_no_study_has(network: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        replace(settings(network), **changes)
+
+
+def test_a_network_that_cannot_be_read_leaves_no_folder(network: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "net.safetensors"
+    broken.write_bytes(b"nothing")
+    with pytest.raises(Exception, match="eader"):
+        trials(tmp_path / "study", settings(broken), 1)
+    assert not (tmp_path / "study").exists()
+
+
+def test_schedulers_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "_PATIENCE", 0.1)
+    with (
+        LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster,
+        pytest.raises(
+            ValueError, match=r"^no worker answered the Dask scheduler \(tcp://.*\) within"
+        ),
+        open_pool(cluster.scheduler_address),
+    ):
+        pass
 
 
 def test_synthesis_decides(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,6 @@ def test_component_maps_every_port_of_the_verilog(made):
         "s_axi.DATA_WIDTH": "32",
         "clk.ASSOCIATED_BUSIF": "m_axi:s_axi",
         "clk.ASSOCIATED_RESET": "rst",
-        "clk.FREQ_HZ": "125000000",
         "rst.POLARITY": "ACTIVE_HIGH",
         "o_interrupt.SENSITIVITY": "LEVEL_HIGH",
     }
@@ -226,6 +225,8 @@ def test_fusesoc_lints_it(made):
          "part must be one of AMD Vivado, such as xc7z020clg400-1, not 'xc7z020 -1'"),
         ("quartus", {"part": "EP2C5"},
          "part must be one of Intel Quartus Prime, such as 5CSEBA6U23I7, not 'EP2C5'"),
+        ("gowin", {"part": ""},
+         "part must be one of Gowin EDA, such as GW2A-LV55PG484C8/I7, not ''"),
         ("fusesoc", {"part": "x"}, "a fusesoc project has no part, not even x"),
         ("fusesoc", {"clock_mhz": 100}, "a fusesoc project has no clock, not even 100"),
         ("vivado", {"config": replace(CONFIG, multiplier="ecp5-carry")},
@@ -254,6 +255,33 @@ def test_a_folder_that_is_in_use_stays(made, tmp_path):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes"]
     (tmp_path / "empty").mkdir()
     assert made("diamond", "empty")
+
+
+@pytest.mark.parametrize(
+    ("part", "family"),
+    [
+        ("EP4CE22F17C6", "Cyclone IV E"), ("EP4CGX150DF31C7", "Cyclone IV GX"),
+        ("5CSEBA6U23I7", "Cyclone V"), ("5AGXFB3H4F35C4", "Arria V"),
+        ("5AGZME1E2H29C3", "Arria V GZ"), ("5SGXEA7N2F45C2", "Stratix V"),
+        ("10M50DAF484C7G", "MAX 10"), ("10CL025YU256C8G", "Cyclone 10 LP"),
+        ("10CX220YF780I5G", "Cyclone 10 GX"), ("10AX115N2F45I1SG", "Arria 10"),
+        ("1SG280LU2F50E2VG", "Stratix 10"), ("A5ED065BB32AE6SR0", "Agilex 5"),
+        ("AGFB014R24B2E2V", "Agilex 7"),
+    ],
+)  # fmt: skip
+def test_families_of_intel(made, monkeypatch, part, family):
+    said = run_tcl(made("quartus", part=part) / "project.tcl", monkeypatch)
+    assert ("set_global_assignment", "-name", "FAMILY", family) in said
+    assert ("set_global_assignment", "-name", "DEVICE", part) in said
+
+
+def test_versions_of_gowin(made, monkeypatch):
+    (script,) = TOOLS["gowin"].scripts
+    for name, part in (("plain", "GW1NR-LV9QN88PC6/I5"), ("new", "GW1NR-LV9QN88PC6/I5:C")):
+        said = run_tcl(made("gowin", name, part=part) / script, monkeypatch)
+        (device,) = (words for words in said if words[0] == "set_device")
+        version = ("--device_version", "C") if ":" in part else ()
+        assert device == ("set_device", part.partition(":")[0], *version)
 
 
 def test_cells_of_ecp5_in_its_parts(made):

@@ -20,6 +20,7 @@ from shiftcore.hw.requantizer import Requantizer
 from shiftcore.hw.scale_unit import ScaleUnit
 from shiftcore.hw.verilog import emit
 from shiftcore.toolchain.devices import FAMILIES
+from shiftcore.toolchain.nextpnr import Timing
 from shiftcore.toolchain.yosys import Resources, synthesize
 
 CONFIG = HardwareConfig(rows=4, cols=4)
@@ -439,3 +440,35 @@ def test_the_summary_names_the_worst():
     found = estimated_resources.summary([(1.0, "a"), (-3.0, "b"), (2.0, "c")])
     assert found == {"mean": 2.0, "worst": -3.0, "of": "b", "count": 3}
     assert estimated_resources.summary([]) is None
+
+
+def test_results_of_other_verilog_are_renewed(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    """Without `renew` a result stays, whatever it is of; its clock goes with it."""
+    monkeypatch.setattr(calibrate, "SYNTHESIZED", tmp_path)
+    luts = iter(range(10))
+    monkeypatch.setattr(calibrate, "synthesize", lambda *_: Resources(next(luts), 0, 0, 0, {}))
+    clocks = iter((50.0, 60.0))
+    monkeypatch.setattr(
+        calibrate, "place_and_route", lambda *_, seeds: Timing((next(clocks),) * len(seeds), ())
+    )
+    config, other = HardwareConfig(2, 2), HardwareConfig(2, 3)
+
+    def result(of: HardwareConfig = config, **options: Any) -> tuple[int, float | None, int]:
+        samples = calibrate.load("ecp5")
+        found = calibrate.synthesized(samples, "ecp5", "array", of, **options)
+        assert calibrate.load("ecp5") == samples
+        return found["lut"], found.get("fmax_mhz"), len(samples)
+
+    assert result() == (0, None, 1)
+    assert result(seeds=(1, 2, 3)) == (0, 50.0, 1)
+    assert result(other) == (1, None, 2)
+    assert result(renew=True) == (0, 50.0, 2)
+    samples = calibrate.load("ecp5")
+    del samples[0]["text"]
+    calibrate.save(samples, "ecp5")
+    assert result() == (0, 50.0, 2)
+    assert result(renew=True, seeds=(1, 2, 3)) == (2, 60.0, 2)
+    assert result(other, renew=True) == (1, None, 2)
+    monkeypatch.setattr(calibrate, "emit", lambda *args: emit(*args) + "// another text")
+    assert result(other) == (1, None, 2)
+    assert result(other, renew=True) == (3, None, 2)

@@ -64,7 +64,8 @@ class Family:
 # (SB_CARRY, CARRY4). On ECP5 the carry cell CCU2C is two LUTs itself, and a 16x4 memory takes four
 # LUTs and two for its write port: these are nextpnr-ecp5's own totals before packing. A Gowin ALU
 # is a LUT, and so is each bit of its 16x4 memory. A block RAM is the family's smallest: 18 Kbit on
-# ECP5, Gowin and Xilinx, 10 Kbit on Intel, 4 Kbit on iCE40.
+# ECP5, Gowin and Xilinx, 10 Kbit on Intel, 4 Kbit on iCE40. A multiplier of Cyclone V counts as a
+# DSP block, though a block could hold two of 18 by 18 bits.
 _XILINX_LUT = {
     "LUT[1-6]": 1, "INV": 1, "SRL16E": 1, "SRLC16E": 1, "SRLC32E": 1,
     "RAM32X1S": 1, "RAM64X1S": 1, "RAM128X1S": 2, "RAM256X1S": 4,
@@ -175,7 +176,7 @@ def _devices() -> dict[str, Device]:
     add("xc7z020", "xilinx7", (53_200, 106_400, 220, 280))
     add("xczu3eg", "xcup", (70_560, 141_120, 360, 432))
     add("xck26", "xcup", (117_120, 234_240, 1_248, 288))
-    add("5cseba6", "cyclonev", (83_018, 166_036, 224, 557))
+    add("5cseba6", "cyclonev", (83_018, 166_036, 112, 557))
     return {device.name: device for device in found}
 
 

@@ -23,9 +23,7 @@ VIEWS = {
 _ACCESS = {"ro": "read-only", "wo": "write-only", "rw": "read-write"}
 
 
-def component_xml(
-    config: HardwareConfig, version: str, verilog: str, constraints: str, clock_mhz: float
-) -> str:
+def component_xml(config: HardwareConfig, version: str, verilog: str, constraints: str) -> str:
     """IP-XACT of the accelerator: both AXI ports, clock, reset, interrupt, and the register map.
 
     Parameters
@@ -33,7 +31,6 @@ def component_xml(
     version : of the component, two numbers
     verilog : file of the module
     constraints : XDC file, used only where the component is synthesized by itself
-    clock_mhz : that is written into it
     """
     ET.register_namespace("spirit", SPIRIT)
     ET.register_namespace("xilinx", XILINX)
@@ -47,10 +44,9 @@ def component_xml(
     interfaces = _add(root, "busInterfaces")
     _axi(interfaces, "m_axi", "AXI4", ports)
     _axi(interfaces, "s_axi", "AXI4LITE", ports)
-    frequency = str(round(clock_mhz * 1e6))
     signals = (
-        ("clk", "clock", "slave", {"ASSOCIATED_BUSIF": "m_axi:s_axi", "ASSOCIATED_RESET": "rst",
-                                   "FREQ_HZ": frequency}),
+        # No FREQ_HZ: it would be fixed, whatever the clock of the design around it is.
+        ("clk", "clock", "slave", {"ASSOCIATED_BUSIF": "m_axi:s_axi", "ASSOCIATED_RESET": "rst"}),
         ("rst", "reset", "slave", {"POLARITY": "ACTIVE_HIGH"}),
         ("o_interrupt", "interrupt", "master", {"SENSITIVITY": "LEVEL_HIGH"}),
     )  # fmt: skip

@@ -48,6 +48,14 @@ class Tool:
     scripts: tuple[str, ...] = (f"{NAME}.tcl",)
 
 
+_FAMILIES = {
+    "EP4CE": "Cyclone IV E", "EP4CGX": "Cyclone IV GX", "5C": "Cyclone V", "5AG": "Arria V",
+    "5AS": "Arria V", "5AGZ": "Arria V GZ", "5S": "Stratix V", "10M": "MAX 10",
+    "10CL": "Cyclone 10 LP", "10CX": "Cyclone 10 GX", "10A": "Arria 10", "1S": "Stratix 10",
+    "A3C": "Agilex 3", "A5E": "Agilex 5", "A5D": "Agilex 5", "AG": "Agilex 7",
+}  # fmt: skip
+"""of Intel by how names of devices begin; the longest counts"""
+
 CLOCK = 100.0
 """MHz, unless another clock is asked for."""
 
@@ -63,7 +71,7 @@ TOOLS: Mapping[str, Tool] = {
     "quartus": Tool(
         "Intel Quartus Prime",
         "5CSEBA6U23I7",
-        r"(5C|10M|10CL|10CX|10A|1S|AG|EP4C)\w+",
+        rf"({'|'.join(_FAMILIES)})\w+",
         (f"{TOP}.sdc", "SDC"),
         f"quartus_sh -t {NAME}.tcl && quartus {NAME}.qpf",
         ("edalize.quartus", "Quartus"),
@@ -71,7 +79,7 @@ TOOLS: Mapping[str, Tool] = {
     "gowin": Tool(
         "Gowin EDA",
         "GW2A-LV55PG484C8/I7",
-        r"GW\d\w+-\w+(/\w+)?",
+        r"GW\d\w+-\w+(/\w+)?(:[A-Z])?",
         (f"{TOP}.sdc", "SDC"),
         "gw_sh edalize_gowin_template.tcl",
         ("edalize.flows.gowin", "Gowin"),
@@ -98,13 +106,8 @@ TOOLS: Mapping[str, Tool] = {
     ),
 }
 
+
 # Quartus also wants the family's name.
-_FAMILIES = {
-    "5C": "Cyclone V", "10M": "MAX 10", "10CL": "Cyclone 10 LP", "10CX": "Cyclone 10 GX",
-    "10A": "Arria 10", "1S": "Stratix 10", "AG": "Agilex 7", "EP4C": "Cyclone IV E",
-}  # fmt: skip
-
-
 def write_project(
     config: HardwareConfig,
     tool: str,
@@ -120,7 +123,8 @@ def write_project(
     Parameters
     ----------
     folder : which must not exist, or be empty
-    part : of the device, by default the tool's of :data:`TOOLS`
+    part : of the device, by default the tool's of :data:`TOOLS`; with Gowin a device's version may
+        follow, ``"GW1NR-LV9QN88PC6/I5:C"``
     clock_mhz : the clock that the constraints ask for, by default :data:`CLOCK`
 
     Raises ``ValueError`` for an unknown tool, an impossible part or clock, cells in `config` that
@@ -134,7 +138,7 @@ def write_project(
     ):  # fmt: skip
         if value is not None and has is None:
             raise ValueError(f"a {tool} project has no {name}, not even {value}")
-    part = part or made.part
+    part = made.part if part is None else part
     clock_mhz = CLOCK if clock_mhz is None else clock_mhz
     if part is not None and not re.fullmatch(made.parts, part):
         raise ValueError(f"part must be one of {made.doc}, such as {made.part}, not {part!r}")
@@ -145,7 +149,7 @@ def write_project(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder")
     files = {f"{TOP}.v": accelerator_verilog(config), "hardware.toml": config.dumps()}
-    files |= _additions(tool, config, clock_mhz)
+    files |= _additions(tool, config)
     if made.constraints is not None:
         files[made.constraints[0]] = _clock(made.constraints[1], clock_mhz)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
@@ -166,13 +170,13 @@ def _clock(kind: str, mhz: float) -> str:
     return f"create_clock -name clk -period {1000 / mhz:.3f} [get_ports {{clk}}]\n"
 
 
-def _additions(tool: str, config: HardwareConfig, clock_mhz: float) -> dict[str, str]:
+def _additions(tool: str, config: HardwareConfig) -> dict[str, str]:
     """A tool's own files. Ports, which are more than a package has pins, stay off the pins."""
     release = version(TOP)
     if tool == "vivado":
         constraints, _ = TOOLS[tool].constraints or ("", "")
         number = ".".join(release.split(".")[:2])
-        xml = component_xml(config, number, f"{TOP}.v", constraints, clock_mhz)
+        xml = component_xml(config, number, f"{TOP}.v", constraints)
         return {"component.xml": xml, "options.tcl": _VIVADO}
     if tool == "quartus":
         ports = "\n".join(f"  {name}" for name in accelerator_ports(config) if name != "clk")
@@ -231,7 +235,8 @@ def _edalize(made: Tool, tool: str, part: str, files: Sequence[str], folder: Pat
         prefix = max((p for p in _FAMILIES if part.startswith(p)), key=len)
         options = {"family": _FAMILIES[prefix], "device": part}
     elif tool == "gowin":
-        options["pnr"] = "none"
+        device, _, made_of = part.partition(":")
+        options = {"part": device, "part_version": made_of, "pnr": "none"}
     edam = {
         "name": NAME,
         "toplevel": TOP,

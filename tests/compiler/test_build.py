@@ -95,6 +95,9 @@ def test_another_network_is_refused(files: tuple[Path, Path], tmp_path: Path):
     (folder / "network.safetensors").unlink()
     refused(run("estimate", folder), "no network file at")
     refused(run("estimate", tmp_path), "manifest.json: cannot be read")
+    for text, message in (("[1]", "names no files"), ("{", "is not JSON")):
+        (folder / "manifest.json").write_text(text)
+        refused(run("estimate", folder), f"manifest.json: {message}")
 
 
 def test_bad_input_writes_nothing(files: tuple[Path, Path], tmp_path: Path):
