@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def wrong_stride(node: Node) -> Node:
 def test_what_was_read_wrong_is_refused(
     wrong: Callable[[Node], Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def misread(*model: object) -> Graph:
+    def misread(*model: Any) -> Graph:
         return Graph(tuple(map(wrong, read(*model).nodes)))
 
     model = network()
