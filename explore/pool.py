@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ _ANY_PORT = "127.0.0.1:0"
 """of the scheduler's own pages: several studies on a machine do not get in each other's way"""
 
 _PATIENCE = 60
-"""seconds for the first worker of a scheduler, or of this machine"""
+"""seconds until work is sent where there is no worker yet"""
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,7 @@ def open_pool(on: str = "local", workers: int = 2) -> Iterator[Pool]:
         except OSError:
             raise ValueError(f"there is no Dask scheduler at {on}") from None
         stack.enter_context(client)
-        # Jobs of a queue may wait for hours.
-        try:
-            client.wait_for_workers(1, timeout=None if on in QUEUES else _PATIENCE)
-        except TimeoutError:
-            raise ValueError(
-                f"no worker answered the Dask scheduler ({on}) within {_PATIENCE} s"
-            ) from None
+        # Workers of a queue, or of a cluster that grows with its work, come when they come.
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=_PATIENCE)
         yield Pool(client.get_executor(pure=False), lambda: max(1, sum(client.nthreads().values())))

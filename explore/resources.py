@@ -8,7 +8,7 @@ from ..golden.config import KEYS, HardwareConfig
 from ..toolchain.devices import KINDS, find
 from .space import Space
 
-__all__ = ["Area", "capacity", "check_estimates", "count", "estimated", "multipliers"]
+__all__ = ["CLOCKED", "Area", "capacity", "check_estimates", "count", "estimated", "multipliers"]
 
 CLOCKED = "ecp5-85k-8"
 """the device whose clock is estimated"""

@@ -89,7 +89,7 @@ class Settings:
                     f"a budget is a number of one of {', '.join(KINDS)}, not {name}={most}"
                 )
         if self.clock is not None and not 0 < self.clock < math.inf:
-            raise ValueError(f"clock must be above 0 MHz, not {self.clock:g}")
+            raise ValueError(f"clock must be a number of MHz above 0, not {self.clock:g}")
         if self.latency < 0 or self.gap < 0:
             raise ValueError(
                 f"latency and gap must be at least 0, not {self.latency} and {self.gap}"
@@ -240,7 +240,7 @@ class Study:
                 load_if_exists=True, directions=[OBJECTIVES[name] for name in settings.sought],
             )  # fmt: skip
         except DatabaseError as error:
-            raise ValueError(f"{file} is no study: {error.orig}") from None
+            raise ValueError(f"{file} cannot be used: {error.orig}") from None
 
     @classmethod
     @contextmanager
@@ -366,20 +366,29 @@ def _key(values: Mapping[str, Any]) -> str:
 
 
 def _outcome(future: Future[dict[str, Any]]) -> dict[str, Any]:
-    """What a worker returned; an error that the trial has anywhere is a reason too.
+    """What a worker returned; an error that the trial would have anywhere is a reason too.
 
-    Raises ``RuntimeError`` for what is wrong with the worker: the trial is not finished then.
+    Raises ``RuntimeError`` for what is wrong with the worker's machine: the trial is not finished.
     """
     try:
+        return _settled(future)
+    except RuntimeError as error:
+        cause = error.__cause__
+        if cause is None or isinstance(cause, CancelledError | ImportError | OSError):
+            raise
+        return {"reason": str(error)}
+
+
+def _settled(future: Future[Any]) -> Any:
+    """A result. Raises ``RuntimeError``, of whatever a worker raised, or that they are gone."""
+    try:
         return future.result()
-    except CancelledError:
-        reason = "the workers are gone"
+    except CancelledError as error:
+        reason = "the workers are gone; the same command goes on with what is left"
+        raise RuntimeError(reason) from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        gone = isinstance(error, ImportError | MemoryError | OSError)
-        if not gone and type(error).__name__ != "KilledWorker":
-            return {"reason": reason}
-    raise RuntimeError(f"{reason}; the same command goes on with the trials that are left")
+        message = " ".join(str(error).split())
+        raise RuntimeError(f"{type(error).__name__}: {message}") from error
 
 
 def explore(
@@ -404,12 +413,19 @@ def explore(
             else:
                 running[pool.executor.submit(evaluate, task)] = trial, task
         done, _ = wait(running, return_when=FIRST_COMPLETED)
+        failure: RuntimeError | None = None
         for future in sorted(done, key=lambda each: running[each][0].number):
             trial, task = running.pop(future)
-            result = _outcome(future)
+            try:
+                result = _outcome(future)
+            except RuntimeError as error:
+                failure = error
+                continue
             study.tell(trial, task, result)
             if "reason" not in result:
                 known[_key(task.values)] = result
+        if failure is not None:
+            raise failure
     progress("trials", trials, trials)
     return study.result()
 
@@ -430,5 +446,5 @@ def confirm(
     while waiting:
         progress("syntheses", len(futures) - len(waiting), len(futures))
         _, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-    counts = {p.number: f.result() for p, f in zip(some, futures, strict=True)}
+    counts = {p.number: _settled(f) for p, f in zip(some, futures, strict=True)}
     return replace(found, synthesized=counts)

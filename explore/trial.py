@@ -111,10 +111,11 @@ class Figures:
 
 @lru_cache(maxsize=1)
 def _model(network: File, calibration: File) -> tuple[Any, NDArray[np.float32]]:
-    from ..frontend.archive import read
+    from ..quant.convert import as_graph
     from ..quant.data import load_images
 
-    return read(network.check()), load_images(calibration.check())[0]
+    images = load_images(calibration.check())[0]
+    return as_graph(network.check(), images), images
 
 
 @cache

@@ -81,7 +81,7 @@ class QuantConfig(LayerConfig):
 
 
 def as_graph(model: Model, images: NDArray[np.float32]) -> Graph:
-    """The graph of `model`, which must compute what `model` does.
+    """The graph of `model`, which is compared with `model` on an image and on noise.
 
     A module is exported with the first of `images` as its example, from a copy on the CPU in
     float32 if it is elsewhere or in another type.
@@ -91,6 +91,7 @@ def as_graph(model: Model, images: NDArray[np.float32]) -> Graph:
     """
     if isinstance(model, Graph):
         return model
+    images = np.asarray(images)
     if np.ndim(images) != 4 or not len(images):
         raise ValueError(f"images must be (N, C, H, W), not {np.shape(images)}")
     if isinstance(model, nn.Module) and any(

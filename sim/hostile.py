@@ -225,6 +225,8 @@ def _run_hostile(
             raise _Failure(f"neither done nor error: {error}") from None
         code = Error.TIMEOUT
         _reset(accelerator)
+    except SimulationError as error:
+        raise _Failure(str(error)) from None
     counted = accelerator.counters()
     if accelerator.counters() != counted:
         raise _Failure("counters go on after the end of the run")

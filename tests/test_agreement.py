@@ -74,3 +74,53 @@ def test_torchs_own_errors_are_one_line(tmp_path) -> None:
     torch.export.save(program, tmp_path / "model.pt2")
     with pytest.raises(ValueError, match=r"^torch cannot make the network functional: [^\n]+$"):
         read(tmp_path / "model.pt2")
+
+
+class Named(nn.Module):
+    """Takes its image by name, in a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, *, images: tuple[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"scores": self.inner(images[0])}
+
+
+def test_inputs_by_any_name() -> None:
+    program = torch.export.export(Named().eval(), (), kwargs={"images": (torch.zeros(1, 2, 8, 8),)})
+    assert as_graph(program, IMAGES).nodes
+
+
+@pytest.mark.parametrize("images", [IMAGES * 0, np.ones_like(IMAGES)])
+def test_images_that_show_nothing(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Black ones, and ones without contrast: an honest network is read; and where only some image
+    has contrast, it is that which is compared."""
+    assert as_graph(network(), images).nodes
+    some = images.copy()
+    some[2] = IMAGES[2]
+
+    def misread(*model: Any) -> Graph:
+        return Graph(tuple(map(wrong_flip, read(*model).nodes)))
+
+    monkeypatch.setattr(convert, "read", misread)
+    with pytest.raises(UnsupportedLayer, match=r"^the network is misread: "):
+        as_graph(network(), some)
+
+
+def wrong_flip(node: Node) -> Node:
+    return replace(node, weight=node.weight[..., ::-1]) if isinstance(node, Conv2d) else node
+
+
+def test_results_that_are_not_finite() -> None:
+    model = network()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1000
+    with pytest.raises(ValueError, match=r"^the network's results are not finite on the images$"):
+        as_graph(model, np.full_like(IMAGES, 3e38))
+
+
+@pytest.mark.parametrize("form", [list, torch.tensor, lambda x: x.astype(np.float64)])
+def test_images_in_other_forms(form: Callable[[np.ndarray], Any]) -> None:
+    assert as_graph(network(), form(IMAGES)).nodes

@@ -443,11 +443,10 @@ def test_the_summary_names_the_worst():
 
 
 def test_results_of_other_verilog_are_renewed(monkeypatch: pytest.MonkeyPatch, tmp_path):
-    """Without `renew` a result stays, whatever it is of; its clock goes with it."""
+    """Without `renew` a result stays, whatever it is of; a clock is never lost."""
     monkeypatch.setattr(calibrate, "SYNTHESIZED", tmp_path)
-    luts = iter(range(10))
+    luts, clocks = iter(range(10)), iter(range(50, 60))
     monkeypatch.setattr(calibrate, "synthesize", lambda *_: Resources(next(luts), 0, 0, 0, {}))
-    clocks = iter((50.0, 60.0))
     monkeypatch.setattr(
         calibrate, "place_and_route", lambda *_, seeds: Timing((next(clocks),) * len(seeds), ())
     )
@@ -460,15 +459,33 @@ def test_results_of_other_verilog_are_renewed(monkeypatch: pytest.MonkeyPatch, t
         return found["lut"], found.get("fmax_mhz"), len(samples)
 
     assert result() == (0, None, 1)
-    assert result(seeds=(1, 2, 3)) == (0, 50.0, 1)
+    assert result(seeds=(1, 2, 3)) == (0, 50, 1)
     assert result(other) == (1, None, 2)
-    assert result(renew=True) == (0, 50.0, 2)
+    assert result(renew=True) == (0, 50, 2)
     samples = calibrate.load("ecp5")
     del samples[0]["text"]
     calibrate.save(samples, "ecp5")
-    assert result() == (0, 50.0, 2)
-    assert result(renew=True, seeds=(1, 2, 3)) == (2, 60.0, 2)
+    assert result() == (0, 50, 2)
+    assert result(renew=True) == (2, 50, 2)
+    samples = calibrate.load("ecp5")
+    del samples[0]["placed"]
+    calibrate.save(samples, "ecp5")
+    assert result(renew=True) == (2, 51, 2)
     assert result(other, renew=True) == (1, None, 2)
     monkeypatch.setattr(calibrate, "emit", lambda *args: emit(*args) + "// another text")
     assert result(other) == (1, None, 2)
     assert result(other, renew=True) == (3, None, 2)
+    assert result(seeds=(1, 2, 3)) == (2, 51, 2)
+    assert result(renew=True) == (4, 52, 2)
+
+
+def test_costs_of_a_family_are_put_beside_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    file = tmp_path / "calibration.json"
+    file.write_text('{"families": {"ecp5": {"lut": 1}, "gowin": {}}, "more": 2}')
+    monkeypatch.setattr(calibrate, "CALIBRATION", file)
+    calibrate.keep_costs("gowin", {"ff": 3})
+    assert json.loads(file.read_text()) == {
+        "families": {"ecp5": {"lut": 1}, "gowin": {"ff": 3}},
+        "more": 2,
+    }
+    assert list(tmp_path.iterdir()) == [file]

@@ -54,7 +54,7 @@ _FAMILIES = {
     "10CL": "Cyclone 10 LP", "10CX": "Cyclone 10 GX", "10A": "Arria 10", "1S": "Stratix 10",
     "A3C": "Agilex 3", "A5E": "Agilex 5", "A5D": "Agilex 5", "AG": "Agilex 7",
 }  # fmt: skip
-"""of Intel by how names of devices begin; the longest counts"""
+"""Intel's, which Quartus wants to know, by how names of devices begin; the longest such counts."""
 
 CLOCK = 100.0
 """MHz, unless another clock is asked for."""
@@ -107,7 +107,6 @@ TOOLS: Mapping[str, Tool] = {
 }
 
 
-# Quartus also wants the family's name.
 def write_project(
     config: HardwareConfig,
     tool: str,
