@@ -29,8 +29,9 @@ def _batch(program: ExportedProgram) -> int:
 
 def _computed(program: ExportedProgram, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """What a program with one input and one result makes of `images`, (N, numbers)."""
-    given = [torch.from_numpy(images.copy())]
-    arguments, options = tree_unflatten(given, program.call_spec.in_spec)
+    form = program.call_spec.in_spec
+    assert form is not None
+    arguments, options = tree_unflatten([torch.from_numpy(images.copy())], form)
     (result,) = tree_leaves(program.module()(*arguments, **options))
     return result.reshape(len(images), -1).numpy()
 
