@@ -7,6 +7,7 @@ import pytest
 
 from shiftcore.compiler.network import compile_network
 from shiftcore.estimate.accelerator import predict
+from shiftcore.explore.resources import estimated
 from shiftcore.golden.array import TileFormat
 from shiftcore.golden.config import ConfigError, HardwareConfig
 from shiftcore.golden.floats import BF16, FP16, FP32
@@ -74,7 +75,27 @@ def test_cells_of_another_family_are_refused(style):
         message = "^pipeline 'ecp5-fast' instantiates cells of ecp5, not of this$"
         with pytest.raises(ValueError, match=message):
             check_primitives(replace(SMALL, pipeline="ecp5-fast"), family, "this")
-        check_primitives(replace(SMALL, pipeline="fast"), family, "this")
+        check_primitives(replace(SMALL, pipeline="fast", scale_multiplier="lut"), family, "this")
+        fast = replace(SMALL, pipeline="fast", scale_multiplier="dsp")
+        if family != "ice40":
+            check_primitives(fast, family, "this")
+
+
+def test_what_yosys_gets_wrong_is_refused():
+    """The scale unit's netlist for iCE40 loses floating-point products between two registers."""
+    config = replace(SMALL, pipeline="fast", scale_multiplier="dsp")
+    message = (
+        "pipeline 'fast' with scale_multiplier 'dsp' is synthesized wrongly for ice40-hx8k: yosys "
+        "loses products; choose pipeline 'balanced', or scale_multiplier 'lut'"
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        check_primitives(config, "ice40", "ice40-hx8k")
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        estimated(config, "ice40-hx8k")
+    for changes in (
+        {"pipeline": "balanced"}, {"scale_multiplier": "lut"}, {"accumulator": "fixed24"},
+    ):  # fmt: skip
+        check_primitives(replace(config, **changes), "ice40", "ice40-hx8k")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..golden.config import HardwareConfig
+from ..golden.scale_unit import ProductSpec
 
 __all__ = [
     "DEVICES",
@@ -192,8 +193,17 @@ def find(name: str) -> Device:
 
 
 def check_primitives(config: HardwareConfig, family: str | None, target: str) -> None:
-    """Raise ``ValueError`` if `config` instantiates cells that `target`, of a `family`, lacks."""
+    """Raise ``ValueError`` if `config` instantiates cells that `target`, of a `family`, lacks, or
+    has what yosys gets wrong for it: two registers that follow a multiplication of floating-point
+    products go into an SB_MAC16 of iCE40 together, and its output is lost."""
     for key, needed in config.families.items():
         if needed != family:
             choice = getattr(config, key)
             raise ValueError(f"{key} {choice!r} instantiates cells of {needed}, not of {target}")
+    product = config.scale_unit.product
+    lost = isinstance(product, ProductSpec) and "deliver" in product.cuts
+    if family == "ice40" and lost and product.multiplier == "dsp":
+        raise ValueError(
+            f"pipeline {config.pipeline!r} with scale_multiplier 'dsp' is synthesized wrongly for "
+            f"{target}: yosys loses products; choose pipeline 'balanced', or scale_multiplier 'lut'"
+        )
