@@ -373,8 +373,7 @@ def _outcome(future: Future[dict[str, Any]]) -> dict[str, Any]:
     try:
         return _settled(future)
     except RuntimeError as error:
-        cause = error.__cause__
-        if cause is None or isinstance(cause, CancelledError | ImportError | OSError):
+        if isinstance(error.__cause__, CancelledError | ImportError | OSError):
             raise
         return {"reason": str(error)}
 
