@@ -258,6 +258,7 @@ class _Megahertz(click.FloatRange):
 
 
 def _memory(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how fast the memory is."""
     latency = click.option(
         "--latency", default=20, show_default=True, type=click.IntRange(0, 100_000),
         help="Cycles to the first beat of memory.",
