@@ -491,6 +491,7 @@ def explore(
     from .explore.study import explore as search
     from .explore.trial import File
     from .quant.progress import progress_bars
+    from .toolchain.devices import find
 
     _check_folder(output)
     check_place(on)
@@ -498,6 +499,8 @@ def explore(
         raise ValueError(f"{network}: --calib goes with a model (.pt2), and a model needs it")
     base = HardwareConfig(16, 16) if hw is None else HardwareConfig.load(hw)
     available = capacity(target, clock)
+    asked, base = base, base.on(find(target).family)
+    _tell_replaced(asked, base, target)
     varied = {**multipliers(target), **dict(map(parse, vary))}
     check_estimates(target, base, varied)
     settings = Settings(
@@ -755,7 +758,9 @@ def estimate(
             found = predict(program, network.macs(), latency=latency, gap=gap)
         config, table = program.config, _layer_table(found, program.config)
         values = _figures(found)
-    taken = {} if target is None else _estimated(config, target)
+    taken = {}
+    if target is not None:
+        taken = _estimated(_suited(config, find(target).family, target), target)
     clock = taken.get("fmax_mhz") if clock is None else clock
     speed = {}
     if clock is not None and values:
@@ -955,6 +960,7 @@ def project(
     with _busy("writing the project"):
         files = write_project(config, tool, output, part=part, clock_mhz=clock)
     made = TOOLS[tool]
+    _tell_replaced(config, HardwareConfig.load(output / "hardware.toml"), part or tool)
     _print(as_json, {"part": part or made.part, "open": made.open, "files": files})
 
 
@@ -974,13 +980,12 @@ def synth(hw: Path, target: str, pnr: bool, seeds: int, as_json: bool) -> None:
     """
     from .estimate.resources import covers
     from .hw.verilog import TOP, accelerator_verilog
-    from .toolchain.devices import KINDS, check_primitives, find
+    from .toolchain.devices import KINDS, find
     from .toolchain.nextpnr import check_routable, place_and_route
     from .toolchain.yosys import ToolError, synthesize
 
     device = check_routable(target) if pnr else find(target)
-    config = HardwareConfig.load(hw)
-    check_primitives(config, device.family, target)
+    config = _suited(HardwareConfig.load(hw), device.family, target)
     with _busy("writing Verilog"):
         design = accelerator_verilog(config)
     with _busy(f"synthesizing for {target}"):
@@ -1008,6 +1013,26 @@ def synth(hw: Path, target: str, pnr: bool, seeds: int, as_json: bool) -> None:
         low, high = min(timing.fmax_mhz), max(timing.fmax_mhz)
         spread = f", {low:.1f} to {high:.1f} over {seeds} seeds" if seeds > 1 else ""
         click.echo(f"Fmax {timing.median:.1f} MHz{spread}\ncritical path {timing.critical_path}")
+
+
+def _suited(config: HardwareConfig, family: str | None, target: str) -> HardwareConfig:
+    """What a target of a family can have of `config`; says what is not as it was asked for."""
+    from .toolchain.devices import suited
+
+    found = suited(config, family, target)
+    _tell_replaced(config, found, target)
+    return found
+
+
+def _tell_replaced(asked: HardwareConfig, made: HardwareConfig, target: str) -> None:
+    """One line on standard error, if forms were replaced by plain ones."""
+    replaced = [
+        f"{key} {getattr(made, key)!r} instead of {getattr(asked, key)!r}"
+        for key in asked.families
+        if getattr(made, key) != getattr(asked, key)
+    ]
+    if replaced:
+        click.echo(f"on {target}, which lacks the cells: {', '.join(replaced)}", err=True)
 
 
 def _estimated(config: HardwareConfig, target: str) -> dict[str, Any]:
@@ -1066,12 +1091,11 @@ def bitstream(folder: Path, board: str, baud: int, output: Path, as_json: bool) 
     from .hw.standalone import Standalone
     from .hw.verilog import TOP, emit, emit_rtlil
     from .toolchain.boards import find_board, implement
-    from .toolchain.devices import check_primitives
 
     chosen = find_board(board)
     _check_folder(output)
     program = Program.load(folder)
-    check_primitives(program.config, chosen.device.family, board)
+    program = replace(program, config=_suited(program.config, chosen.device.family, board))
     spec = at_clock(program, chosen.clock_mhz * 1e6, baud)
     if len(spec.memory.content) > chosen.memory_bytes:
         raise ValueError(

@@ -14,7 +14,7 @@ from shiftcore.golden.config import HardwareConfig
 HELD_OUT = {"ecp5": 30, "ice40": 30, "xilinx7": 30, "gowin": 10, "xcup": 10, "cyclonev": 10}
 SERIAL = 6
 """More of each family, with serial control."""
-CLOCKED = {"ecp5": 12}
+CLOCKS = {"ecp5": 12}
 SEEDS = (1, 2, 3)
 MEAN, WORST, CLOCK = 5.0, 15.0, 12.0
 """Limits in percent: mean and worst of LUTs and flip-flops, and of the clock's every error."""
@@ -83,7 +83,7 @@ def summary(errors: Sequence[tuple[float, str]]) -> dict[str, Any] | None:
 
 def failed(row: Row) -> bool:
     """Whether a limit is missed, or fewer configurations were compared than there must be."""
-    wanted = HELD_OUT[row["family"]] + SERIAL, CLOCKED.get(row["family"], 0)
+    wanted = HELD_OUT[row["family"]] + SERIAL, CLOCKS.get(row["family"], 0)
     done = row["configurations"], (row["fmax_mhz"] or {}).get("count", 0)
     far = any(
         row[kind] is None or row[kind]["mean"] > MEAN or abs(row[kind]["worst"]) > WORST
@@ -118,7 +118,7 @@ def resources(families: tuple[str, ...], known: bool, renew: bool, as_json: bool
     rows = []
     with Console(stderr=True).status("synthesizing and comparing"):
         for family in families or calibrated():
-            count, clocks = HELD_OUT[family], CLOCKED.get(family, 0)
+            count, clocks = HELD_OUT[family], CLOCKS.get(family, 0)
             rows.append(compare(family, load(family), count, clocks, not known, renew))
     headings = (
         "family", "held out", "LUT, mean", "worst", "FF, mean", "worst", "Fmax, mean", "worst",

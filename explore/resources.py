@@ -5,7 +5,7 @@ from typing import Any
 
 from ..estimate.resources import area, calibrated, clocked, covers
 from ..golden.config import KEYS, HardwareConfig
-from ..toolchain.devices import KINDS, check_primitives, find
+from ..toolchain.devices import KINDS, find, suited
 from .space import Space
 
 __all__ = ["CLOCKED", "Area", "capacity", "check_estimates", "count", "estimated", "multipliers"]
@@ -31,8 +31,7 @@ def estimated(config: HardwareConfig, target: str) -> Area:
     Raises ``ValueError`` if there is no estimate, or the target cannot have the configuration.
     """
     family = find(target).family
-    found = area(config, family)
-    check_primitives(config, family, target)
+    found = area(suited(config, family, target), family)
     clock = found.fmax_mhz if target == CLOCKED else None
     return Area(found.lut, found.ff, found.dsp, found.bram, clock)
 

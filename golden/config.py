@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from .accelerator import ADDRESS_BITS, CONTROLS, AcceleratorSpec, Control
@@ -103,6 +103,10 @@ KEYS: dict[str, Key] = {
 """All keys, in the order of :class:`HardwareConfig`."""
 
 
+_PLAIN = {"ecp5-carry": "lut", "ecp5-ternary": "lut", "ecp5-dsp": "dsp", "ecp5-fast": "fast"}
+"""What to have instead of a form that instantiates cells of a family."""
+
+
 @dataclass(frozen=True)
 class HardwareConfig:
     """Parameters of one accelerator; :data:`KEYS` says what each means and may be.
@@ -175,6 +179,12 @@ class HardwareConfig:
         """The configuration as TOML; :meth:`load` reads it."""
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
         return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values)
+
+    def on(self, family: str | None) -> "HardwareConfig":
+        """The same accelerator for an FPGA `family`, None for an unknown one: where a form
+        instantiates cells of another, the plain one, with the same numbers in the same cycles."""
+        lacking = [key for key, needed in self.families.items() if needed != family]
+        return replace(self, **{key: _PLAIN[getattr(self, key)] for key in lacking})
 
     @property
     def families(self) -> dict[str, str]:

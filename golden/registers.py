@@ -145,7 +145,7 @@ def _registers() -> tuple[Register, ...]:
             "ro",
             (
                 Field("CODE", 0, 8, ", ".join(f"{e.value} {e.name}" for e in Error)),
-                Field("INSTRUCTION", 8, 24, "instructions dispatched when the run halted"),
+                Field("INSTRUCTION", 8, 24, "instructions dispatched at the halt, modulo 2^24"),
             ),
             "Why the last run halted; cleared by START and SOFT_RESET",
         ),

@@ -125,7 +125,6 @@ class Accelerator(wiring.Component):
             engine.i_tile.payload.data.eq(weights.o_tile.payload.data),
             engine.i_tile.payload.last.eq(weights.o_tile.payload.last),
             weights.o_tile.ready.eq(engine.i_tile.ready),
-            buffer.i_enable.eq(passes.o_enable),
             buffer.i_address.eq(passes.o_address),
             passes.i_word.eq(buffer.o_word),
             engine.i_limits.eq(drain.o_limits),

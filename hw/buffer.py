@@ -25,12 +25,12 @@ class ActivationBuffer(wiring.Component):
     """``spec.buffer_depth`` words, written by two engines and read by one.
 
     **Latency**: a word can be read two cycles after it was accepted; a read takes one cycle.
-    **Throughput**: one write and one read a cycle. DRAIN goes before LOAD.
+    **Throughput**: one write a cycle, DRAIN before LOAD; it reads in every cycle.
 
     Members
     -------
     i_drain, i_load : writes, see :func:`write_layout`
-    i_enable, i_address, o_word : the read port; ``o_word`` stays until the next read
+    i_address, o_word : the read port
     o_range : a write beyond the buffer, a cycle ago; it is not carried out (pulse)
     """
 
@@ -40,7 +40,6 @@ class ActivationBuffer(wiring.Component):
             {
                 "i_drain": In(stream.Signature(write_layout(spec))),
                 "i_load": In(stream.Signature(write_layout(spec))),
-                "i_enable": In(1),
                 "i_address": In(range(spec.buffer_depth)),
                 "o_word": Out(word_layout(spec)),
                 "o_range": Out(1),
@@ -56,7 +55,6 @@ class ActivationBuffer(wiring.Component):
         )
         read, write = memory.read_port(), memory.write_port()
         m.d.comb += [
-            read.en.eq(self.i_enable),
             read.addr.eq(self.i_address),
             self.o_word.as_value().eq(read.data),
             self.i_drain.ready.eq(1),

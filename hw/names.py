@@ -13,6 +13,8 @@ _CELL = re.compile(
     r"^  cell (?P<kind>\S+) (?P<name>\S+)\n(?P<body>.*?)^  end$", flags=re.MULTILINE | re.DOTALL
 )
 _PIN = re.compile(r"^    connect \\(?P<port>\S+) (?P<wire>[\\$]\S+)(?: \[[\d:]+\])?$", re.MULTILINE)
+_NUMBERED = re.compile(r"\\port\$\d+\$\d+(?!\S)")
+_NUMBERED_PIN = re.compile(rf"^(    connect )({_NUMBERED.pattern})", flags=re.MULTILINE)
 _ATTRIBUTE = r"(?:^  attribute \S+ .*\n)*"
 
 
@@ -23,12 +25,15 @@ def readable(text: str) -> str:
     * The value that a register takes at the clock edge is called ``x_next``; other values without
       a name are called after the operator that they come from, ``add_12``.
     * Dots, brackets and dollar signs of other names become underscores.
+    * A port of which Amaranth only says a number is called after the field or the value that it is
+      a part of, ``o_run__payload_offset`` or ``i__payload_part``, or else after what it carries.
     * A second name of a port of a submodule, which nothing reads, goes, and so do the names of an
       enumeration's values.
 
     Names of ports and memories, which are plain, stay; so does the order of everything.
     """
     text = re.sub(r"^ *attribute \\enum_\S+ .*\n", "", text, flags=re.MULTILINE)
+    text = _with_named_ports(text)
     outputs = {
         module[1]: set(re.findall(r"^  wire .*?output \d+.*? \\(\S+)$", module[0], re.MULTILINE))
         for module in _MODULE.finditer(text)
@@ -46,6 +51,60 @@ def without_keywords(verilog: str) -> str:
         while renamed[name] in taken:
             renamed[name] += "_"
     return re.sub(r"\\(\w+) ", lambda found: renamed[found[1]], verilog)
+
+
+def _with_named_ports(text: str) -> str:
+    """No port is a number: each module calls its own after what it carries there."""
+    own = {module[1]: _port_names(module[0]) for module in _MODULE.finditer(text)}
+
+    def pins(cell: re.Match[str]) -> str:
+        inner = own.get(cell["kind"], {})
+        body = _NUMBERED_PIN.sub(lambda pin: pin[1] + inner[pin[2]], cell["body"])
+        return cell[0].replace(cell["body"], body)
+
+    def module(found: re.Match[str]) -> str:
+        names = own[found[1]]
+        text = _NUMBERED.sub(lambda port: names[port[0]], _CELL.sub(pins, found[0]))
+        for name in map(re.escape, names.values()):
+            # Where a port has taken it over, a wire has this name too, and is defined once more.
+            wire = rf"{_ATTRIBUTE}^  wire (?!.*(?:input|output) ).*{name}\n"
+            text = re.sub(rf"{wire}|^connect {name} {name} .*\n", "", text, flags=re.MULTILINE)
+            again = rf"(?<=\n)(connect {name} .*\n)((?:.*\n)*?)\1"
+            text = re.sub(again, r"\1\2", text)
+        return text
+
+    return _MODULE.sub(module, text)
+
+
+def _port_names(text: str) -> dict[str, str]:
+    """A name for each numbered port of a module: of a wire that is the same, or else of the
+    smallest one that it is a part of, or else of those that are parts of it."""
+    aliases = [(alias["name"], alias["value"]) for alias in _ALIAS.finditer(text)]
+    aliases = [alias for alias in aliases if not _NUMBERED.match(alias[0])]
+    values = {alias["name"]: alias["value"] for alias in _ALIAS.finditer(text)}
+    names: dict[str, str] = {}
+    for wire in _WIRE.finditer(text):
+        port = wire["name"]
+        if not _NUMBERED.match(port):
+            continue
+        width = re.search(r"width (\d+)", wire["options"])
+        whole = f"[{int(width[1]) - 1}:0]" if width and int(width[1]) > 1 else "[0]"
+        carried = {values.get(port, f"{port} {whole}"), f"{port} {whole}"}
+        same = [name for name, value in aliases if value in carried]
+        around = [(len(value), name) for name, value in aliases if any(c in value for c in carried)]
+        within = [name for name, value in aliases if value.startswith(f"{port} [")]
+        if same:
+            wanted = same[0]
+        elif around:
+            wanted = f"{min(around)[1]}_part"
+        elif within:
+            wanted = within[0] + "".join(f"_{name[1:]}" for name in within[1:])
+        else:
+            wanted = port.replace("$", "_")
+        while wanted in names.values():
+            wanted += "_"
+        names[port] = wanted
+    return names
 
 
 def _module(text: str, outputs: dict[str, set[str]]) -> str:
@@ -77,7 +136,7 @@ def _module(text: str, outputs: dict[str, set[str]]) -> str:
             ends.setdefault(pin["wire"], []).append((cell["name"], pin["port"]))
     for wire, ends in [*sources.items(), *sinks.items()]:
         name, port = ends[0]
-        if len(ends) == 1 and _base(wire) == port:
+        if len(ends) == 1 and (_base(wire) == port or (wire[0] == "$" and wire in sources)):
             rename(wire, f"{name}_{port}")
     for wire, wanted in _values(text, cells):
         rename(wire, wanted)

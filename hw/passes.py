@@ -40,8 +40,7 @@ class PassEngine(wiring.Component):
     i : instructions that may begin; under serial control each stays until it is completed
     o : pixels, see :func:`~shiftcore.hw.issue.pixel_layout`; ``final`` marks the last of an
         instruction
-    o_enable, o_address, i_word : read port of the activation buffer; the word comes a cycle later
-        and stays until the next read
+    o_address, i_word : read port of the activation buffer; the word comes a cycle later
     i_halt : send nothing more
     o_active : an instruction is being executed
     o_buffer_range, o_accumulator_range : an address beyond the memory
@@ -53,7 +52,6 @@ class PassEngine(wiring.Component):
             {
                 "i": In(stream.Signature(instruction_layout(Opcode.PASS, spec))),
                 "o": Out(stream.Signature(pixel_layout(spec.engine))),
-                "o_enable": Out(1),
                 "o_address": Out(range(spec.buffer_depth)),
                 "i_word": In(word_layout(spec)),
                 "i_halt": In(1),
@@ -125,7 +123,6 @@ class PassEngine(wiring.Component):
         emit = Signal()
         m.d.comb += [
             emit.eq(active & move),
-            self.o_enable.eq(emit & inside),
             self.o_address.eq(here.buffer),
             self.o_buffer_range.eq(emit & inside & (here.buffer >= spec.buffer_depth)),
             self.o_accumulator_range.eq(emit & (here.accumulator >= spec.engine.scale_unit.depth)),
@@ -140,6 +137,12 @@ class PassEngine(wiring.Component):
             "signed": current.signed,
             "address": here.accumulator,
         }
+        # The buffer reads in every cycle: whether a pixel moves is known too late for block RAMs
+        # all over a device. A pixel that waits keeps its word, while that of the next one is read.
+        waits, kept = Signal(), Signal.like(self.i_word, reset_less=True)
+        word = Signal.like(self.i_word)
+        m.d.comb += word.eq(Mux(waits, kept.as_value(), self.i_word.as_value()))
+        m.d.sync += [waits.eq(~move), kept.eq(word)]
         with m.If(move):
             m.d.sync += [self.o.valid.eq(active), sent.eq(inside)]
         with m.Elif(self.o.ready):
@@ -150,7 +153,7 @@ class PassEngine(wiring.Component):
                 m.d.sync += held.eq(value)
             m.d.comb += self.o.payload[name].eq(held)
         m.d.comb += [
-            self.o.payload.lanes.eq(Mux(sent, self.i_word.codes.as_value(), 0)),
-            self.o.payload.exponent.eq(Mux(sent, self.i_word.exponent, 0)),
+            self.o.payload.lanes.eq(Mux(sent, word.codes.as_value(), 0)),
+            self.o.payload.exponent.eq(Mux(sent, word.exponent, 0)),
         ]
         return m

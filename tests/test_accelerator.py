@@ -169,6 +169,7 @@ def test_errors_of_the_driver(digits):
             accelerator.run(content)
         with pytest.raises(AcceleratorError, match=r"compile with its hardware.toml$"):
             accelerator.load(other)
+        accelerator.load(replace(program, config=replace(CONFIG, multiplier="ecp5-carry")))
         accelerator.load(program)
         with pytest.raises(
             AcceleratorError, match=r"^the accelerator halted with TIMEOUT"

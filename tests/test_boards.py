@@ -146,10 +146,16 @@ def test_the_command_refuses_in_one_line(build: Path, tmp_path: Path):
     assert not Path(out).exists()
 
 
-def test_cells_that_the_board_lacks(tmp_path: Path):
+def test_cells_that_the_board_lacks(tmp_path: Path, monkeypatch):
+    """The plain form goes on to the tools, which have too little memory here."""
     folder = built(tmp_path, replace(WIDE, multiplier="ecp5-carry"))
-    line = refusal(str(folder), "--board", "icebreaker", "-o", str(tmp_path / "out"))
-    assert line == "Error: multiplier 'ecp5-carry' instantiates cells of ecp5, not of icebreaker"
+    monkeypatch.setattr(Board, "memory_bytes", 1000)
+    arguments = ["bitstream", str(folder), "--board", "icebreaker", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, arguments)
+    first, second = result.stderr.splitlines()
+    line = "on icebreaker, which lacks the cells: multiplier 'lut' instead of 'ecp5-carry'"
+    assert first == line
+    assert second.startswith(f"Error: {folder} does not fit icebreaker: ")
 
 
 def test_a_network_that_does_not_fit(build: Path, tmp_path: Path, monkeypatch):

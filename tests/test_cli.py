@@ -690,10 +690,18 @@ def test_unknown_target() -> None:
 
 
 def test_cells_of_another_family(tmp_path: Path) -> None:
-    hardware = tmp_path / "hw.toml"
-    hardware.write_text("rows = 2\ncols = 2\nmultiplier = 'ecp5-carry'\n")
-    message = "multiplier 'ecp5-carry' instantiates cells of ecp5, not of ice40"
-    refused(run("synth", "--hw", hardware, "--target", "ice40"), message)
+    """Where they are not, the plain form is taken, and one line says so."""
+    results = []
+    for style in ("ecp5-carry", "lut"):
+        hardware = tmp_path / "hw.toml"
+        hardware.write_text(f"rows = 1\ncols = 1\ncontrol = 'serial'\nmultiplier = '{style}'\n")
+        for command in ("synth", "estimate"):
+            results.append(run(command, "--hw", hardware, "--target", "ice40", "--json"))
+            assert results[-1].exit_code == 0
+    line = "on ice40, which lacks the cells: multiplier 'lut' instead of 'ecp5-carry'\n"
+    assert [result.stderr for result in results] == [line, line, "", ""]
+    figures = [json.loads(result.stdout) for result in results]
+    assert figures[:2] == figures[2:]
 
 
 def test_missing_simulator(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.golden.vqk import VariableQuantizedKernel
 from shiftcore.sim.accelerate import run_program
 from shiftcore.tests.compiler.random_networks import random_network
-from shiftcore.toolchain.devices import FAMILIES, check_primitives
+from shiftcore.toolchain.devices import FAMILIES, suited
 
 SMALL = HardwareConfig(
     2, 3, accumulator_depth=64, bus_bits=32, buffer_depth=256, queue_depth=2, weight_fifo=16,
@@ -60,25 +60,39 @@ def test_a_small_network(config):
     assert found.counters == (predict(program).counters(),)
 
 
-@pytest.mark.parametrize("style", ["ecp5-carry", "ecp5-ternary"])
-def test_cells_of_another_family_are_refused(style):
-    config = replace(TERNARY, multiplier=style)
-    check_primitives(config, "ecp5", "ecp5-85k-8")
-    for family in (*FAMILIES.keys() - {"ecp5"}, None):
-        message = f"^multiplier '{style}' instantiates cells of ecp5, not of this$"
-        with pytest.raises(ValueError, match=message):
-            check_primitives(config, family, "this")
-        check_primitives(replace(config, multiplier="packed16"), family, "this")
-        message = "^scale_multiplier 'ecp5-dsp' instantiates cells of ecp5, not of this$"
-        with pytest.raises(ValueError, match=message):
-            check_primitives(replace(SMALL, scale_multiplier="ecp5-dsp"), family, "this")
-        message = "^pipeline 'ecp5-fast' instantiates cells of ecp5, not of this$"
-        with pytest.raises(ValueError, match=message):
-            check_primitives(replace(SMALL, pipeline="ecp5-fast"), family, "this")
-        check_primitives(replace(SMALL, pipeline="fast", scale_multiplier="lut"), family, "this")
-        fast = replace(SMALL, pipeline="fast", scale_multiplier="dsp")
-        if family != "ice40":
-            check_primitives(fast, family, "this")
+FOREIGN = [
+    ({"multiplier": "ecp5-carry"}, {"multiplier": "lut"}),
+    ({"multiplier": "ecp5-ternary"}, {"multiplier": "lut"}),
+    ({"scale_multiplier": "ecp5-dsp"}, {"scale_multiplier": "dsp"}),
+    (
+        {"scale_multiplier": "ecp5-dsp", "pipeline": "ecp5-fast", "accumulator": "fixed24"},
+        {"scale_multiplier": "dsp", "pipeline": "fast", "accumulator": "fixed24"},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "plain"), FOREIGN, ids=lambda each: "-".join(each.values()))
+def test_plain_forms_where_the_cells_are_not(asked, plain):
+    small = replace(SMALL, weight_bits=2)
+    config = replace(small, **asked)
+    for family in (*FAMILIES, None):
+        given = suited(config, family, "this")
+        assert given == (config if family == "ecp5" else replace(small, **plain))
+    for portable in (small, replace(small, multiplier="packed16"), replace(small, pipeline="fast")):
+        assert portable.on(None) == portable
+
+
+def test_a_program_runs_on_the_plain_form():
+    """The numbers are those of the form that was asked for, and so are the cycles."""
+    config = replace(TERNARY, scale_multiplier="ecp5-dsp", pipeline="ecp5-fast")
+    network = ternary(random_network(np.random.default_rng(4), config))
+    program = compile_network(network, config)
+    images = np.random.default_rng(2).normal(size=(1, *network.input_shape)).astype(np.float32)
+    inputs = program.encode_input(network.encode_input(images))
+    found = run_program(replace(program, config=config.on("xilinx7")), inputs)
+    assert (found.mismatches, found.first) == (0, None)
+    assert found.compared > 200
+    assert found.counters == (predict(program).counters(),)
 
 
 def test_what_yosys_gets_wrong_is_refused():
@@ -89,13 +103,13 @@ def test_what_yosys_gets_wrong_is_refused():
         "loses products; choose pipeline 'balanced', or scale_multiplier 'lut'"
     )
     with pytest.raises(ValueError, match=f"^{message}$"):
-        check_primitives(config, "ice40", "ice40-hx8k")
+        suited(config, "ice40", "ice40-hx8k")
     with pytest.raises(ValueError, match=f"^{message}$"):
         estimated(config, "ice40-hx8k")
     for changes in (
         {"pipeline": "balanced"}, {"scale_multiplier": "lut"}, {"accumulator": "fixed24"},
     ):  # fmt: skip
-        check_primitives(replace(config, **changes), "ice40", "ice40-hx8k")
+        suited(replace(config, **changes), "ice40", "ice40-hx8k")
 
 
 @pytest.mark.parametrize(

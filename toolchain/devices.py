@@ -13,8 +13,8 @@ __all__ = [
     "Device",
     "Family",
     "Router",
-    "check_primitives",
     "find",
+    "suited",
 ]
 
 KINDS: tuple[str, ...] = ("lut", "ff", "dsp", "bram")
@@ -192,14 +192,13 @@ def find(name: str) -> Device:
     return DEVICES[name]
 
 
-def check_primitives(config: HardwareConfig, family: str | None, target: str) -> None:
-    """Raise ``ValueError`` if `config` instantiates cells that `target`, of a `family`, lacks, or
-    has what yosys gets wrong for it: two registers that follow a multiplication of floating-point
-    products go into an SB_MAC16 of iCE40 together, and its output is lost."""
-    for key, needed in config.families.items():
-        if needed != family:
-            choice = getattr(config, key)
-            raise ValueError(f"{key} {choice!r} instantiates cells of {needed}, not of {target}")
+def suited(config: HardwareConfig, family: str | None, target: str) -> HardwareConfig:
+    """`config` as `target`, of a `family`, can have it, see :meth:`HardwareConfig.on`.
+
+    Raises ``ValueError`` for what yosys gets wrong: two registers that follow a multiplication of
+    floating-point products go into an SB_MAC16 of iCE40 together, and its output is lost.
+    """
+    config = config.on(family)
     product = config.scale_unit.product
     lost = isinstance(product, ProductSpec) and "deliver" in product.cuts
     if family == "ice40" and lost and product.multiplier == "dsp":
@@ -207,3 +206,4 @@ def check_primitives(config: HardwareConfig, family: str | None, target: str) ->
             f"pipeline {config.pipeline!r} with scale_multiplier 'dsp' is synthesized wrongly for "
             f"{target}: yosys loses products; choose pipeline 'balanced', or scale_multiplier 'lut'"
         )
+    return config

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..golden.config import HardwareConfig
 from ..hw.verilog import TOP, accelerator_ports, accelerator_verilog
-from .devices import check_primitives
+from .devices import suited
 from .ipxact import component_xml
 
 __all__ = ["CLOCK", "NAME", "TOOLS", "Tool", "write_project"]
@@ -126,8 +126,11 @@ def write_project(
         follow, ``"GW1NR-LV9QN88PC6/I5:C"``
     clock_mhz : the clock that the constraints ask for, by default :data:`CLOCK`
 
-    Raises ``ValueError`` for an unknown tool, an impossible part or clock, cells in `config` that
-    the part does not have, or a `folder` that is not empty.
+    Forms that instantiate cells which the part lacks are plain ones instead; ``hardware.toml`` says
+    what was written.
+
+    Raises ``ValueError`` for an unknown tool, an impossible part or clock, or a `folder` that is
+    not empty.
     """
     if tool not in TOOLS:
         raise ValueError(f"tool must be one of {', '.join(TOOLS)}, not {tool!r}")
@@ -144,7 +147,7 @@ def write_project(
     if not 1 <= clock_mhz <= 1000:
         raise ValueError(f"clock must be from 1 to 1000 MHz, not {clock_mhz:g}")
     ecp5 = part is not None and part.startswith(("LFE5", "LAE5"))
-    check_primitives(config, "ecp5" if ecp5 else None, part or f"a {tool} project")
+    config = suited(config, "ecp5" if ecp5 else None, part or f"a {tool} project")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder")
     files = {f"{TOP}.v": accelerator_verilog(config), "hardware.toml": config.dumps()}

@@ -44,7 +44,6 @@ class PassesAndBuffer(wiring.Component):
         wiring.connect(m, passes.o, wiring.flipped(self.o))
         wiring.connect(m, wiring.flipped(self.i_write), buffer.i_load)
         m.d.comb += [
-            buffer.i_enable.eq(passes.o_enable),
             buffer.i_address.eq(passes.o_address),
             passes.i_word.eq(buffer.o_word),
             passes.i_halt.eq(self.i_halt),

@@ -142,6 +142,10 @@ def test_names_are_plain_and_say_where_they_come_from(written):
     assert {f"{TOP}_engine_array", f"{TOP}_sequencer", f"{TOP}_scale_unit_adder"} < set(parts)
     assert re.search(r"\.o_busy\(sequencer_o_busy\)", parts[TOP])
     assert re.search(r"weight <= weight_next;", parts[f"{TOP}_pe_row_0"])
+    assert not re.search(r"\bport_\d", text)
+    assert re.search(r"^  output \[\d+:0\] o_run__payload_offset;", parts[f"{TOP}_weights"], re.M)
+    inner = r"\.i__0__payload_offset\(i__0__payload_offset\)"
+    assert re.search(inner, parts[f"{TOP}_read_dma"])
     assert text.isascii()
 
 
