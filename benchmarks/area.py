@@ -190,9 +190,13 @@ def designs() -> list[Design]:
     for size in (4, 8, 16):
         engine = HardwareConfig(rows=size, cols=size, clamp=False).engine
         found.append(Design(f"engine {size}×{size}", lambda e=engine: Engine(e), size * size))
-    with as_file(files("shiftcore.examples") / "array16.toml") as path:
-        array16 = HardwareConfig.load(path)
-    found.append(Design("accelerator 16×16, 1 Mbit", lambda: Accelerator(array16), 256))
+    for example, name, least in (
+        ("array16", "accelerator 16×16, 1 Mbit", None),
+        ("array16-ecp5", "accelerator 16×16, ECP5's cells", 90),
+    ):
+        with as_file(files("shiftcore.examples") / f"{example}.toml") as path:
+            whole = HardwareConfig.load(path)
+        found.append(Design(name, lambda c=whole: Accelerator(c), 256, least_mhz=least))
     return found
 
 

@@ -18,18 +18,18 @@ def burst_layout(spec: AcceleratorSpec, clients: int = 1) -> data.StructLayout:
     return data.StructLayout(members | ({"client": range(clients)} if clients > 1 else {}))
 
 
-def _next_burst(m: Module, spec: AcceleratorSpec, address: Value, left: Value):
-    """Beats of the next burst, and whether it is the last, of a run with some beats `left`."""
+def _next_burst(m: Module, spec: AcceleratorSpec, address: Value, few: Value, many: Value):
+    """Beats of the next burst, and whether it is the last, of a run with `few` beats left, or
+    `many`: more than a burst has."""
     burst, page = spec.burst_beats, PAGE_BYTES >> exact_log2(spec.beat_bytes)
     to_page = Signal(range(page + 1))
-    room, few, beats = Signal(9), Signal(9), Signal(9)
+    room, beats = Signal(9), Signal(9)
     m.d.comb += [
         to_page.eq(Cat(~address[: exact_log2(page)], Const(0, 1)) + 1),
         room.eq(Mux(to_page < burst, to_page, burst)),
-        few.eq(left[:9]),
-        beats.eq(Mux(~left[9:].any() & (few < room), few, room)),
+        beats.eq(Mux(~many & (few < room), few, room)),
     ]
-    return beats, ~left[9:].any() & (few <= room)
+    return beats, ~many & (few <= room)
 
 
 class _Lookup:
@@ -41,17 +41,15 @@ class _Lookup:
         offset = Signal(spec.offset_bits, reset_less=True)
         size = Signal.like(offset)
         self.beats = Signal.like(run.beats, name="beats", reset_less=True)
-        end = Signal(len(run.beats) + 1, reset_less=True)
         with m.If(take):
             m.d.sync += [
                 base.eq(regions.base[run.region][shift:]),
                 size.eq(regions.size[run.region]),
                 offset.eq(run.offset),
                 self.beats.eq(run.beats),
-                end.eq(run.offset + run.beats),
             ]
         self.inside = Signal()
-        m.d.comb += self.inside.eq(end <= size)
+        m.d.comb += self.inside.eq(offset + self.beats <= size)
         self.address = (base + offset)[: len(base)]
 
 
@@ -110,7 +108,7 @@ class BurstSplitter(wiring.Component):
             m.d.sync += [active.eq(run.inside), address.eq(run.address), left.eq(run.beats)]
         with m.Elif(step):
             m.d.sync += [active.eq(~final), address.eq(address + length), left.eq(left - length)]
-        beats, last = _next_burst(m, spec, address, left)
+        beats, last = _next_burst(m, spec, address, left[:9], left[9:].any())
         with m.If(active & ~offered):
             m.d.sync += [offered.eq(1), length.eq(beats), final.eq(last)]
         with m.Elif(step):
@@ -192,7 +190,8 @@ class SharedSplitter(wiring.Component):
         offered = Signal()
         served = Signal.like(owner)
         m.d.comb += [able.eq(active & self.i_able), served.eq(_first(able))]
-        beats, last = _next_burst(m, spec, addresses[served], left[served])
+        many = Array(each[9:].any() for each in left)
+        beats, last = _next_burst(m, spec, addresses[served], left[served][:9], many[served])
         after = Signal(spec.offset_bits, reset_less=True)
         with m.If(~offered):
             m.d.sync += [

@@ -88,7 +88,13 @@ class FixedProduct(wiring.Component):
         left = 8 * highest + spec.offset
         count = highest - lowest + 1
         small = bytes_2 < lowest
-        if block:
+        index = (highest - bytes_2)[: (count - 1).bit_length()]
+        if block and count < 1 << len(index):
+            # Shifted by more than any other, nothing but signs is left, which round to zero.
+            index |= small.replicate(len(index))
+            product_3 = Signal(signed(width), name="product_delivered")
+            m.d.comb += product_3.eq(product[:width])
+        elif block:
             small_3 = delivered("small_delivered", multiplied("small_3", small))
             product_3 = Signal(signed(width), name="product_delivered")
             m.d.comb += product_3.eq(Mux(small_3, 0, product[:width]))
@@ -98,7 +104,6 @@ class FixedProduct(wiring.Component):
                 multiplied.assign(product_3.eq(0))
             product_3 = delivered("product_delivered", product_3)
         huge_3 = multiplied("huge_3", live_2 & (bytes_2 > highest))
-        index = (highest - bytes_2)[: (count - 1).bit_length()]
         shift_3 = delivered("shift_delivered", multiplied("shift_3", index))
         huge_3, sign_3 = delivered("huge_delivered", huge_3), product_3[-1]
 

@@ -1,6 +1,6 @@
 """The issue stage: lets pixels into the array when their tile and their accumulator are ready."""
 
-from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -100,19 +100,34 @@ class PixelIssue(wiring.Component):
         ]
         now = Signal(recent[0].shape())
         m.d.comb += [now.address.eq(pixel.address), now.valid.eq(issue)]
-        clash = Signal(window)
+        clash, clash_next = Signal(window), Signal(window)
         following = []
         for k, older in enumerate([now, *recent[:-1]]):
             m.d.sync += recent[k].eq(older)
             following.append(older.valid & (older.address == self.i.payload.address))
-        with m.If(accept):
-            m.d.sync += clash.eq(Cat(*following))
-        with m.Else():
-            m.d.sync += clash.eq(clash << 1)
+        m.d.comb += clash_next.eq(Mux(accept, Cat(*following), clash << 1))
+        m.d.sync += clash.eq(clash_next)
 
         wait = Signal(range(max(spec.pass_cycles, 2)))
-        tile_ready = ~pixel.first | (self.i_loaded & ~wait.any())
-        m.d.comb += issue.eq(held & tile_ready & (pixel.start | ~clash.any()))
+        wait_next = Signal.like(wait)
+        with m.If(self.o_take):
+            m.d.comb += wait_next.eq(spec.pass_cycles - 1)
+        with m.Elif(wait.any()):
+            m.d.comb += wait_next.eq(wait - 1)
+        m.d.sync += wait.eq(wait_next)
+
+        # That a pixel is issued is known all over the engine in the same cycle. So most of it is
+        # decided in the cycle before: one is held, and neither an accumulator nor the tile before
+        # it is in the way.
+        ready = Signal()
+        start_next = Mux(accept, self.i.payload.start, pixel.start)
+        first_next = Mux(accept, self.i.payload.first, pixel.first)
+        m.d.sync += ready.eq(
+            (accept | (held & ~issue))
+            & (start_next | ~clash_next.any())
+            & ~(first_next & wait_next.any())
+        )
+        m.d.comb += issue.eq(ready & (~pixel.first | self.i_loaded))
         m.d.comb += self.o_take.eq(issue & pixel.first)
         m.d.comb += [
             self.o_issued.eq(issue),
@@ -121,10 +136,6 @@ class PixelIssue(wiring.Component):
             self.o_starved.eq(held & pixel.first & ~self.i_loaded),
             self.o_hazard.eq(held & ~issue & ~self.o_starved),
         ]
-        with m.If(self.o_take):
-            m.d.sync += wait.eq(spec.pass_cycles - 1)
-        with m.Elif(wait.any()):
-            m.d.sync += wait.eq(wait - 1)
 
         for lane, operand in zip(pixel.lanes, self.o_lanes, strict=True):
             m.d.sync += operand.eq(Cat(lane, lane[-1] & pixel.signed).as_signed())

@@ -45,6 +45,9 @@ def cut(spec: ScaleUnitSpec, name: str, multiplier: Multiplier = "dsp") -> Scale
 SPECS += [cut(spec, name) for name in ("short", "fast") for spec in (EXACT, ROUNDING, FIXED)]
 SPECS += [cut(FIXED, name, "ecp5-dsp") for name in PIPELINES]
 SPECS += [cut(EXACT, "ecp5-fast", "ecp5-dsp")]
+NARROW = replace(FIXED, product=FixedProductSpec(14, 8, 4, FixedFormat(24)),
+                 add=FixedAddSpec(FixedFormat(24)))  # fmt: skip
+SPECS += [cut(NARROW, name, "ecp5-dsp") for name in ("short", "ecp5-fast")]
 for depth in (700, 4000):  # words of 18 bits, and of 4
     SPECS += [replace(cut(FIXED, "ecp5-fast"), depth=depth)]
 SPECS += [
