@@ -18,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 from safetensors import SafetensorError
 
-from .golden.config import HardwareConfig
+from .golden.config import KEYS, HardwareConfig
 from .golden.fixed import ACCUMULATORS
 from .golden.floats import SCALE_FORMATS
 
@@ -499,9 +499,10 @@ def explore(
         raise ValueError(f"{network}: --calib goes with a model (.pt2), and a model needs it")
     base = HardwareConfig(16, 16) if hw is None else HardwareConfig.load(hw)
     available = capacity(target, clock)
-    asked, base = base, base.on(find(target).family)
-    _tell_replaced(asked, base, target)
     varied = {**multipliers(target), **dict(map(parse, vary))}
+    asked, base = base, base.on(find(target).family)
+    fixed = {key: getattr(base, key) for key in KEYS if key not in varied}
+    _tell_replaced(asked, replace(asked, **fixed), target)
     check_estimates(target, base, varied)
     settings = Settings(
         File.of(network),
@@ -960,7 +961,8 @@ def project(
     with _busy("writing the project"):
         files = write_project(config, tool, output, part=part, clock_mhz=clock)
     made = TOOLS[tool]
-    _tell_replaced(config, HardwareConfig.load(output / "hardware.toml"), part or tool)
+    written = HardwareConfig.load(output / "hardware.toml")
+    _tell_replaced(config, written, part or made.part or f"a {tool} project")
     _print(as_json, {"part": part or made.part, "open": made.open, "files": files})
 
 
@@ -1017,9 +1019,7 @@ def synth(hw: Path, target: str, pnr: bool, seeds: int, as_json: bool) -> None:
 
 def _suited(config: HardwareConfig, family: str | None, target: str) -> HardwareConfig:
     """What a target of a family can have of `config`; says what is not as it was asked for."""
-    from .toolchain.devices import suited
-
-    found = suited(config, family, target)
+    found = config.on(family)
     _tell_replaced(config, found, target)
     return found
 
@@ -1028,11 +1028,11 @@ def _tell_replaced(asked: HardwareConfig, made: HardwareConfig, target: str) -> 
     """One line on standard error, if forms were replaced by plain ones."""
     replaced = [
         f"{key} {getattr(made, key)!r} instead of {getattr(asked, key)!r}"
-        for key in asked.families
+        for key in KEYS
         if getattr(made, key) != getattr(asked, key)
     ]
     if replaced:
-        click.echo(f"on {target}, which lacks the cells: {', '.join(replaced)}", err=True)
+        click.echo(f"for {target}: {', '.join(replaced)}; same numbers and cycles", err=True)
 
 
 def _estimated(config: HardwareConfig, target: str) -> dict[str, Any]:

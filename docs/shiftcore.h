@@ -7,7 +7,7 @@
 
 #define SHIFTCORE_ID 0x000u /* 'SHFT' */
 #define SHIFTCORE_ISA_VERSION 0x004u /* of the instruction set */
-#define SHIFTCORE_CONFIG_HASH 0x008u /* A program runs on the hardware configuration for which it was compiled */
+#define SHIFTCORE_CONFIG_HASH 0x008u /* The hardware configuration; programs are compiled for one */
 #define SHIFTCORE_CONTROL 0x00cu /* Writing a 1 acts once */
 #define SHIFTCORE_CONTROL_START_MASK 0x00000001u
 #define SHIFTCORE_CONTROL_START_SHIFT 0u

@@ -437,7 +437,7 @@ def _control(config: HardwareConfig) -> Unit:
     memories = [(1, program), *((1, _queue(*fifo)) for fifo in fifos)]
     row_bits = spec.space_bits("buffer") + (1 if spec.serial else 22)
     memories += [
-        *((1, Memory(spec.buffer_depth, bits)) for bits in spec.buffer_parts),
+        (1, Memory(spec.buffer_depth, word)),
         (1, Memory(spec.load_rows, row_bits, synchronous=False)),  # rows of LOAD
         (1, Memory(spec.weights_ahead, 21, synchronous=False)),  # instructions of WEIGHTS
         (1, Memory(spec.outstanding, 2, synchronous=False)),

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..estimate.resources import area, calibrated, clocked, covers
 from ..golden.config import KEYS, HardwareConfig
-from ..toolchain.devices import KINDS, find, suited
+from ..toolchain.devices import KINDS, find
 from .space import Space
 
 __all__ = ["CLOCKED", "Area", "capacity", "check_estimates", "count", "estimated", "multipliers"]
@@ -26,12 +26,13 @@ class Area:
 
 
 def estimated(config: HardwareConfig, target: str) -> Area:
-    """By the calibrated model, without synthesis.
+    """By the calibrated model, without synthesis, of what is made for the target
+    (:meth:`HardwareConfig.on`).
 
-    Raises ``ValueError`` if there is no estimate, or the target cannot have the configuration.
+    Raises ``ValueError`` if there is no estimate.
     """
     family = find(target).family
-    found = area(suited(config, family, target), family)
+    found = area(config.on(family), family)
     clock = found.fmax_mhz if target == CLOCKED else None
     return Area(found.lut, found.ff, found.dsp, found.bram, clock)
 
@@ -78,9 +79,9 @@ def _covered(key: str, choice: Any, target: str) -> bool:
 
 
 def count(config: HardwareConfig, target: str) -> dict[str, int]:
-    """What synthesis takes of each of ``KINDS``."""
+    """What synthesis takes of each of ``KINDS``, of what is made for the target."""
     from ..hw.verilog import TOP, accelerator_verilog
     from ..toolchain.yosys import synthesize
 
-    found = synthesize(accelerator_verilog(config), TOP, target)
+    found = synthesize(accelerator_verilog(config.on(find(target).family)), TOP, target)
     return {kind: getattr(found, kind) for kind in KINDS}

@@ -6,7 +6,6 @@ from typing import Literal, get_args
 from .bfp import BlockFloat
 from .engine import EngineSpec
 from .isa import ENGINES, LAYOUTS, WORDS, Field, Opcode, Space
-from .scale_unit import BLOCK_RAM_WIDTHS, block_ram_bits
 
 __all__ = [
     "ADDRESS_BITS",
@@ -37,10 +36,6 @@ def longest_run(timeout: int, memory: int) -> int:
     memory : cycles in which memory answers ``outstanding`` of the longest bursts in each direction
     """
     return timeout + memory + HALT_CYCLES
-
-
-_UNBANKED = 2048
-"""Words of the deepest memory of which yosys makes one bank on ECP5."""
 
 
 @dataclass(frozen=True)
@@ -100,20 +95,6 @@ class AcceleratorSpec:
     @property
     def word_bits(self) -> int:
         return self.code_bits + 8
-
-    @property
-    def buffer_parts(self) -> tuple[int, ...]:
-        """Bits of the memories that hold a word of the activation buffer, lowest first.
-
-        One memory, of which yosys makes banks with multiplexers behind them if it is deep. On ECP5,
-        where the pipeline is made for it, block RAMs of the whole depth instead.
-        """
-        ecp5 = self.engine.scale_unit.memory == "ecp5"
-        if not ecp5 or not _UNBANKED < self.buffer_depth <= max(BLOCK_RAM_WIDTHS):
-            return (self.word_bits,)
-        bits = block_ram_bits(self.buffer_depth)
-        whole, rest = divmod(self.word_bits, bits)
-        return (bits,) * whole + (rest,) * (rest > 0)
 
     @property
     def code_beats(self) -> int:

@@ -16,6 +16,7 @@ from .scale_unit import (
     MULTIPLIERS,
     BlockProductSpec,
     Multiplier,
+    ProductSpec,
     ScaleUnitSpec,
     add_spec,
     product_spec,
@@ -181,10 +182,20 @@ class HardwareConfig:
         return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values)
 
     def on(self, family: str | None) -> "HardwareConfig":
-        """The same accelerator for an FPGA `family`, None for an unknown one: where a form
-        instantiates cells of another, the plain one, with the same numbers in the same cycles."""
+        """The same accelerator for an FPGA `family`, None for an unknown one, with the same numbers
+        in the same cycles.
+
+        Where a form instantiates cells of another family, it is the plain one. On iCE40 no DSP
+        block multiplies where yosys gets that wrong: two registers after a multiplication of
+        floating-point products go into an SB_MAC16 together, and its output is lost.
+        """
         lacking = [key for key, needed in self.families.items() if needed != family]
-        return replace(self, **{key: _PLAIN[getattr(self, key)] for key in lacking})
+        plain = replace(self, **{key: _PLAIN[getattr(self, key)] for key in lacking})
+        product = plain.scale_unit.product
+        lost = isinstance(product, ProductSpec) and "deliver" in product.cuts
+        if family == "ice40" and lost and plain.scale_multiplier == "dsp":
+            return replace(plain, scale_multiplier="lut")
+        return plain
 
     @property
     def families(self) -> dict[str, str]:

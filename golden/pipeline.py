@@ -89,5 +89,4 @@ PIPELINES: Mapping[str, Pipeline] = {
     "ecp5-fast": replace(FAST, memory="ecp5"),
 }
 """The presets by name: "short" for small, slow devices, "fast" for devices whose block RAMs and DSP
-blocks have registers of their own, "ecp5-fast" the same with block RAMs of ECP5 instantiated and no
-multiplexer behind those of the activation buffer."""
+blocks have registers of their own, "ecp5-fast" the same with block RAMs of ECP5 instantiated."""

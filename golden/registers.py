@@ -114,7 +114,7 @@ def _registers() -> tuple[Register, ...]:
             0x08,
             "ro",
             _value("first 32 bits of the SHA-256 of the configuration"),
-            "A program runs on the hardware configuration for which it was compiled",
+            "The hardware configuration; programs are compiled for one",
         ),
         Register(
             "CONTROL",

@@ -89,11 +89,12 @@ class Accelerator:
     def load(self, program: Program) -> None:
         """Put a program into memory.
 
-        Raises :class:`AcceleratorError` if it was compiled for another configuration.
+        Raises :class:`AcceleratorError` if it was compiled for another configuration, and not for
+        this one with forms that the FPGA's family lacks (:meth:`HardwareConfig.on`).
         """
         expected, found = configuration_hash(program.config), self.read("CONFIG_HASH")
-        # What is built of plain forms, for want of a family's cells, computes the same.
-        if found not in (expected, configuration_hash(program.config.on(None))):
+        same = {configuration_hash(program.config.on(family)) for family in ("ice40", None)}
+        if found not in {expected, *same}:
             raise AcceleratorError(
                 f"the program is for configuration 0x{expected:08x}, the accelerator is "
                 f"0x{found:08x}: compile with its hardware.toml"

@@ -1,6 +1,6 @@
 """The activation buffer: one block of one pixel a word."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -50,16 +50,13 @@ class ActivationBuffer(wiring.Component):
         m = Module()
         depth = self.spec.buffer_depth
         # A word that is read in the cycle of its write is not used: tickets keep them apart.
-        parts = [
-            Memory(shape=bits, depth=depth, init=[], attrs={"no_rw_check": True})
-            for bits in self.spec.buffer_parts
-        ]
-        for index, part in enumerate(parts):
-            m.submodules["memory" if len(parts) == 1 else f"memory_{index}"] = part
-        reads, writes = [part.read_port() for part in parts], [part.write_port() for part in parts]
+        m.submodules.memory = memory = Memory(
+            shape=self.spec.word_bits, depth=depth, init=[], attrs={"no_rw_check": True}
+        )
+        read, write = memory.read_port(), memory.write_port()
         m.d.comb += [
-            *(read.addr.eq(self.i_address) for read in reads),
-            self.o_word.as_value().eq(Cat(*(read.data for read in reads))),
+            read.addr.eq(self.i_address),
+            self.o_word.as_value().eq(read.data),
             self.i_drain.ready.eq(1),
             self.i_load.ready.eq(~self.i_drain.valid),
         ]
@@ -73,9 +70,9 @@ class ActivationBuffer(wiring.Component):
         )
         m.d.sync += [given.eq(chosen), valid.eq(self.i_drain.valid | self.i_load.valid)]
         m.d.comb += [
-            Cat(*(write.data for write in writes)).eq(given.word),
-            *(write.addr.eq(given.address) for write in writes),
-            *(write.en.eq(valid & (given.address < depth)) for write in writes),
+            write.addr.eq(given.address),
+            write.data.eq(given.word),
+            write.en.eq(valid & (given.address < depth)),
             self.o_range.eq(valid & (given.address >= depth)),
         ]
         return m

@@ -19,8 +19,8 @@ def burst_layout(spec: AcceleratorSpec, clients: int = 1) -> data.StructLayout:
 
 
 def _next_burst(m: Module, spec: AcceleratorSpec, address: Value, few: Value, many: Value):
-    """Beats of the next burst, and whether it is the last, of a run with `few` beats left, or
-    `many`: more than a burst has."""
+    """Beats of the next burst, and whether it is the last, of a run with `few` beats left, or with
+    `many` more, as a burst never has."""
     burst, page = spec.burst_beats, PAGE_BYTES >> exact_log2(spec.beat_bytes)
     to_page = Signal(range(page + 1))
     room, beats = Signal(9), Signal(9)

@@ -15,6 +15,7 @@ _CELL = re.compile(
 _PIN = re.compile(r"^    connect \\(?P<port>\S+) (?P<wire>[\\$]\S+)(?: \[[\d:]+\])?$", re.MULTILINE)
 _NUMBERED = re.compile(r"\\port\$\d+\$\d+(?!\S)")
 _NUMBERED_PIN = re.compile(rf"^(    connect )({_NUMBERED.pattern})", flags=re.MULTILINE)
+_PART = re.compile(r"(?P<bits>\d+)'\S+|[\\$]\S+ \[(?P<high>\d+)(?::(?P<low>\d+))?\]")
 _ATTRIBUTE = r"(?:^  attribute \S+ .*\n)*"
 
 
@@ -26,7 +27,7 @@ def readable(text: str) -> str:
       a name are called after the operator that they come from, ``add_12``.
     * Dots, brackets and dollar signs of other names become underscores.
     * A port of which Amaranth only says a number is called after the field or the value that it is
-      a part of, ``o_run__payload_offset`` or ``i__payload_part``, or else after what it carries.
+      a part of, ``o_run__payload_offset`` or ``i__payload_255_0``, or else after what it carries.
     * A second name of a port of a submodule, which nothing reads, goes, and so do the names of an
       enumeration's values.
 
@@ -54,57 +55,95 @@ def without_keywords(verilog: str) -> str:
 
 
 def _with_named_ports(text: str) -> str:
-    """No port is a number: each module calls its own after what it carries there."""
+    """No port is a number: each module calls its own after what they carry there."""
     own = {module[1]: _port_names(module[0]) for module in _MODULE.finditer(text)}
 
     def pins(cell: re.Match[str]) -> str:
-        inner = own.get(cell["kind"], {})
+        inner, _ = own.get(cell["kind"], ({}, set()))
         body = _NUMBERED_PIN.sub(lambda pin: pin[1] + inner[pin[2]], cell["body"])
         return cell[0].replace(cell["body"], body)
 
     def module(found: re.Match[str]) -> str:
-        names = own[found[1]]
-        text = _NUMBERED.sub(lambda port: names[port[0]], _CELL.sub(pins, found[0]))
-        for name in map(re.escape, names.values()):
-            # Where a port has taken it over, a wire has this name too, and is defined once more.
-            wire = rf"{_ATTRIBUTE}^  wire (?!.*(?:input|output) ).*{name}\n"
-            text = re.sub(rf"{wire}|^connect {name} {name} .*\n", "", text, flags=re.MULTILINE)
-            again = rf"(?<=\n)(connect {name} .*\n)((?:.*\n)*?)\1"
-            text = re.sub(again, r"\1\2", text)
-        return text
+        names, gone = own[found[1]]
+        text = _CELL.sub(pins, found[0])
+        if gone:
+            text = _without(text, gone)
+        return _NUMBERED.sub(lambda port: names[port[0]], text)
 
     return _MODULE.sub(module, text)
 
 
-def _port_names(text: str) -> dict[str, str]:
-    """A name for each numbered port of a module: of a wire that is the same, or else of the
-    smallest one that it is a part of, or else of those that are parts of it."""
-    aliases = [(alias["name"], alias["value"]) for alias in _ALIAS.finditer(text)]
-    aliases = [alias for alias in aliases if not _NUMBERED.match(alias[0])]
-    values = {alias["name"]: alias["value"] for alias in _ALIAS.finditer(text)}
-    names: dict[str, str] = {}
-    for wire in _WIRE.finditer(text):
-        port = wire["name"]
-        if not _NUMBERED.match(port):
+def _port_names(text: str) -> tuple[dict[str, str], set[str]]:
+    """A name for each numbered port of a module, and the second names that these make needless.
+
+    A port is called after a wire that is the same, or else its bits in the smallest wire that it is
+    a part of, or else the wires that are parts of it.
+    """
+    ports = [wire for wire in _WIRE.finditer(text) if _NUMBERED.fullmatch(wire["name"])]
+    if not ports:
+        return {}, set()
+    aliases = {alias["name"]: alias["value"] for alias in _ALIAS.finditer(text)}
+    same: dict[str, str] = {}
+    around: dict[str, tuple[int, str]] = {}
+    within: dict[str, list[str]] = {}
+    for name, value in aliases.items():
+        if _NUMBERED.fullmatch(name):
             continue
+        same.setdefault(value, name)
+        within.setdefault(value.split(" ")[0], []).append(name)
+        low = 0
+        for part in reversed(list(_PART.finditer(value)) if value[0] == "{" else []):
+            high = low + _width(part)
+            place = f"{name}_{high - 1}" + (f"_{low}" if high - low > 1 else "")
+            around[part[0]] = min(around.get(part[0], (len(value), place)), (len(value), place))
+            low = high
+
+    reads: dict[str, int] = {}
+    for name in _NAME.findall(text):
+        reads[name] = reads.get(name, 0) + 1
+    taken = {_identifier(name) for name in reads}
+    names: dict[str, str] = {}
+    gone: set[str] = set()
+    for wire in ports:
+        port = wire["name"]
         width = re.search(r"width (\d+)", wire["options"])
-        whole = f"[{int(width[1]) - 1}:0]" if width and int(width[1]) > 1 else "[0]"
-        carried = {values.get(port, f"{port} {whole}"), f"{port} {whole}"}
-        same = [name for name, value in aliases if value in carried]
-        around = [(len(value), name) for name, value in aliases if any(c in value for c in carried)]
-        within = [name for name, value in aliases if value.startswith(f"{port} [")]
-        if same:
-            wanted = same[0]
-        elif around:
-            wanted = f"{min(around)[1]}_part"
-        elif within:
-            wanted = within[0] + "".join(f"_{name[1:]}" for name in within[1:])
+        last = int(width[1]) - 1 if width else 0
+        whole = f"{port} [{last}:0]" if last else f"{port} [0]"
+        carried = (aliases.get(port, whole), whole)
+        alias = next((same[value] for value in carried if value in same), None)
+        parts = next((around[value][1] for value in carried if value in around), None)
+        wanted = _identifier(alias or parts or "_".join(within.get(port, [port])))
+        # A wire that is only declared and defined gives its name away.
+        if alias is not None and reads[alias] == 2 and alias not in gone:
+            gone.add(alias)
         else:
-            wanted = port.replace("$", "_")
-        while wanted in names.values():
-            wanted += "_"
-        names[port] = wanted
-    return names
+            while wanted in taken:
+                wanted += "_"
+        taken.add(wanted)
+        names[port] = f"\\{wanted}"
+    return names, gone
+
+
+def _width(part: re.Match[str]) -> int:
+    """Bits of a part of a concatenation."""
+    if part["bits"]:
+        return int(part["bits"])
+    return int(part["high"]) - int(part["low"] or part["high"]) + 1
+
+
+def _identifier(name: str) -> str:
+    """``x_1`` of ``\\x[1]``; several names are one."""
+    return re.sub(r"\W+_*", "_", name.replace("\\", "")).strip("_")
+
+
+def _without(text: str, gone: set[str]) -> str:
+    """Without the declarations and the definitions of some names."""
+
+    def wire(found: re.Match[str]) -> str:
+        return "" if found["name"] in gone else found[0]
+
+    text = re.sub(rf"{_ATTRIBUTE}{_WIRE.pattern}\n", wire, text, flags=re.MULTILINE)
+    return re.sub(rf"{_ALIAS.pattern}\n", wire, text, flags=re.MULTILINE)
 
 
 def _module(text: str, outputs: dict[str, set[str]]) -> str:
@@ -171,11 +210,7 @@ def _without_aliases(text: str, ports: set[str], inner: set[str]) -> str:
         if reads[name] == 2 and ("$" in name or _base(name.split(".")[0]) in inner)
     }
 
-    def wire(found: re.Match[str]) -> str:
-        return "" if found["name"] in gone else found[0]
-
-    text = re.sub(rf"{_ATTRIBUTE}{_WIRE.pattern}\n", wire, text, flags=re.MULTILINE)
-    text = re.sub(rf"{_ALIAS.pattern}\n", wire, text, flags=re.MULTILINE)
+    text = _without(text, gone)
     # Only registers have initial values.
     initial = re.compile(rf"^  attribute \\init .*\n({_WIRE.pattern})", flags=re.MULTILINE)
     return initial.sub(lambda f: f[1] if f["name"] in aliases else f[0], text)

@@ -343,7 +343,14 @@ def test_project(tmp_path: Path) -> None:
         "files": ["hardware.toml", "project.tcl", "shiftcore.lpf", "shiftcore.v"],
     }
     assert "75.000 MHz" in (tmp_path / "project" / "shiftcore.lpf").read_text()
+    assert result.stderr == ""
     refused(run(*arguments, "--tool", "vivado"), "project is not an empty folder")
+    hardware.write_text("rows = 2\ncols = 2\nscale_multiplier = 'ecp5-dsp'\n")
+    for tool, target in (("vivado", "xc7z020clg400-1"), ("fusesoc", "a fusesoc project")):
+        made = run("project", "--hw", hardware, "-o", tmp_path / tool, "--json", "--tool", tool)
+        said = "scale_multiplier 'dsp' instead of 'ecp5-dsp'; same numbers and cycles"
+        assert made.stderr == f"for {target}: {said}\n"
+        assert "dsp" in (tmp_path / tool / "hardware.toml").read_text()
     refused(run(*arguments, "--tool", "ise"), "tool must be one of vivado, quartus, gowin, ")
 
 
@@ -698,7 +705,7 @@ def test_cells_of_another_family(tmp_path: Path) -> None:
         for command in ("synth", "estimate"):
             results.append(run(command, "--hw", hardware, "--target", "ice40", "--json"))
             assert results[-1].exit_code == 0
-    line = "on ice40, which lacks the cells: multiplier 'lut' instead of 'ecp5-carry'\n"
+    line = "for ice40: multiplier 'lut' instead of 'ecp5-carry'; same numbers and cycles\n"
     assert [result.stderr for result in results] == [line, line, "", ""]
     figures = [json.loads(result.stdout) for result in results]
     assert figures[:2] == figures[2:]

@@ -436,6 +436,13 @@ def test_a_model_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert kept == [f"b{b}-m4-B16-bf16-float32.safetensors" for b in (2, 4)]
     shown = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert "Pareto front of 10 trials" in shown.stdout
+    (tmp_path / "hw.toml").write_text(
+        "rows = 16\ncols = 4\nmultiplier = 'ecp5-carry'\npipeline = 'ecp5-fast'\n"
+    )
+    foreign = ["--hw", tmp_path / "hw.toml", "--target", "xc7a35t", "--clock", 100, "--trials", 1]
+    said = CliRunner().invoke(main, [*map(str, [*arguments, *foreign, "-o", tmp_path / "other"])])
+    line = "for xc7a35t: pipeline 'fast' instead of 'ecp5-fast'; same numbers and cycles"
+    assert line in said.stderr.splitlines()
     for changes, message in (
         (["--vary", "cols=0"], "cols must be a whole number from 1 to 128, not 0"),
         (["--target", "ecp5-85k-6"], "the clock is estimated for ecp5-85k-8 only: give that of"),

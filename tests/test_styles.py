@@ -15,7 +15,7 @@ from shiftcore.golden.network import QuantizedNetwork
 from shiftcore.golden.vqk import VariableQuantizedKernel
 from shiftcore.sim.accelerate import run_program
 from shiftcore.tests.compiler.random_networks import random_network
-from shiftcore.toolchain.devices import FAMILIES, suited
+from shiftcore.toolchain.devices import FAMILIES
 
 SMALL = HardwareConfig(
     2, 3, accumulator_depth=64, bus_bits=32, buffer_depth=256, queue_depth=2, weight_fifo=16,
@@ -76,7 +76,7 @@ def test_plain_forms_where_the_cells_are_not(asked, plain):
     small = replace(SMALL, weight_bits=2)
     config = replace(small, **asked)
     for family in (*FAMILIES, None):
-        given = suited(config, family, "this")
+        given = config.on(family)
         assert given == (config if family == "ecp5" else replace(small, **plain))
     for portable in (small, replace(small, multiplier="packed16"), replace(small, pipeline="fast")):
         assert portable.on(None) == portable
@@ -95,21 +95,21 @@ def test_a_program_runs_on_the_plain_form():
     assert found.counters == (predict(program).counters(),)
 
 
-def test_what_yosys_gets_wrong_is_refused():
+def test_what_yosys_gets_wrong_is_not_made():
     """The scale unit's netlist for iCE40 loses floating-point products between two registers."""
-    config = replace(SMALL, pipeline="fast", scale_multiplier="dsp")
-    message = (
-        "pipeline 'fast' with scale_multiplier 'dsp' is synthesized wrongly for ice40-hx8k: yosys "
-        "loses products; choose pipeline 'balanced', or scale_multiplier 'lut'"
-    )
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        suited(config, "ice40", "ice40-hx8k")
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        estimated(config, "ice40-hx8k")
+    for changes in ({"pipeline": "fast"}, {"pipeline": "ecp5-fast"}):
+        for multiplier in ("dsp", "ecp5-dsp"):
+            config = replace(SMALL, scale_multiplier=multiplier, **changes)
+            made = replace(SMALL, pipeline="fast", scale_multiplier="lut")
+            assert config.on("ice40") == made
+            assert config.on("xilinx7") == replace(made, scale_multiplier="dsp")
+            assert estimated(config, "ice40-hx8k") == estimated(made, "ice40-hx8k")
     for changes in (
-        {"pipeline": "balanced"}, {"scale_multiplier": "lut"}, {"accumulator": "fixed24"},
+        {"pipeline": "balanced"}, {"pipeline": "short"},
+        {"pipeline": "fast", "accumulator": "fixed24"},
     ):  # fmt: skip
-        suited(replace(config, **changes), "ice40", "ice40-hx8k")
+        config = replace(SMALL, scale_multiplier="dsp", **changes)
+        assert config.on("ice40") == config
 
 
 @pytest.mark.parametrize(

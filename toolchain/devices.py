@@ -3,9 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..golden.config import HardwareConfig
-from ..golden.scale_unit import ProductSpec
-
 __all__ = [
     "DEVICES",
     "FAMILIES",
@@ -14,7 +11,6 @@ __all__ = [
     "Family",
     "Router",
     "find",
-    "suited",
 ]
 
 KINDS: tuple[str, ...] = ("lut", "ff", "dsp", "bram")
@@ -190,20 +186,3 @@ def find(name: str) -> Device:
     if name not in DEVICES:
         raise ValueError(f"target must be one of {', '.join(DEVICES)}, not {name!r}")
     return DEVICES[name]
-
-
-def suited(config: HardwareConfig, family: str | None, target: str) -> HardwareConfig:
-    """`config` as `target`, of a `family`, can have it, see :meth:`HardwareConfig.on`.
-
-    Raises ``ValueError`` for what yosys gets wrong: two registers that follow a multiplication of
-    floating-point products go into an SB_MAC16 of iCE40 together, and its output is lost.
-    """
-    config = config.on(family)
-    product = config.scale_unit.product
-    lost = isinstance(product, ProductSpec) and "deliver" in product.cuts
-    if family == "ice40" and lost and product.multiplier == "dsp":
-        raise ValueError(
-            f"pipeline {config.pipeline!r} with scale_multiplier 'dsp' is synthesized wrongly for "
-            f"{target}: yosys loses products; choose pipeline 'balanced', or scale_multiplier 'lut'"
-        )
-    return config

@@ -13,7 +13,6 @@ from typing import Any
 
 from ..golden.config import HardwareConfig
 from ..hw.verilog import TOP, accelerator_ports, accelerator_verilog
-from .devices import suited
 from .ipxact import component_xml
 
 __all__ = ["CLOCK", "NAME", "TOOLS", "Tool", "write_project"]
@@ -147,7 +146,7 @@ def write_project(
     if not 1 <= clock_mhz <= 1000:
         raise ValueError(f"clock must be from 1 to 1000 MHz, not {clock_mhz:g}")
     ecp5 = part is not None and part.startswith(("LFE5", "LAE5"))
-    config = suited(config, "ecp5" if ecp5 else None, part or f"a {tool} project")
+    config = config.on("ecp5" if ecp5 else None)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder")
     files = {f"{TOP}.v": accelerator_verilog(config), "hardware.toml": config.dumps()}

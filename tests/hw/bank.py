@@ -124,7 +124,7 @@ def signed(values: ArrayLike, width: int) -> NDArray[np.int64]:
 def simulated(spec) -> bool:
     """Whether the cells of a spec are there: the RTL has models of all, a netlist its family's.
 
-    Not on iCE40 what ``toolchain.devices.suited`` refuses there: yosys gets it wrong.
+    Not on iCE40 what ``HardwareConfig.on`` replaces there: yosys gets it wrong.
     """
     netlist = os.environ.get("SHIFTCORE_NETLIST", spec.family)
     product = getattr(spec, "product", spec)

@@ -1,7 +1,5 @@
 """The PASS engine against the positions that the machine model computes."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from amaranth.hdl import Module
@@ -19,7 +17,6 @@ from shiftcore.sim.stream_bench import StreamJob
 from shiftcore.tests.hw.bank import pack
 
 CONFIG = HardwareConfig(3, 2, 4, 5, accumulator_depth=40, buffer_depth=50)
-DEEP = replace(CONFIG, buffer_depth=2100, pipeline="ecp5-fast")
 
 
 class PassesAndBuffer(wiring.Component):
@@ -56,7 +53,7 @@ class PassesAndBuffer(wiring.Component):
         return m
 
 
-def random_pass(rng: np.random.Generator, config: HardwareConfig) -> Pass:
+def random_pass(rng: np.random.Generator) -> Pass:
     """Loops whose addresses and coordinates wrap, and are within the memories where they count."""
     while True:
         loops = tuple(
@@ -90,17 +87,17 @@ def random_pass(rng: np.random.Generator, config: HardwareConfig) -> Pass:
             width=int(rng.integers(1, 6)),
             loops=loops,
         )
-        where = positions(item, sizes_of(config))
-        fits = where.accumulator.max() < config.accumulator_depth
-        if fits and not (where.buffer[where.inside] >= config.buffer_depth).any():
+        where = positions(item, sizes_of(CONFIG))
+        fits = where.accumulator.max() < CONFIG.accumulator_depth
+        if fits and not (where.buffer[where.inside] >= CONFIG.buffer_depth).any():
             return item
 
 
-def expected(items: list[Pass], words: np.ndarray, config: HardwareConfig) -> list[int]:
+def expected(items: list[Pass], words: np.ndarray) -> list[int]:
     """Payloads of all pixels; `words` (depth, rows + 1) holds codes and the exponent."""
     fields = []
     for item in items:
-        where = positions(item, sizes_of(config))
+        where = positions(item, sizes_of(CONFIG))
         turns = np.indices([loop.count for loop in item.loops]).reshape(5, -1)
         inner = turns[item.tile_level :]
         outer = turns[: item.start_level]
@@ -113,43 +110,30 @@ def expected(items: list[Pass], words: np.ndarray, config: HardwareConfig) -> li
         )  # fmt: skip
         low = sum(np.asarray(flag, np.int64) << k for k, flag in enumerate(flags))
         low = low | read[:, -1] << 6 | where.accumulator << 14
-        above = 14 + config.scale_unit.address_bits
-        lanes = pack(read[:, :-1], config.act_bits)
+        above = 14 + CONFIG.scale_unit.address_bits
+        lanes = pack(read[:, :-1], CONFIG.act_bits)
         fields += [a | b << above for a, b in zip(low.tolist(), lanes, strict=True)]
     return fields
 
 
-def test_parts_of_a_deep_buffer():
-    """As many bits as a block RAM of ECP5 has of so many words, and the rest; else one memory."""
-    assert CONFIG.accelerator.buffer_parts == (23,)
-    assert DEEP.accelerator.buffer_parts == (4, 4, 4, 4, 4, 3)
-    assert replace(DEEP, buffer_depth=2048).accelerator.buffer_parts == (23,)
-    assert replace(DEEP, buffer_depth=16384).accelerator.buffer_parts == (1,) * 23
-    assert replace(DEEP, buffer_depth=16385).accelerator.buffer_parts == (23,)
-    assert replace(DEEP, pipeline="fast").accelerator.buffer_parts == (23,)
-
-
-@pytest.mark.parametrize(
-    ("config", "stall", "shy"),
-    [(CONFIG, 0.0, False), (CONFIG, 0.4, False), (CONFIG, 0.4, True), (DEEP, 0.4, False)],
-)
-def test_walks(simulator, config, stall, shy):
+@pytest.mark.parametrize(("stall", "shy"), [(0.0, False), (0.4, False), (0.4, True)])
+def test_walks(simulator, stall, shy):
     rng = np.random.default_rng(7)
-    items = [random_pass(rng, config) for _ in range(60)]
-    depth = config.buffer_depth
-    words = rng.integers(0, 1 << config.act_bits, (depth, config.rows + 1))
+    items = [random_pass(rng) for _ in range(60)]
+    depth = CONFIG.buffer_depth
+    words = rng.integers(0, 1 << CONFIG.act_bits, (depth, CONFIG.rows + 1))
     words[:, -1] = rng.integers(0, 256, depth)
-    codes = pack(words[:, :-1], config.act_bits)
-    bits = config.accelerator.space_bits("buffer")
-    shift = bits + config.rows * config.act_bits
+    codes = pack(words[:, :-1], CONFIG.act_bits)
+    bits = CONFIG.accelerator.space_bits("buffer")
+    shift = bits + CONFIG.rows * CONFIG.act_bits
     exponents = words[:, -1].tolist()
     writes = [a | codes[a] << bits | exponents[a] << shift for a in range(depth)]
     instructions = [int.from_bytes(row.tobytes(), "little") for row in encode(items)]
-    pixels = expected(items, words, config)
+    pixels = expected(items, words)
     assert sum(item.pixels for item in items) == len(pixels) > 2000
     answer = simulate(
         PassesAndBuffer,
-        config,
+        CONFIG,
         bench="stream_bench",
         job=StreamJob(
             {"i_write": writes, "i": instructions},

@@ -4,12 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from amaranth.hdl import Cat, Module, Signal
-from amaranth.lib import wiring
+from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import Out
 from pyslang.driver import Driver
 
@@ -18,8 +19,16 @@ from shiftcore.golden.config import HardwareConfig
 from shiftcore.golden.floats import FLOAT32
 from shiftcore.golden.registers import configuration_hash
 from shiftcore.golden.scale_unit import AddSpec
+from shiftcore.hw.accelerator import Accelerator
 from shiftcore.hw.adder import FloatAdder
-from shiftcore.hw.verilog import TOP, WAIVERS, accelerator_ports, accelerator_verilog, emit
+from shiftcore.hw.verilog import (
+    TOP,
+    WAIVERS,
+    _modules,
+    accelerator_ports,
+    accelerator_verilog,
+    emit,
+)
 from shiftcore.toolchain.netlist import PRIMITIVES, with_primitives
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +156,86 @@ def test_names_are_plain_and_say_where_they_come_from(written):
     inner = r"\.i__0__payload_offset\(i__0__payload_offset\)"
     assert re.search(inner, parts[f"{TOP}_read_dma"])
     assert text.isascii()
+
+
+class Part(wiring.Component):
+    """A register ``x_7_0`` beside a value ``x`` of which the parent reads the low half."""
+
+    def __init__(self):
+        super().__init__({"o": Out(8), "y": Out(8)})
+
+    def elaborate(self, platform):
+        m = Module()
+        counter, taken = Signal(8), Signal(8, name="x_7_0", init=5)
+        x = Signal(16)
+        m.d.sync += [counter.eq(counter + 1), taken.eq(taken + counter)]
+        m.d.comb += [x.eq(Cat((counter + 1)[:8], (counter * taken)[:8]))]
+        m.d.comb += [self.o.eq(x[:8]), self.y.eq(x[8:])]
+        return m
+
+
+class Fields(wiring.Component):
+    """Passes on a field of a submodule's output, and uses another."""
+
+    def __init__(self):
+        super().__init__({"y": Out(8)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.middle = middle = Module()
+        middle.submodules.leaf = leaf = Module()
+        o = Signal(data.StructLayout({"f": 4, "g": 4}))
+        leaf.d.sync += [o.f.eq(o.f + 1), o.g.eq(o.g + o.f)]
+        total, shown = Signal(4), Signal(8)
+        middle.d.comb += [total.eq(o.f + o.g), shown.eq(Cat(o.g, Const(0, 4)))]
+        m.d.comb += self.y.eq(Cat(shown[:4], total))
+        return m
+
+
+class Parent(wiring.Component):
+    """Reads parts of what its submodules have."""
+
+    def __init__(self):
+        super().__init__({"y": Out(16)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.part, m.submodules.fields = part, fields = Part(), Fields()
+        m.d.comb += self.y.eq(Cat(part.o ^ part.y, fields.y))
+        return m
+
+
+ECP5 = HardwareConfig(3, 2, buffer_depth=4096, pipeline="ecp5-fast", scale_multiplier="ecp5-dsp")
+
+
+@pytest.mark.parametrize(
+    "component", [Parent, *(partial(Accelerator, c) for c in (*CONFIGS, ECP5))]
+)
+def test_names_change_nothing(component):
+    """Each instance connects the ports of its module, every wire is there once and driven once, and
+    the cells and their widths are those of Amaranth."""
+    before, after, _ = _modules(component(), "top")
+    shapes = []
+    for text in (before, after):
+        modules = dict(re.findall(r"^module (\S+)\n(.*?)^end$", text, re.M | re.S))
+        wires = {name: re.findall(r"^  wire (.*?)(\S+)$", m, re.M) for name, m in modules.items()}
+        ports = {
+            name: {wire for options, wire in found if re.search("input|output", options)}
+            for name, found in wires.items()
+        }
+        for name, inside in modules.items():
+            assert len({wire for _, wire in wires[name]}) == len(wires[name])
+            driven = re.findall(r"^connect (\S+) ", inside, re.M)
+            assert len({*driven}) == len(driven)
+            cells = re.findall(r"^  cell (\S+) \S+\n(.*?)^  end$", inside, re.M | re.S)
+            for kind, body in cells:
+                if kind in ports:
+                    assert {*re.findall(r"^    connect (\S+)", body, re.M)} == ports[kind]
+            widths = [re.findall(r"_WIDTH (\d+)", body) for _, body in cells]
+            kinds = [kind.replace(".", "_") for kind, _ in cells]
+            shapes.append((name.replace(".", "_"), kinds, widths, len(ports[name])))
+    assert shapes[: len(shapes) // 2] == shapes[len(shapes) // 2 :]
+    assert not re.search(r"\bport\b", after)
 
 
 def test_comments_say_what_it_is(written):
