@@ -95,8 +95,9 @@ def draw(
 ) -> Iterator[HardwareConfig]:
     """Random configurations of at most `largest` PEs; another `purpose`, other ones.
 
-    Of a `family` they have its forms of multipliers, accumulators and pipelines. Values that are
-    `given` do not vary; a sequence stands for one of its values.
+    Of a `family` they have its forms of multipliers, accumulators and pipelines, as far as its
+    synthesis takes them. Values that are `given` do not vary; a sequence stands for one of its
+    values.
     """
     rng = np.random.default_rng([SEED, *purpose.encode()])
     forms = np.random.default_rng([SEED, 1, *purpose.encode()])
@@ -141,7 +142,8 @@ def draw(
         if rows * cols > largest:
             continue
         try:
-            yield HardwareConfig(**values)
+            config = HardwareConfig(**values)
+            yield config if family is None else config.on(family)
         except ConfigError:
             continue
 

@@ -5,6 +5,7 @@ can be in, that its registers and outputs are those of a PE with ``*`` and ``+``
 where the Verilog multiplies with ``*``: the product of a sum is the sum of the products.
 """
 
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -14,9 +15,11 @@ from rich.console import Console
 
 from shiftcore.benchmarks.report import Row, show
 from shiftcore.golden.array import STYLES, ArraySpec, Style
+from shiftcore.hw.dual import DualElements
 from shiftcore.hw.packed import PackedElements, WeightPacker
 from shiftcore.hw.pe import ProcessingElement
 from shiftcore.hw.verilog import emit
+from shiftcore.toolchain.netlist import cell_models
 from shiftcore.toolchain.yosys import ToolError, run_yosys
 
 ROWS = (0, 127)
@@ -63,10 +66,10 @@ module claim(
   );
   assign legal = act != -{top} && code_0 >= {least};
 {law}  assign holds = o_act == act_{n} && o_swap == swap_{n} && o_enable == enable_{n}{delayed}
-    && o_code == shadow && o_weight == weight{each}
-    && o_product + carry == {product_places};
+    && o_code == shadow{each}
+    && {held_weights} && {held_products};
 endmodule
-module plain(input [{b}-1:0] i_codes, output signed [{b}-1:0] o_code);
+module plain(input [{field}-1:0] i_codes, output signed [{field}-1:0] o_code);
   assign o_code = i_codes;
 endmodule
 """
@@ -93,9 +96,29 @@ _LAW = """\
 """
 
 
+# Of two columns in an SB_MAC16. Its registers and operands have a byte for a number and two for a
+# product; the law is that the product of numbers is the same in more bits.
+_DUAL = """\
+  wire [15:0] o_weights, o_acts;
+  wire [31:0] o_products, o_next;
+  wire signed [7:0] byte_0 = weight_0, byte_1 = weight_1, byte_act = act;
+  wire signed [15:0] half_0 = product_0, half_1 = product_1, coming_0 = next_0, coming_1 = next_1;
+  assign law = act == -{top} || o_weights != {{byte_1, byte_0}}
+    || o_acts != {{byte_act, byte_act}} || o_next == {{coming_1, coming_0}};
+"""
+_DUAL_SIGNALS = {
+    "o_weights": r"\unit.block.rA",
+    "o_acts": r"\unit.block.B",
+    "o_products": r"\unit.block.rF,\unit.block.rG",
+    "o_next": r"\unit.block.p_Ah_Bh,\unit.block.p_Al_Bl",
+}
+
+
 def _inner(spec: ArraySpec, columns: int) -> list[str]:
     """What is looked at inside of ``unit``: registers, and the factor of several weights."""
     delays = [f"{name}_{c}" for c in range(1, columns) for name in ("act", "swap", "enable")]
+    if spec.dual:
+        return delays
     product = {"lut": ["product", "carry"], "ecp5-ternary": ["held"]}
     factor = ["factor"] * (columns > 1)
     return ["weight", *factor, *product.get(spec.multiplier, ["product"]), *delays]
@@ -132,7 +155,11 @@ def claim(spec: ArraySpec, row: int, columns: int) -> str:
         for name in ("code", "next", "product")
     }
     law = "  assign law = 1;\n"
-    if columns > 1 or spec.multiplier == "dsp":
+    held = "o_weight == weight", f"o_product + carry == {places['product_places']}"
+    if spec.dual:
+        law = _DUAL.format(b=spec.weight_bits, top=top)
+        held = "o_weights == {byte_1, byte_0}", "o_products == {half_1, half_0}"
+    elif columns > 1 or spec.multiplier == "dsp":
         factor = "factor" if columns > 1 else "weight"
         law = _LAW.format(**bits, **places, top=top, f=spec.packed_bits(columns), factor=factor)
     return _CLAIM.format(
@@ -156,11 +183,13 @@ def claim(spec: ArraySpec, row: int, columns: int) -> str:
             _STEP.format(c=c, sum=f"sum_{c}" if row else "0") for c in range(columns)
         ),
         sign="signed " if columns == 1 else "",
-        packer="plain" if columns == 1 else "packer",
+        packer="plain" if columns == 1 or spec.dual else "packer",
         ports=" ".join(ports),
         top=top,
         least=spec.least_code,
         law=law,
+        held_weights=held[0],
+        held_products=held[1],
         held=" = o_held * act_1" if spec.multiplier == "ecp5-ternary" else "",
         wires=f"  wire signed [{spec.packed_bits(columns)}-1:0] o_factor;\n" + "".join(
             f"  wire signed [{spec.act_bits}:0] o_act_{c};\n" for c in range(1, columns)
@@ -180,8 +209,20 @@ def claim(spec: ArraySpec, row: int, columns: int) -> str:
 def _prove(spec: ArraySpec, row: int, *how: str) -> None:
     """Prove something of module ``claim`` by yosys' commands."""
     columns = spec.groups[0]
+    joined = []
     if columns == 1:
         sources = {"unit": emit(ProcessingElement(spec, row), "unit")}
+    elif spec.dual:
+        model = cell_models("ice40")[-1].read_text(encoding="utf-8")
+        found = re.search(r"^module SB_MAC16 .*?^endmodule", model, re.MULTILINE | re.DOTALL)
+        assert found is not None  # of all models of the family this one alone is read at once
+        sources = {"unit": emit(DualElements(spec, row, columns), "unit"), "block": found[0]}
+        joined = [
+            "proc",
+            r"setattr -set init 0 w:\unit.block.r?",
+            *(f"connect -set {wire} {signal}" for wire, signal in _DUAL_SIGNALS.items()),
+            "async2sync",
+        ]
     else:
         sources = {
             "unit": emit(PackedElements(spec, row, columns), "unit"),
@@ -193,6 +234,7 @@ def _prove(spec: ArraySpec, row: int, *how: str) -> None:
         f"expose {' '.join(f'unit/w:{name}' for name in _inner(spec, columns))}",
         "hierarchy -check -top claim",
         "flatten",
+        *joined,
         "opt_clean",
         *how,
     ]
@@ -231,9 +273,9 @@ def wanted(style: Style, bits: int, row: int) -> list[ArraySpec]:
                 spec = ArraySpec(row + 1, columns, bits, m, style)
             except ValueError:
                 break  # too wide to be packed
-            if spec.groups != [columns] or (columns == 1) == bool(spec.operand_limit):
+            if spec.groups != [columns] or (columns == 1) == bool(spec.operand_limit or spec.dual):
                 continue
-            if columns == 1 or spec.packed_bits(columns) > narrower:
+            if columns == 1 or spec.dual or spec.packed_bits(columns) > narrower:
                 found.append(spec)
     return found
 

@@ -62,6 +62,8 @@ class Product:
 
 _BLOCK = Multiplication(BLOCK_BITS, BLOCK_BITS, 2 * BLOCK_BITS, signed=True)
 """An instanced multiplier."""
+_HALVES = Multiplication(8, 8, 16, signed=True)
+"""Of an instanced block with two multipliers."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +153,22 @@ def _array(config: HardwareConfig) -> Unit:
     skew = [(operand, row + 1) for row in range(rows)]
     delays = [(size * b, first) for size, first in zip(groups, firsts, strict=True) if first]
     delays += [(spec.sum_bits, above) for size in groups for above in range(1, size)]
-    if spec.operand_limit or spec.multiplier == "dsp":
-        products = []
+    if spec.operand_limit or spec.dual or spec.multiplier == "dsp":
+        products: list[Product] = []
+        lut: Terms = {}
         for size in sorted(set(groups)):
             found = groups.count(size)
             columns = size * found
+            delayed = skew if size == groups[0] else []
+            if spec.dual and size == 2:
+                # Weights, products and what sums fit are inside of the block, and nothing before.
+                wide = columns * sum(width for width in sums if width > _HALVES.product)
+                lut |= {"packed sum bits": wide} if wide else {}
+                delays += [*delayed, (rows * columns * b + wide, 1)]
+                # The first and the last swap are as many cycles apart.
+                swaps: Terms = {"swap bits": rows + size * (found - 1)}
+                products.append(Product(rows * found, _HALVES, swaps, form="dual"))
+                continue
             wanted = Multiplication(
                 spec.packed_bits(size), operand, size * spec.product_bits, signed=True
             )
@@ -170,9 +183,8 @@ def _array(config: HardwareConfig) -> Unit:
                 "sum bits": columns * sum(sums),
             }
             form = "block" if size == 1 else "packed"
-            delayed = skew if size == groups[0] else []
             products.append(Product(rows * found, wanted, around, registers, delayed, form))
-        return Unit({}, ff, products=products, delays=delays)
+        return Unit(lut, ff, products=products, delays=delays)
     delays += skew
     lut: Terms = {"PEs": count, "sum bits": cols * sum(sums)}
     ff |= {

@@ -9,14 +9,21 @@ from numpy.typing import NDArray
 from .fixed import AccumulatorFormat
 from .floats import FLOAT32, ScaleFormat
 
-__all__ = ["STYLES", "ArraySpec", "Style", "TileFormat"]
+__all__ = ["STYLES", "ArraySpec", "Style", "TileFormat", "family_of"]
 
 Style = Literal[
-    "lut", "dsp", "ecp5-carry", "ecp5-ternary", "packed16", "packed18", "packed25", "packed27"
-]
+    "lut", "dsp", "ecp5-carry", "ecp5-ternary", "packed16", "packed18", "packed25", "packed27",
+    "ice40-dual",
+]  # fmt: skip
 
 STYLES: tuple[Style, ...] = get_args(Style)
 """Forms of the processing elements."""
+
+
+def family_of(form: str) -> str | None:
+    """The FPGA family whose cells a form of a unit instantiates; None if no vendor's are."""
+    family = form.partition("-")[0]
+    return family if family in ("ecp5", "ice40") else None
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ class ArraySpec:
     multiplier : "lut" never becomes a DSP block, "dsp" leaves the choice to the synthesizer;
         "ecp5-carry" instantiates carry cells of ECP5, "ecp5-ternary" too, for b = 2 and the codes
         -1, 0 and 1; "packed18" and its like multiply the weights of as many columns at once as an
-        operand of 18 bits holds, of two at least
+        operand of 18 bits holds, of two at least; "ice40-dual" instantiates the block of iCE40 that
+        multiplies twice, for two columns and m of at most 7
 
     Raises ``ValueError`` with the parameter and what it may be.
     """
@@ -61,11 +69,20 @@ class ArraySpec:
                 f"multiplier {self.multiplier!r} needs 2 * weight_bits + act_bits + 1 of at most "
                 f"{self.operand_limit}, not {self.packed_bits(2)}"
             )
+        if self.dual and self.act_bits > 7:
+            raise ValueError(
+                f"multiplier 'ice40-dual' needs act_bits of at most 7, not {self.act_bits}"
+            )
 
     @property
     def family(self) -> str | None:
         """The FPGA family whose cells are instantiated; None if no vendor's are."""
-        return "ecp5" if self.multiplier.startswith("ecp5") else None
+        return family_of(self.multiplier)
+
+    @property
+    def dual(self) -> bool:
+        """Whether a block has two multipliers, for two columns."""
+        return self.multiplier == "ice40-dual"
 
     @property
     def least_code(self) -> int:
@@ -92,13 +109,13 @@ class ArraySpec:
         return (columns - 1) * self.product_bits + self.weight_bits + borrow
 
     def field_bits(self, columns: int) -> int:
-        """Bits of these weights without the repeated signs between them."""
-        return columns * (self.weight_bits + 1) - 1
+        """Bits of these weights without what repeats their signs."""
+        return columns * (self.weight_bits + (not self.dual)) - (not self.dual)
 
     @property
     def groups(self) -> list[int]:
-        """How many columns share a product, from left to right; all but the last as many."""
-        size = 1
+        """How many columns share a block, from left to right; all but the last as many."""
+        size = 1 + self.dual
         while self.packed_bits(size + 1) <= self.operand_limit:
             size += 1
         whole, rest = divmod(self.cols, size)

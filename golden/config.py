@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from .accelerator import ADDRESS_BITS, CONTROLS, AcceleratorSpec, Control
-from .array import STYLES, ArraySpec, Style, TileFormat
+from .array import STYLES, ArraySpec, Style, TileFormat, family_of
 from .engine import EngineSpec
 from .fixed import ACCUMULATORS, AccumulatorFormat, accumulator_format
 from .floats import SCALE_FORMATS
@@ -104,7 +104,10 @@ KEYS: dict[str, Key] = {
 """All keys, in the order of :class:`HardwareConfig`."""
 
 
-_PLAIN = {"ecp5-carry": "lut", "ecp5-ternary": "lut", "ecp5-dsp": "dsp", "ecp5-fast": "fast"}
+_PLAIN = {
+    "ecp5-carry": "lut", "ecp5-ternary": "lut", "ice40-dual": "dsp",
+    "ecp5-dsp": "dsp", "ecp5-fast": "fast",
+}  # fmt: skip
 """What to have instead of a form that instantiates cells of a family."""
 
 
@@ -201,7 +204,8 @@ class HardwareConfig:
     def families(self) -> dict[str, str]:
         """Keys that ask for cells of a vendor, and the FPGA family that has them."""
         chosen = {key: getattr(self, key) for key in ("multiplier", "scale_multiplier", "pipeline")}
-        return {key: "ecp5" for key, choice in chosen.items() if choice.startswith("ecp5")}
+        found = {key: family_of(choice) for key, choice in chosen.items()}
+        return {key: family for key, family in found.items() if family is not None}
 
     @property
     def accumulator_format(self) -> AccumulatorFormat:

@@ -2,12 +2,13 @@
 
 from functools import partial
 
-from amaranth.hdl import Module, signed
+from amaranth.hdl import Cat, Module, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..golden.array import ArraySpec
 from .delay import delayed
+from .dual import DualElements
 from .library import place
 from .packed import PackedElements, WeightPacker
 from .pe import ProcessingElement
@@ -56,8 +57,9 @@ class SystolicArray(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         rows, cols = self.spec.rows, self.spec.cols
-        # Columns that share their products work in the same cycle, that of the first one. Each PE
-        # names what it hands to its right and lower neighbours.
+        # Columns that share their products, or a block, work in the same cycle, that of the first one.
+        # Each PE names what it hands to its right and lower neighbours.
+        shared = DualElements if self.spec.dual else PackedElements
         sizes = self.spec.groups
         groups = list(zip(range(0, cols, sizes[0]), sizes, strict=True))
         codes: dict = {}
@@ -65,6 +67,9 @@ class SystolicArray(wiring.Component):
             entering = [delayed(m, self.i_codes[c + k], c, f"code_c{c + k}") for k in range(size)]
             if size == 1:
                 (codes[c],) = entering
+                continue
+            if self.spec.dual:
+                codes[c] = Cat(*entering)
                 continue
             m.submodules[f"packer_{c}"] = packer = WeightPacker(self.spec, size)
             m.d.comb += [packer.i_codes[k].eq(code) for k, code in enumerate(entering)]
@@ -78,7 +83,7 @@ class SystolicArray(wiring.Component):
                 if size == 1:
                     kind, make = "pe", partial(ProcessingElement, self.spec, r)
                 else:
-                    kind, make = f"pe{size}", partial(PackedElements, self.spec, r, size)
+                    kind, make = f"pe{size}", partial(shared, self.spec, r, size)
                 pe = place(m, platform, f"pe_{r}_{c}", f"{kind}_row_{r}", make)
                 m.d.comb += [
                     pe.i_act.eq(act),

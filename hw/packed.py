@@ -77,19 +77,25 @@ class PackedElements(wiring.Component):
                 members[f"i_sum_{c}"] = In(signed(spec.partial_sum_bits(row - 1)))
         super().__init__(members)
 
-    def elaborate(self, platform):
-        m = Module()
-        b, k, columns = self.spec.weight_bits, self.spec.product_bits, self.columns
+    def moved(self, m: Module) -> Signal:
+        """Add what moves on; the next weights, which ``i_swap`` makes active."""
+        columns = self.columns
         m.d.comb += [
             self.o_act.eq(delayed(m, self.i_act, columns, "act")),
             self.o_swap.eq(delayed(m, self.i_swap, columns, "swap", reset=True)),
             self.o_enable.eq(delayed(m, self.i_enable, columns, "enable", reset=True)),
         ]
         shadow = Signal(self.o_code.shape(), reset_less=True)
-        weight = Signal(self.o_code.shape(), reset_less=True)
         m.d.comb += self.o_code.eq(shadow)
         with m.If(self.i_enable):
             m.d.sync += shadow.eq(self.i_code)
+        return shadow
+
+    def elaborate(self, platform):
+        m = Module()
+        b, k, columns = self.spec.weight_bits, self.spec.product_bits, self.columns
+        shadow = self.moved(m)
+        weight = Signal(self.o_code.shape(), reset_less=True)
         with m.If(self.i_swap):
             m.d.sync += weight.eq(shadow)
 

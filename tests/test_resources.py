@@ -252,6 +252,15 @@ def test_packed_products_are_counted_exactly(family, style, cols, b, m, groups):
     assert packing == sum(size - 1 for size in groups) * (b + 1)
 
 
+@pytest.mark.parametrize(("rows", "cols", "b", "m"), [(1, 2, 2, 2), (2, 4, 4, 4), (5, 2, 8, 7)])
+def test_blocks_of_two_products_are_counted_exactly(rows, cols, b, m):
+    config = HardwareConfig(rows, cols, weight_bits=b, act_bits=m, multiplier="ice40-dual")
+    counted = synthesize(emit(SystolicArray(config.array), "array"), "array", "ice40")
+    lut, ff, dsp, bram = UNITS["array"](config).mapped(FABRICS["ice40"])
+    assert (sum(ff.values()), dsp, bram) == (counted.ff, counted.dsp, counted.bram)
+    assert counted.lut == lut["dual swap bits"] + lut.get("packed sum bits", 0)
+
+
 @pytest.mark.parametrize("family", ["ecp5", "ice40", "xilinx7", "gowin"])
 @pytest.mark.parametrize(("accumulator", "scale"), [("fixed20", "e8m0"), ("fixed40", "bf16")])
 def test_blocks_of_fixed_point_units_are_counted_exactly(family, accumulator, scale):
@@ -392,12 +401,9 @@ def test_nothing_that_calibrates_is_held_out():
     for family, count in estimated_resources.HELD_OUT.items():
         assert family in FAMILIES
         calibrating = {config for _, config in calibrate.wanted(family)}
-        drawn = calibrate.take(f"held out {family}", count, family=family)
-        assert len({*drawn} - calibrating) == count
-        more = calibrate.take(
-            f"held out serial {family}", estimated_resources.SERIAL, family=family, control="serial"
-        )
-        assert len({*more} - calibrating) == estimated_resources.SERIAL
+        drawn = estimated_resources.held_out(family)
+        assert len({*drawn} - calibrating) == count + estimated_resources.SERIAL
+        assert sum(config.control == "serial" for config in drawn) == estimated_resources.SERIAL
         for key, others in calibrate.choices(family).items():
             assert {getattr(config, key) for config in drawn} & {*others} or not others
     assert calibrate.take("x", 2) == calibrate.take("x", 2) != calibrate.take("y", 2)

@@ -39,6 +39,7 @@ def ternary(network: QuantizedNetwork) -> QuantizedNetwork:
     [
         replace(SMALL, rows=3, cols=2, multiplier="ecp5-carry"),
         replace(SMALL, multiplier="packed18"),
+        replace(SMALL, multiplier="ice40-dual"),
         TERNARY,
         replace(SMALL, scale_multiplier="ecp5-dsp", pipeline="ecp5-fast"),
         replace(SMALL, rows=3, accumulator="fixed24", pipeline="short"),
@@ -61,6 +62,7 @@ def test_a_small_network(config):
 
 
 FOREIGN = [
+    ({"multiplier": "ice40-dual"}, {"multiplier": "dsp"}),
     ({"multiplier": "ecp5-carry"}, {"multiplier": "lut"}),
     ({"multiplier": "ecp5-ternary"}, {"multiplier": "lut"}),
     ({"scale_multiplier": "ecp5-dsp"}, {"scale_multiplier": "dsp"}),
@@ -77,7 +79,8 @@ def test_plain_forms_where_the_cells_are_not(asked, plain):
     config = replace(small, **asked)
     for family in (*FAMILIES, None):
         given = config.on(family)
-        assert given == (config if family == "ecp5" else replace(small, **plain))
+        own = {*config.families.values()} == {family}
+        assert given == (config if own else replace(small, **plain))
     for portable in (small, replace(small, multiplier="packed16"), replace(small, pipeline="fast")):
         assert portable.on(None) == portable
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from . import devices
-from .yosys import CACHE, ToolError, content_hash, keep, recall, run_yosys, tool_version
+from .yosys import CACHE, ToolError, content_hash, keep, recall, run_yosys, synthesis, tool_version
 
 __all__ = [
     "FAMILIES",
@@ -25,7 +25,7 @@ __all__ = [
 MODELS = Path(__file__).parent / "cells"
 """The models of cells that yosys ships none of, and of ``PRIMITIVES``."""
 
-PRIMITIVES = ("CCU2C", "DP16KD", "MULT18X18D")
+PRIMITIVES = ("CCU2C", "DP16KD", "MULT18X18D", "SB_MAC16")
 """Vendors' cells that the RTL instantiates where the configuration asks for them."""
 
 FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -59,14 +59,14 @@ def synthesized(design: str, top: str, family: str) -> Netlist:
     """
     if family not in FAMILIES:
         raise ValueError(f"netlist must be one of {', '.join(FAMILIES)}, not {family!r}")
-    command = f"{devices.FAMILIES[family].command} -top {top}"
-    kept = CACHE / f"{content_hash(tool_version('pyosys'), 'netlist', command, design)}.json"
+    commands = synthesis(f"{devices.FAMILIES[family].command} -top {top}", design)
+    kept = CACHE / f"{content_hash(tool_version('pyosys'), 'netlist', *commands, design)}.json"
     known = recall(kept)
     if known is None:
         with tempfile.TemporaryDirectory(prefix="shiftcore-") as name:
             folder = Path(name)
             write = ["tee -q -o cells.json stat -json", "write_verilog -noattr netlist.v"]
-            run_yosys(folder, {"design": design}, [command, *write])
+            run_yosys(folder, {"design": design}, [*commands, *write])
             report = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
             cells = report["design"]["num_cells_by_type"]
             cells.pop("$scopeinfo", None)

@@ -18,6 +18,7 @@ from .yosys import (
     recall,
     run_tool,
     run_yosys,
+    synthesis,
     tool_version,
 )
 
@@ -118,10 +119,10 @@ def place_and_route(
     family = FAMILIES[device.family]
     router = family.router
     assert router is not None
-    synthesis = f"{family.command} -top harness -json harness.json"
+    commands = [*synthesis(f"{family.command} -top harness", design), "write_json harness.json"]
     chain = [f"{router.shared} outputs a link"] if router.shared > 1 else []
     tools = " ".join(
-        (tool_version("pyosys"), tool_version(router.package), synthesis, *router.arguments,
+        (tool_version("pyosys"), tool_version(router.package), *commands, *router.arguments,
          *device.arguments, "with critical path", *chain)
     )  # fmt: skip
     kept = {
@@ -135,7 +136,7 @@ def place_and_route(
             run_yosys(folder, {"design": design}, [f"tee -q -o ports.txt portlist {top}"])
             ports = (folder / "ports.txt").read_text(encoding="utf-8")
             sources = {"design": design, "harness": _harness(ports, top, clock, router.shared)}
-            run_yosys(folder, sources, [synthesis])
+            run_yosys(folder, sources, commands)
             for seed in missing:
                 fmax, path = _route(folder, router, device, seed)
                 found[seed] = {"fmax_mhz": fmax, "path": asdict(path)}

@@ -84,19 +84,36 @@ def synthesize(design: str, top: str, target: str = "ecp5", *, plain: bool = Fal
     finds an error.
     """
     family = FAMILIES[find(target).family]
-    command = family.command
-    synthesis = f"{command.split()[0] if plain else command} -top {top}"
-    kept = CACHE / f"{content_hash(tool_version('pyosys'), synthesis, design)}.json"
+    command = family.command.split()[0] if plain else family.command
+    commands = synthesis(f"{command} -top {top}", design)
+    kept = CACHE / f"{content_hash(tool_version('pyosys'), *commands, design)}.json"
     cells = recall(kept)
     if cells is None:
         with tempfile.TemporaryDirectory(prefix="shiftcore-") as folder:
-            commands = [synthesis, "tee -q -o cells.json stat -json"]
+            commands.append("tee -q -o cells.json stat -json")
             run_yosys(Path(folder), {"design": design}, commands)
             report = json.loads((Path(folder) / "cells.json").read_text(encoding="utf-8"))
         cells = report["design"]["num_cells_by_type"]
         cells.pop("$scopeinfo", None)  # remembers flattened modules; no hardware
         keep(kept, cells)
     return Resources.count(cells, family)
+
+
+def synthesis(command: str, design: str) -> list[str]:
+    """What yosys is told so that it synthesizes `design` with `command`.
+
+    ``synth_ice40 -dsp`` takes an instanced SB_MAC16 for the product of two numbers and makes that
+    of it, whatever else the block does: it has another name meanwhile.
+    """
+    if "SB_MAC16" not in design or not command.startswith("synth_ice40"):
+        return [command]
+    return [
+        "read_verilog -lib +/ice40/cells_sim.v",
+        "rename SB_MAC16 SHIFTCORE_MAC16",
+        "chtype -set SHIFTCORE_MAC16 t:SB_MAC16",
+        command,
+        "chtype -set SB_MAC16 t:SHIFTCORE_MAC16",
+    ]
 
 
 def run_yosys(folder: Path, sources: Mapping[str, str], commands: Sequence[str]) -> None:

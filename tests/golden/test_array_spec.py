@@ -137,7 +137,11 @@ def test_beats_by_hand():
         (
             lambda: ArraySpec(1, 1, 4, 4, "gate"),  # pyright: ignore[reportArgumentType]
             "multiplier must be one of 'lut', 'dsp', 'ecp5-carry', 'ecp5-ternary', 'packed16', "
-            "'packed18', 'packed25', 'packed27', not 'gate'",
+            "'packed18', 'packed25', 'packed27', 'ice40-dual', not 'gate'",
+        ),
+        (
+            lambda: ArraySpec(1, 1, 8, 8, "ice40-dual"),
+            r"multiplier 'ice40-dual' needs act_bits of at most 7, not 8",
         ),
         (
             lambda: ArraySpec(1, 1, 3, 6, "ecp5-ternary"),

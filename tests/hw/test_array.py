@@ -20,6 +20,7 @@ SPECS = [
     ArraySpec(4, 2, 2, 4, "ecp5-ternary"),
     ArraySpec(3, 7, 2, 4, "packed18"),  # 3, 3 and 1
     ArraySpec(2, 5, 8, 8, "packed25"),  # 2, 2 and 1
+    ArraySpec(3, 5, 8, 7, "ice40-dual"),  # 2, 2 and 1; sums of the last row are too wide
 ]
 
 
@@ -72,7 +73,7 @@ def schedule(spec: ArraySpec, rng: np.random.Generator, tiles: int, gaps: bool) 
 
 
 @pytest.mark.parametrize(
-    "spec", SPECS, ids=lambda s: f"{s.rows}x{s.cols}-b{s.weight_bits}m{s.act_bits}"
+    "spec", SPECS, ids=lambda s: f"{s.rows}x{s.cols}-b{s.weight_bits}m{s.act_bits}-{s.multiplier}"
 )
 def test_tiles_without_a_bubble(spec, simulator):
     if not simulated(spec):

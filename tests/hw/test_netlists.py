@@ -95,6 +95,15 @@ def test_forms_of_elements(family, style, cell):
     test_array.test_tiles_without_a_bubble(spec, "verilator")
 
 
+@pytest.mark.parametrize("family", ["ice40"], indirect=True)
+def test_two_products_of_a_block(family):
+    """yosys would make a plain product of each block; beside them only swaps are inverted."""
+    spec = ArraySpec(2, 4, 3, 3, "ice40-dual")
+    cells = synthesized(verilog_of(SystolicArray, spec), "dut", family).cells
+    assert (cells["SB_MAC16"], cells["SB_LUT4"]) == (4, 4)
+    test_array.test_tiles_without_a_bubble(spec, "verilator")
+
+
 @pytest.mark.parametrize("family", [os.environ.get("SHIFTCORE_NETLIST", "ecp5")], indirect=True)
 def test_scale_unit_in_block_ram(family, monkeypatch):
     spec = ScaleUnitSpec(ProductSpec(6, 8, 2), AddSpec(), 512)

@@ -8,7 +8,7 @@ import pytest
 
 from shiftcore.benchmarks import proofs
 from shiftcore.golden.array import STYLES, ArraySpec
-from shiftcore.hw import carry_chain, packed
+from shiftcore.hw import carry_chain, dual, packed
 from shiftcore.hw.verilog import emit
 from shiftcore.sim import runner
 from shiftcore.tests.hw import test_array, test_pe
@@ -19,6 +19,7 @@ FAILED = "^yosys: Called with -verify and proof did fail"
 
 # b, m, row, and the columns that share a product.
 PACKED = [("packed18", 4, 3, 1, 2), ("packed18", 2, 2, 0, 4), ("packed16", 3, 2, 1, 3)]
+PACKED += [("ice40-dual", 2, 2, 0, 2), ("ice40-dual", 4, 4, 15, 2), ("ice40-dual", 8, 7, 127, 2)]
 PLAIN = [
     (style, *widths, 1)
     for style in ("lut", "dsp", "ecp5-carry")
@@ -36,14 +37,14 @@ def test_elements_are_proved(style, b, m, row, columns):
 @pytest.mark.parametrize(
     ("style", "b", "m", "columns"),
     [("dsp", 4, 4, 1), ("packed16", 2, 2, 2), ("packed16", 2, 2, 3), ("packed18", 4, 2, 3),
-     ("packed25", 2, 3, 5)],
+     ("packed25", 2, 3, 5), ("ice40-dual", 2, 2, 2), ("ice40-dual", 3, 2, 2)],
 )  # fmt: skip
 def test_the_law_of_products_holds(style, b, m, columns, monkeypatch):
     """What proofs are told; of several columns it is wrong if a lane is -2**m."""
     spec = ArraySpec(2, columns, b, m, style)
     assert spec.groups == [columns]
     proofs.prove_law(spec)
-    if columns == 1:
+    if columns == 1 or spec.dual:
         return  # whatever is above k bits is above all places
     monkeypatch.setattr(proofs, "_LAW", proofs._LAW.replace("act == -{top} || ", ""))
     with pytest.raises(ToolError, match=FAILED):
@@ -116,7 +117,9 @@ def test_all_widths_are_to_be_proved():
     assert len(packed) == len([each for each in proved if "packed" in each[0]])
     for style, b, m in itertools.product(STYLES, range(2, 9), range(2, 9)):
         if "packed" not in style:
-            assert ((style, b, m, 1) in proved) == (style != "ecp5-ternary" or b == 2)
+            found = [cols for cols in range(1, 9) if (style, b, m, cols) in proved]
+            lacks = (style == "ecp5-ternary" and b > 2) or (style == "ice40-dual" and m == 8)
+            assert found == ([] if lacks else [1 + (style == "ice40-dual")])
             continue
         for cols in range(2, 9):
             try:
@@ -142,6 +145,31 @@ def test_a_missing_borrow_is_found(fault, simulator, monkeypatch):
     for kind in ("WeightPacker", "PackedElements"):
         monkeypatch.setattr(getattr(packed, kind), "elaborate", wrong[kind].elaborate)
     spec = ArraySpec(2, 2, 3, 3, "packed18")
+    with pytest.raises(ToolError, match=FAILED):
+        proofs.prove(spec, 1)
+    # The cache of Verilog goes by sources, which are the same.
+    monkeypatch.setattr(runner, "verilog_of", lambda make, *args: emit(make(*args), "dut"))
+    with pytest.raises(AssertionError):
+        test_array.test_tiles_without_a_bubble(spec, simulator)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("found[:HALF], found[HALF:]", "found[HALF:], found[:HALF]"),
+        ("halves[1].eq(high.as_signed())", "halves[1].eq(high)"),
+        ("i_AHOLD=~self.i_swap", "i_AHOLD=self.i_swap"),
+        ("i_D=added[:HALF]", "i_D=added[HALF:]"),
+    ],
+)
+def test_a_block_that_is_used_wrongly_is_found(before, after, simulator, monkeypatch):
+    path = Path(dual.__file__)
+    source = path.read_text(encoding="utf-8")
+    assert before in source
+    wrong = {"__name__": dual.__name__, "__package__": dual.__package__}
+    exec(compile(source.replace(before, after), str(path), "exec"), wrong)
+    monkeypatch.setattr(dual.DualElements, "elaborate", wrong["DualElements"].elaborate)
+    spec = ArraySpec(2, 2, 3, 3, "ice40-dual")
     with pytest.raises(ToolError, match=FAILED):
         proofs.prove(spec, 1)
     # The cache of Verilog goes by sources, which are the same.

@@ -125,13 +125,24 @@ def test_slang_has_nothing_to_say(written):
     assert driver.reportDiagnostics(True)
 
 
-def test_instances_and_their_models_are_taken(tmp_path):
-    """By each tool, of the cells of ECP5 that a configuration can ask for."""
-    config = HardwareConfig(
-        2, 2, multiplier="ecp5-carry", scale_multiplier="ecp5-dsp", pipeline="ecp5-fast"
-    )
+FORMS = {
+    "ecp5": {
+        "multiplier": "ecp5-carry", "scale_multiplier": "ecp5-dsp", "pipeline": "ecp5-fast",
+    },
+    "ice40": {"multiplier": "ice40-dual"},
+}  # fmt: skip
+"""With every cell of a family that a configuration can ask for."""
+
+
+@pytest.mark.parametrize(
+    ("family", "cells"),
+    [("ecp5", {"CCU2C", "DP16KD", "MULT18X18D"}), ("ice40", {"SB_MAC16"})],
+)
+def test_instances_and_their_models_are_taken(family, cells, tmp_path):
+    """By each tool."""
+    config = HardwareConfig(2, 2, **FORMS[family])
     text = with_primitives(accelerator_verilog(config))
-    assert all(f"\nmodule {cell} #(" in text for cell in PRIMITIVES)
+    assert {cell for cell in PRIMITIVES if f"\nmodule {cell} #(" in text} == cells
     path = tmp_path / "all.sv"
     path.write_text(text, encoding="utf-8")
     test_icarus_has_nothing_to_say((config, path), tmp_path)
