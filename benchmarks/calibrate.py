@@ -163,11 +163,11 @@ def wanted(
     for name in MAKERS:
         count = wholes if name == WHOLE else units
         for config in _drawn(name, count):
-            yield name, config
+            yield name, config.on(family)
     for name in MAKERS:
         for form in forms_of(name, family):
             for config in _drawn(name, forms, **form):
-                yield name, config
+                yield name, config.on(family)
 
 
 def _drawn(name: str, count: int, **form: Any) -> list[HardwareConfig]:

@@ -165,7 +165,8 @@ def _array(config: HardwareConfig) -> Unit:
                 wide = columns * sum(width for width in sums if width > _HALVES.product)
                 lut |= {"packed sum bits": wide} if wide else {}
                 delays += [*delayed, (rows * columns * b + wide, 1)]
-                # The first and the last swap are as many cycles apart.
+                # A block holds its weights by the inverse of a swap: one for each cycle in which a
+                # swap reaches blocks.
                 swaps: Terms = {"swap bits": rows + size * (found - 1)}
                 products.append(Product(rows * found, _HALVES, swaps, form="dual"))
                 continue

@@ -73,8 +73,8 @@ def multipliers(target: str) -> Space:
 
 
 def _covered(key: str, choice: Any, target: str) -> bool:
-    # The narrowest operands, which every form takes.
-    narrow = replace(HardwareConfig(1, 1, 2, 2), **{key: choice})
+    # The narrowest operands, which every form takes, and columns that may share a multiplier.
+    narrow = replace(HardwareConfig(1, 2, 2, 2), **{key: choice})
     return covers(narrow, find(target).family)
 
 

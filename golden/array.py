@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .fixed import AccumulatorFormat
 from .floats import FLOAT32, ScaleFormat
 
-__all__ = ["STYLES", "ArraySpec", "Style", "TileFormat", "family_of"]
+__all__ = ["CELLS_OF", "STYLES", "ArraySpec", "Style", "TileFormat", "family_of"]
 
 Style = Literal[
     "lut", "dsp", "ecp5-carry", "ecp5-ternary", "packed16", "packed18", "packed25", "packed27",
@@ -20,10 +20,14 @@ STYLES: tuple[Style, ...] = get_args(Style)
 """Forms of the processing elements."""
 
 
+CELLS_OF = ("ecp5", "ice40")
+"""FPGA families whose cells some forms of units instantiate; the names of these forms begin so."""
+
+
 def family_of(form: str) -> str | None:
     """The FPGA family whose cells a form of a unit instantiates; None if no vendor's are."""
     family = form.partition("-")[0]
-    return family if family in ("ecp5", "ice40") else None
+    return family if family in CELLS_OF else None
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ class ArraySpec:
 
     def field_bits(self, columns: int) -> int:
         """Bits of these weights without what repeats their signs."""
-        return columns * (self.weight_bits + (not self.dual)) - (not self.dual)
+        borrows = 0 if self.dual else columns - 1
+        return columns * self.weight_bits + borrows
 
     @property
     def groups(self) -> list[int]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..golden.accelerator import PAGE_BYTES
+from ..golden.array import CELLS_OF
 from ..golden.isa import ISA_VERSION, Error, Region
 from ..golden.program import Program
 from ..golden.registers import COUNTERS, ID, TIMED, configuration_hash, counters, register
@@ -93,7 +94,7 @@ class Accelerator:
         this one with forms that the FPGA's family lacks (:meth:`HardwareConfig.on`).
         """
         expected, found = configuration_hash(program.config), self.read("CONFIG_HASH")
-        same = {configuration_hash(program.config.on(family)) for family in ("ice40", None)}
+        same = {configuration_hash(program.config.on(family)) for family in (*CELLS_OF, None)}
         if found not in {expected, *same}:
             raise AcceleratorError(
                 f"the program is for configuration 0x{expected:08x}, the accelerator is "

@@ -57,8 +57,8 @@ class SystolicArray(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         rows, cols = self.spec.rows, self.spec.cols
-        # Columns that share their products, or a block, work in the same cycle, that of the first one.
-        # Each PE names what it hands to its right and lower neighbours.
+        # Columns that share their products, or a block, work in the same cycle, that of the first
+        # one. Each PE names what it hands to its right and lower neighbours.
         shared = DualElements if self.spec.dual else PackedElements
         sizes = self.spec.groups
         groups = list(zip(range(0, cols, sizes[0]), sizes, strict=True))

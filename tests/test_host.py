@@ -1,5 +1,6 @@
 """The driver and the memory-mapped transport, without hardware."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,21 @@ def test_serial_control_has_no_timeout():
     with pytest.raises(ValueError, match=r"^timeout must be 0 under serial control, not 5$"):
         driver.run(image, timeout=5)
     assert recorder.writes == []
+
+
+def test_a_program_for_other_cells():
+    """It runs where forms that the family lacks are plain; on another configuration it does not."""
+    config = HardwareConfig(
+        *(4, 4), accumulator_depth=64, buffer_depth=256, multiplier="ice40-dual",
+        scale_multiplier="ecp5-dsp",
+    )  # fmt: skip
+    program = compile_network(random_network(np.random.default_rng(0), config), config)
+    for family in ("ecp5", "ice40", "xilinx7", None):
+        there = replace(program, config=config.on(family))
+        Accelerator(_Recorder(there)).load(program)
+    there = replace(program, config=replace(config, multiplier="packed18"))
+    with pytest.raises(AcceleratorError, match=r"^the program is for configuration 0x"):
+        Accelerator(_Recorder(there)).load(program)
 
 
 def test_no_accelerator(devices: tuple[Path, Path]):

@@ -215,15 +215,18 @@ def test_fusesoc_lints_it(made):
 
 
 @pytest.mark.parametrize(
-    ("tool", "part", "kept"),
-    [("vivado", None, False), ("fusesoc", None, False), ("diamond", "LCMXO3-1", False),
-     ("diamond", "LFE5U-85F-8BG381C", True)],
+    ("tool", "part", "form"),
+    [("vivado", None, None), ("fusesoc", None, None), ("diamond", "LCMXO3-1", None),
+     ("diamond", "LFE5U-85F-8BG381C", "ecp5-carry"), ("radiant", "iCE40UP5K-SG48I", "ice40-dual")],
 )  # fmt: skip
-def test_cells_that_a_part_lacks(made, tool, part, kept):
+def test_cells_that_a_part_lacks(made, tool, part, form):
     """The configuration that is written says what the Verilog is of."""
-    config = replace(CONFIG, multiplier="ecp5-carry")
-    written = HardwareConfig.load(made(tool, config=config, part=part) / "hardware.toml")
-    assert written == (config if kept else replace(CONFIG, multiplier="lut"))
+    for own, plain in (("ecp5-carry", "lut"), ("ice40-dual", "dsp")):
+        config = replace(CONFIG, multiplier=own)
+        folder = made(tool, config=config, part=part)
+        written = HardwareConfig.load(folder / "hardware.toml")
+        assert written == (config if form == own else replace(CONFIG, multiplier=plain))
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize(

@@ -402,6 +402,11 @@ def test_nothing_that_calibrates_is_held_out():
         assert family in FAMILIES
         calibrating = {config for _, config in calibrate.wanted(family)}
         drawn = estimated_resources.held_out(family)
+        first = calibrate.take(f"held out {family}", count, family=family)
+        assert ({*drawn} & {*first} == set()) == (family in estimated_resources.AGAIN)
+        timed = estimated_resources.clocked(family)
+        assert timed == first[: estimated_resources.CLOCKS.get(family, 0)]
+        assert {*timed} & calibrating == set()
         assert len({*drawn} - calibrating) == count + estimated_resources.SERIAL
         assert sum(config.control == "serial" for config in drawn) == estimated_resources.SERIAL
         for key, others in calibrate.choices(family).items():
@@ -436,6 +441,7 @@ def row(**changes) -> dict:
         ({"fmax_mhz": {"mean": 4.0, "worst": 2.0, "of": "", "count": 11}}, True),
         ({"wrong_blocks": ["4x4: bram 9, not 10"]}, True),
         ({"configurations": 35}, True),
+        ({"fmax_mhz": None}, True),
     ],
 )
 def test_a_missed_limit_fails_the_benchmark(changes, bad):

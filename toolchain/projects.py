@@ -145,8 +145,8 @@ def write_project(
         raise ValueError(f"part must be one of {made.doc}, such as {made.part}, not {part!r}")
     if not 1 <= clock_mhz <= 1000:
         raise ValueError(f"clock must be from 1 to 1000 MHz, not {clock_mhz:g}")
-    ecp5 = part is not None and part.startswith(("LFE5", "LAE5"))
-    config = config.on("ecp5" if ecp5 else None)
+    prefixes = {"LFE5": "ecp5", "LAE5": "ecp5", "iCE4": "ice40"}
+    config = config.on(prefixes.get((part or "")[:4]))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder")
     files = {f"{TOP}.v": accelerator_verilog(config), "hardware.toml": config.dumps()}

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -258,6 +259,71 @@ def test_the_carry_cell_is_that_of_yosys(inject, tmp_path):
     compare(ours)
     with pytest.raises(ToolError, match="proof did fail"):
         compare(ours.replace("INIT1[{2'b00", "INIT1[{2'b11"))
+
+
+BLOCKS = """
+module top;
+  reg clk = 0, hold = 0;
+  reg [15:0] a, b, c, d;
+  wire [31:0] ours, theirs;
+  integer k, wrong = 0;
+  {ours} ours_(.O(ours), {pins});
+  {theirs} theirs_(.O(theirs), {pins});
+  initial begin
+    for (k = 0; k < 3000; k = k + 1) begin
+      {{a, b}} = $random;
+      {{c, d}} = $random;
+      if (k < 40) {{a, b}} = {{2{{k & 1 ? 16'h8080 : 16'h7f80}}}} ^ {{32{{k & 2 ? 1'b1 : 1'b0}}}};
+      hold = k < 4 ? 0 : $random;
+      #1 clk = 1;
+      #1 clk = 0;
+      if (k > 4 && ours !== theirs) wrong = wrong + 1;
+    end
+    $display("%0d wrong", wrong);
+  end
+endmodule
+"""
+
+
+@pytest.mark.parametrize("select", [1, 2])
+def test_the_block_of_two_products_is_that_of_yosys(select, tmp_path):
+    """Sums and products, for random operands; one that is wrong is told apart."""
+    model = netlist.cell_models("ice40")[-1].read_text(encoding="utf-8")
+    theirs = re.search(r"^module SB_MAC16 .*?^endmodule", model, re.M | re.S)
+    assert theirs is not None
+    settings = (
+        "MODE_8x8 A_SIGNED B_SIGNED A_REG TOP_8x8_MULT_REG BOT_8x8_MULT_REG TOPADDSUB_UPPERINPUT "
+        "BOTADDSUB_UPPERINPUT TOPADDSUB_LOWERINPUT BOTADDSUB_LOWERINPUT"
+    )
+    values = [f".{name}(1)" for name in settings.split()]
+    values += [f".{half}OUTPUT_SELECT({select})" for half in ("TOP", "BOT")]
+    idle = (
+        "BHOLD CHOLD DHOLD OHOLDTOP OHOLDBOT IRSTTOP IRSTBOT ORSTTOP ORSTBOT OLOADTOP OLOADBOT "
+        "ADDSUBTOP ADDSUBBOT CI ACCUMCI SIGNEXTIN"
+    )
+    pins = ".CLK(clk), .CE(1'b1), .A(a), .B(b), .C(c), .D(d), .AHOLD(hold)"
+    pins += "".join(f", .{name}(1'b0)" for name in idle.split())
+    kinds = {kind: f"{kind} #({', '.join(values)})" for kind in ("OURS", "SB_MAC16")}
+    top = BLOCKS.format(ours=kinds["OURS"], theirs=kinds["SB_MAC16"], pins=pins)
+
+    def said(mine: str) -> str:
+        text = mine.replace("module SB_MAC16", "module OURS") + theirs[0] + top
+        (tmp_path / "all.sv").write_text(text, encoding="utf-8")
+        command = ["iverilog", "-g2012", "-s", "top", "-o", "all.vvp", "all.sv"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        done = subprocess.run(
+            ["vvp", "-n", "all.vvp"], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    ours = (netlist.MODELS / "sb_mac16.sv").read_text(encoding="utf-8")
+    assert said(ours) == "0 wrong"
+    for before, after in (
+        ("if (!AHOLD)", "if (AHOLD)"),
+        ("right_high = B[15:8]", "right_high = A[7:0]"),
+    ):
+        assert before in ours
+        assert said(ours.replace(before, after)) != "0 wrong"
 
 
 class Products(Component):
