@@ -125,22 +125,21 @@ def test_slang_has_nothing_to_say(written):
     assert driver.reportDiagnostics(True)
 
 
-FORMS = {
-    "ecp5": {
-        "multiplier": "ecp5-carry", "scale_multiplier": "ecp5-dsp", "pipeline": "ecp5-fast",
-    },
-    "ice40": {"multiplier": "ice40-dual"},
-}  # fmt: skip
+FORMS = [
+    (
+        HardwareConfig(
+            2, 2, multiplier="ecp5-carry", scale_multiplier="ecp5-dsp", pipeline="ecp5-fast"
+        ),
+        {"CCU2C", "DP16KD", "MULT18X18D"},
+    ),
+    (HardwareConfig(2, 2, multiplier="ice40-dual"), {"SB_MAC16"}),
+]
 """With every cell of a family that a configuration can ask for."""
 
 
-@pytest.mark.parametrize(
-    ("family", "cells"),
-    [("ecp5", {"CCU2C", "DP16KD", "MULT18X18D"}), ("ice40", {"SB_MAC16"})],
-)
-def test_instances_and_their_models_are_taken(family, cells, tmp_path):
+@pytest.mark.parametrize(("config", "cells"), FORMS, ids=["ecp5", "ice40"])
+def test_instances_and_their_models_are_taken(config, cells, tmp_path):
     """By each tool."""
-    config = HardwareConfig(2, 2, **FORMS[family])
     text = with_primitives(accelerator_verilog(config))
     assert {cell for cell in PRIMITIVES if f"\nmodule {cell} #(" in text} == cells
     path = tmp_path / "all.sv"
