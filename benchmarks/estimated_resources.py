@@ -69,12 +69,10 @@ def compare(family: str, samples: list[Row], missing: bool, renew: bool = False)
             if getattr(guess, kind) != real[kind]
         ]
     for config in timed:
-        real, guess = (
-            synthesized(samples, family, WHOLE, config, SEEDS, renew),
-            area(config, family),
-        )
-        if guess.fmax_mhz is not None:
-            error = 100 * (guess.fmax_mhz / real["fmax_mhz"] - 1)
+        real = synthesized(samples, family, WHOLE, config, SEEDS, renew)
+        guess = area(config, family).fmax_mhz
+        if guess is not None:
+            error = 100 * (guess / real["fmax_mhz"] - 1)
             errors["fmax_mhz"].append((error, _name(config)))
     found = {kind: summary(each) for kind, each in errors.items()}
     return {"family": family, "configurations": len(judged), "wrong_blocks": wrong, **found}

@@ -2,10 +2,10 @@
 
 yosys proves by SAT and induction, of the Verilog as it is instantiated and for any state that a PE
 can be in, that its registers and outputs are those of a PE with ``*`` and ``+``. One law is given,
-where the Verilog multiplies with ``*``: the product of a sum is the sum of the products.
+where the Verilog multiplies with ``*``: the product of a sum is the sum of the products. Another,
+where a block multiplies twice: the product of the same numbers is the same in more bits.
 """
 
-import re
 import tempfile
 import time
 from pathlib import Path
@@ -15,11 +15,11 @@ from rich.console import Console
 
 from shiftcore.benchmarks.report import Row, show
 from shiftcore.golden.array import STYLES, ArraySpec, Style
-from shiftcore.hw.dual import DualElements
+from shiftcore.hw.dual import HALF, DualElements
 from shiftcore.hw.packed import PackedElements, WeightPacker
 from shiftcore.hw.pe import ProcessingElement
 from shiftcore.hw.verilog import emit
-from shiftcore.toolchain.netlist import cell_models
+from shiftcore.toolchain.netlist import cell_model
 from shiftcore.toolchain.yosys import ToolError, run_yosys
 
 LAST = 127
@@ -159,7 +159,7 @@ def claim(spec: ArraySpec, row: int, columns: int) -> str:
     law = "  assign law = 1;\n"
     held = "o_weight == weight", f"o_product + carry == {places['product_places']}"
     if spec.dual:
-        law = _DUAL.format(b=spec.weight_bits, top=top)
+        law = _DUAL.format(top=top)
         held = "o_weights == {byte_1, byte_0}", "o_products == {half_1, half_0}"
     elif columns > 1 or spec.multiplier == "dsp":
         factor = "factor" if columns > 1 else "weight"
@@ -215,10 +215,10 @@ def _prove(spec: ArraySpec, row: int, *how: str) -> None:
     if columns == 1:
         sources = {"unit": emit(ProcessingElement(spec, row), "unit")}
     elif spec.dual:
-        model = cell_models("ice40")[-1].read_text(encoding="utf-8")
-        found = re.search(r"^module SB_MAC16 .*?^endmodule", model, re.MULTILINE | re.DOTALL)
-        assert found is not None  # of all models of the family this one alone is read at once
-        sources = {"unit": emit(DualElements(spec, row, columns), "unit"), "block": found[0]}
+        sources = {
+            "unit": emit(DualElements(spec, row, columns), "unit"),
+            "block": cell_model("ice40", "SB_MAC16"),
+        }
         joined = [
             "proc",
             r"setattr -set init 0 w:\unit.block.r?",
@@ -284,7 +284,7 @@ def wanted(style: Style, bits: int, row: int) -> list[ArraySpec]:
 
 def rows(spec: ArraySpec) -> list[int]:
     """The first row, which has no sum from above, the last one, and the last of a block's sums."""
-    inside = [row for row in range(1, LAST) if spec.partial_sum_bits(row) <= 16]
+    inside = [row for row in range(1, LAST) if spec.partial_sum_bits(row) <= HALF]
     return [0, *inside[-1:], LAST] if spec.dual else [0, LAST]
 
 

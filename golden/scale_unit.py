@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .array import family_of
 from .bfp import unit_exponent
 from .fixed import AccumulatorFormat, FixedFormat
 from .floats import FLOAT32, FloatFormat
@@ -149,7 +150,7 @@ class ProductSpec(Pipelined, BlockProductSpec):
     @property
     def family(self) -> str | None:
         """The FPGA family whose cells are instantiated; None if no vendor's are."""
-        return "ecp5" if self.multiplier.startswith("ecp5") else None
+        return family_of(self.multiplier)
 
     @property
     def magnitude_bits(self) -> int:
@@ -208,7 +209,7 @@ class FixedProductSpec(Pipelined, BlockProductSpec):
     @property
     def family(self) -> str | None:
         """The FPGA family whose cells are instantiated; None if no vendor's are."""
-        return "ecp5" if self.multiplier.startswith("ecp5") else None
+        return family_of(self.multiplier)
 
     @property
     def product_bits(self) -> int:

@@ -4,10 +4,15 @@ from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Valu
 
 from .packed import PackedElements
 
-__all__ = ["DualElements"]
+__all__ = ["HALF", "DualElements"]
 
 HALF = 16
 """Bits of a product in the block, and of its adders."""
+_IDLE = (
+    "BHOLD", "CHOLD", "DHOLD", "OHOLDTOP", "OHOLDBOT", "IRSTTOP", "IRSTBOT", "ORSTTOP", "ORSTBOT",
+    "OLOADTOP", "OLOADBOT", "ADDSUBTOP", "ADDSUBBOT", "CI", "ACCUMCI", "SIGNEXTIN",
+)  # fmt: skip
+"""Pins that have no use."""
 
 
 class DualElements(PackedElements):
@@ -65,9 +70,3 @@ class DualElements(PackedElements):
                 half = held
             m.d.comb += total.eq(half.as_signed())
         return m
-
-
-_IDLE = (
-    "BHOLD", "CHOLD", "DHOLD", "OHOLDTOP", "OHOLDBOT", "IRSTTOP", "IRSTBOT", "ORSTTOP", "ORSTBOT",
-    "OLOADTOP", "OLOADBOT", "ADDSUBTOP", "ADDSUBBOT", "CI", "ACCUMCI", "SIGNEXTIN",
-)  # fmt: skip

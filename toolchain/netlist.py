@@ -16,6 +16,7 @@ __all__ = [
     "MODELS",
     "PRIMITIVES",
     "Netlist",
+    "cell_model",
     "cell_models",
     "models_hash",
     "synthesized",
@@ -83,6 +84,18 @@ def cell_models(family: str) -> list[Path]:
         raise ToolError("pyosys has no folder of shared files")
     theirs, ours = FAMILIES[family]
     return [*(MODELS / name for name in ours), Path(package.origin).parent / "share" / theirs]
+
+
+def cell_model(family: str, cell: str) -> str:
+    """The module of one `cell` of a family, of yosys' file of models.
+
+    Raises ``ValueError`` if it has none.
+    """
+    text = cell_models(family)[-1].read_text(encoding="utf-8")
+    found = re.search(rf"^module {cell} .*?^endmodule\n", text, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise ValueError(f"yosys has no model of {cell} of {family}")
+    return found[0]
 
 
 def with_primitives(design: str) -> str:
