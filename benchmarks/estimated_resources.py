@@ -14,9 +14,6 @@ from shiftcore.golden.config import HardwareConfig
 HELD_OUT = {"ecp5": 30, "ice40": 30, "xilinx7": 30, "gowin": 10, "xcup": 10, "cyclonev": 10}
 SERIAL = 6
 """More of each family, with serial control."""
-AGAIN = ("ecp5", "ice40")
-"""Families that are judged by a second draw: rules of blocks were written when the results of the
-first were known."""
 CLOCKS = {"ecp5": 12}
 """Of the first draw, from whose clocks nothing was made."""
 SEEDS = (1, 2, 3)
@@ -25,8 +22,11 @@ MEAN, WORST, CLOCK = 5.0, 15.0, 12.0
 
 
 def held_out(family: str) -> list[HardwareConfig]:
-    """The configurations that estimates of area for `family` are judged by."""
-    draw = f"{family}, second draw" if family in AGAIN else family
+    """The configurations that estimates of area for `family` are judged by.
+
+    A second draw: rules of blocks were written when the results of the first were known.
+    """
+    draw = f"{family}, second draw"
     drawn = take(f"held out {draw}", HELD_OUT[family], family=family)
     return drawn + take(f"held out serial {draw}", SERIAL, family=family, control="serial")
 
