@@ -762,6 +762,9 @@ def estimate(
     taken = {}
     if target is not None:
         taken = _estimated(_suited(config, find(target).family, target), target)
+        if excess := ", ".join(find(target).excess(taken)):
+            name = hw or folder
+            click.echo(f"{name} is estimated at more than {target} holds: {excess}", err=True)
     clock = taken.get("fmax_mhz") if clock is None else clock
     speed = {}
     if clock is not None and values:
@@ -994,9 +997,10 @@ def synth(hw: Path, target: str, pnr: bool, seeds: int, as_json: bool) -> None:
         resources = synthesize(design, TOP, target)
     counts = {kind: getattr(resources, kind) for kind in KINDS}
     timing = None
+    excess = ", ".join(device.excess(counts))
     if pnr:
-        if excess := device.excess(counts):
-            raise ToolError(f"{hw} does not fit {target}: {', '.join(excess)}")
+        if excess:
+            raise ToolError(f"{hw} does not fit {target}: {excess}")
         with _busy(f"placing and routing for {target}, seeds 1 to {seeds}"):
             timing = place_and_route(design, TOP, target, seeds=range(1, seeds + 1))
     values: dict[str, Any] = {"target": target, **counts}
@@ -1004,6 +1008,8 @@ def synth(hw: Path, target: str, pnr: bool, seeds: int, as_json: bool) -> None:
     values["fmax_mhz"] = timing and timing.median
     values["fmax_mhz_by_seed"] = timing and timing.fmax_mhz
     values["critical_path"] = timing and asdict(timing.critical_path)
+    if excess:
+        click.echo(f"{hw} takes more than {target} holds: {excess}", err=True)
     guess = _estimated(config, target) if covers(config, device.family) else None
     values["estimate"] = guess
     if as_json:

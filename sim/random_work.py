@@ -1,10 +1,12 @@
 """Random hardware configurations and random, adversarial work for the engine."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 
+from ..golden.array import STYLES
 from ..golden.bfp import code_limits
 from ..golden.config import ConfigError, HardwareConfig
 from ..golden.fixed import ACCUMULATORS, FixedFormat
@@ -16,7 +18,8 @@ __all__ = ["random_config", "random_drains", "random_feet", "random_passes"]
 
 
 def random_config(rng: Generator, macs: int = 64) -> HardwareConfig:
-    """Rows and columns with at most `macs` elements; every width, format and style."""
+    """Rows and columns with at most `macs` elements; every width, format and style but
+    ternary ones."""
     # About square, or of any shape down to one row or column.
     rows = round(macs ** (rng.uniform(0.3, 0.7) if rng.random() < 0.6 else rng.random()))
     cols = int((macs / rows) ** rng.uniform(0.6, 1))
@@ -35,18 +38,25 @@ def random_config(rng: Generator, macs: int = 64) -> HardwareConfig:
     )
     if rng.random() < 0.4:
         config = replace(config, accumulator=str(rng.choice(ACCUMULATORS[1:])))
+    if rng.random() < 0.6:
+        # Random weights have the code -2, which ternary elements lack.
+        others = [style for style in STYLES if style != "ecp5-ternary"]
+        config = _with(config, multiplier=str(rng.choice(others)))
     return config
+
+
+def _with(config: HardwareConfig, **changes: Any) -> HardwareConfig:
+    """`config` with the changes, if its other keys allow them."""
+    try:
+        return replace(config, **changes)
+    except ConfigError:
+        return config
 
 
 def random_feet(rng: Generator, config: HardwareConfig) -> HardwareConfig:
     """`config` with any cuts in its scale units and, if operands fit, instanced DSP blocks."""
     config = replace(config, pipeline=str(rng.choice(list(PIPELINES))))
-    if rng.random() < 0.4:
-        try:
-            return replace(config, scale_multiplier="ecp5-dsp")
-        except ConfigError:
-            pass
-    return config
+    return _with(config, scale_multiplier="ecp5-dsp") if rng.random() < 0.4 else config
 
 
 def _scales(rng: Generator, config: HardwareConfig) -> np.ndarray:

@@ -600,14 +600,29 @@ def test_synth_refuses_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.Mon
     hardware.write_text("rows = 1\ncols = 1\n")
     counted = yosys.Resources(9000, 100, 0, 33, {})
     monkeypatch.setattr(yosys, "synthesize", lambda *arguments: counted)
-    refused(
-        run("synth", "--hw", hardware, "--target", "ice40-hx8k", "--pnr"),
-        "does not fit ice40-hx8k: 9000 of 7680 LUT, 33 of 32 BRAM",
-    )
+    excess = "9000 of 7680 LUT, 33 of 32 BRAM"
+    command = ("synth", "--hw", hardware, "--target", "ice40-hx8k")
+    refused(run(*command, "--pnr"), f"{hardware} does not fit ice40-hx8k: {excess}")
+    # What it takes is an answer where nothing has to be placed.
+    counts = run(*command, "--json")
+    assert (counts.exit_code, json.loads(counts.stdout)["lut"]) == (0, 9000)
+    assert counts.stderr == f"{hardware} takes more than ice40-hx8k holds: {excess}\n"
+    assert run(*command[:-1], "ice40").stderr == ""
     refused(
         run("synth", "--hw", hardware, "--target", "xc7a35t", "--pnr"),
         "xc7a35t cannot be placed and routed; ecp5-25k-6,",
     )
+
+
+def test_an_estimate_says_what_does_not_fit(tmp_path: Path) -> None:
+    hardware = tmp_path / "hw.toml"
+    hardware.write_text('rows = 2\ncols = 2\nscale_multiplier = "dsp"\n')
+    for target, blocks in (("ice40-hx8k", True), ("ice40-up5k", False)):
+        result = run("estimate", "--hw", hardware, "--target", target, "--json")
+        assert (result.exit_code, json.loads(result.stdout)["dsp"]) == (0, 2)
+        assert result.stderr.startswith(f"{hardware} is estimated at more than {target} holds: ")
+        assert ("2 of 0 DSP" in result.stderr) == blocks
+    assert run("estimate", "--hw", hardware, "--target", "ice40").stderr == ""
 
 
 def test_synth_reports_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
