@@ -25,7 +25,11 @@ demo: $(READY) ## quantize, simulate and compare the digits network; results in 
 
 .PHONY: test
 test: TK := yes# for the tests of projects, whose scripts are Tcl
-test: lint ## the gate: lint, types, all tests
+test: $(READY) ## the gate: lint, types, all tests
+	@$(MAKE) --no-print-directory -j2 lint pytest # one thread of types beside the tests
+
+.PHONY: pytest
+pytest: $(READY)
 	$(BIN)/python -P -m pytest -n $(JOBS) $(ARGS)
 
 .PHONY: lint

@@ -10,7 +10,7 @@ from cocotb.triggers import RisingEdge
 
 from ..golden.accelerator import PAGE_BYTES
 from .exchange import answer, job
-from .handshake import Handshake
+from .handshake import HIGH, Handshake
 
 __all__ = ["AxiAnswer", "AxiJob", "AxiMemory", "MemoryModel"]
 
@@ -138,14 +138,15 @@ class AxiMemory:
         return address, beats
 
     def _taken(self, channel: str) -> bool:
-        return self.ports[f"{channel}valid"].value == 1 and self.ports[f"{channel}ready"].value == 1
+        valid, ready = (self.ports[f"{channel}{part}"] for part in ("valid", "ready"))
+        return valid.value == HIGH and ready.value == HIGH
 
     def _sent(self, channel: str, *parts: str) -> dict[str, int] | None:
         """What the manager's channel transferred, held as it must be until then."""
         now = None
-        if self.ports[f"{channel}valid"].value == 1:
+        if self.ports[f"{channel}valid"].value == HIGH:
             now = {part: int(self.ports[channel + part].value) for part in parts}
-        return self.handshakes[channel].sample(now, self.ports[f"{channel}ready"].value == 1)
+        return self.handshakes[channel].sample(now, self.ports[f"{channel}ready"].value == HIGH)
 
     def sample(self, cycle: int) -> None:
         """Look at what clock edge number `cycle` transferred."""
@@ -294,24 +295,24 @@ async def run(dut):
         await edge
         memory.sample(cycle)
         for name, ((_, _, ready), queue) in sources.items():
-            if offered[name] and ready.value == 1:
+            if offered[name] and ready.value == HIGH:
                 queue.popleft()
                 cycles[name].append(cycle)
                 offered[name] = False
         for name, (valid, payload, ready) in sinks.items():
-            value = int(payload.value) if valid.value == 1 else None
+            value = int(payload.value) if valid.value == HIGH else None
             if waiting[name] is not None and waiting[name] != value:
                 held += 1
             waiting[name] = value
-            if value is not None and ready.value == 1:
+            if value is not None and ready.value == HIGH:
                 payloads[name].append(value)
                 cycles[name].append(cycle)
                 waiting[name] = None
         for handle, seen in watchers:
-            if handle.value == 1:
+            if handle.value == HIGH:
                 seen.append(cycle)
         if work.halt is not None and cycle >= work.halt:
-            idle = dut.o_idle.value == 1
+            idle = dut.o_idle.value == HIGH
             left_idle += was_idle and not idle
             was_idle = done = idle
         else:

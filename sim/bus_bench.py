@@ -24,7 +24,7 @@ from ..golden.registers import ID, register
 from ..host.driver import Accelerator, AcceleratorError
 from ..hw.axi import control_ports, read_ports, write_ports
 from .exchange import answer, job
-from .handshake import Handshake
+from .handshake import HIGH, Handshake
 
 __all__ = ["OUTPUTS", "BusAnswer", "BusJob", "BusResult", "BusRun"]
 
@@ -197,10 +197,23 @@ class _Bus:
         self._respond(reads.r_channel, "rresp")
         self._respond(writes.b_channel, "bresp")
         control = (self.control.write_if, self.control.read_if)
-        for part in (reads, writes, *control):
-            for name in ("ar_channel", "r_channel", "aw_channel", "w_channel", "b_channel"):
-                if hasattr(part, name):
-                    getattr(part, name).set_pause_generator(self._pauses())
+        names = ("ar_channel", "r_channel", "aw_channel", "w_channel", "b_channel")
+        channels = [
+            getattr(part, name)
+            for part in (reads, writes, *control)
+            for name in names
+            if hasattr(part, name)
+        ]
+        cocotb.start_soon(self._pause_all(channels))
+
+    async def _pause_all(self, channels) -> None:
+        """What their ``set_pause_generator`` does, in one task for all of them."""
+        pauses = [(channel, self._pauses()) for channel in channels]
+        edge = RisingEdge(self.dut.clk)
+        while True:
+            for channel, each in pauses:
+                channel.pause = next(each)
+            await edge
 
     def _pauses(self) -> Iterator[bool]:
         """Single cycles and longer whiles, the same share of both."""
@@ -262,12 +275,12 @@ class _Bus:
 
     async def _interrupt(self) -> None:
         port = self.dut.o_interrupt
-        if port.value != 1:
+        if port.value != HIGH:
             await First(RisingEdge(port), ClockCycles(self.dut.clk, self.limit))
-        assert port.value == 1, f"no interrupt within {self.limit} cycles"
+        assert port.value == HIGH, f"no interrupt within {self.limit} cycles"
         owed = sum(count - self.handshakes[name].transfers for name, count in self.owed.items())
         offers = (self.dut.m_axi_arvalid, self.dut.m_axi_awvalid, self.dut.m_axi_wvalid)
-        self.pending = owed + sum(offer.value == 1 for offer in offers)
+        self.pending = owed + sum(offer.value == HIGH for offer in offers)
 
     async def poll(self) -> None:
         """Read what is always the same, and what is not there, over and over."""
@@ -294,9 +307,10 @@ class _Bus:
             await edge
             for handshake, valid, ready, payload in ports:
                 now = None
-                if valid.value == 1:
+                if valid.value == HIGH:
                     now = {part: int(handle.value) for part, handle in payload.items()}
-                taken = handshake.sample(now, ready.value == 1)
+                # Ready says nothing where nothing is offered.
+                taken = handshake.sample(now, now is not None and ready.value == HIGH)
                 if taken is not None and "len" in taken:
                     self.bursts.append((handshake.name, taken))
                     if handshake.name == "m_axi_ar":

@@ -8,6 +8,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
 from .exchange import answer, job
+from .handshake import HIGH
 
 __all__ = ["ControlAnswer", "ControlJob", "Pulse", "Read", "Set", "Step", "Wait", "Write"]
 
@@ -118,7 +119,7 @@ async def run(dut):
         nonlocal cycle
         await edge
         for handle, seen in watchers:
-            if handle.value == 1:
+            if handle.value == HIGH:
                 seen.append(cycle)
         cycle += 1
 
@@ -145,12 +146,12 @@ async def run(dut):
             port(f"{response}ready").value = ready = int(rng.random() >= work.stall)
             await tick()
             for name in [name for name in pending if valid[name]]:
-                if port(f"{name}ready").value == 1:
+                if port(f"{name}ready").value == HIGH:
                     pending.remove(name)
                     port(f"{name}valid").value = 0
                     scramble(channels[name])
                     accepted = cycle - 1
-            if port(f"{response}valid").value == 1:
+            if port(f"{response}valid").value == HIGH:
                 assert not pending, "a response before the request"
                 now = [int(port(part).value) for part in parts]
                 first = cycle - 1 if first is None else first

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, field
 
-__all__ = ["Handshake"]
+from cocotb.types import Logic
+
+__all__ = ["HIGH", "Handshake"]
+
+HIGH = Logic(1)
+"""What a port of one bit is compared with: of the number 1 every comparison would make it anew."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
 from .exchange import answer, job
+from .handshake import HIGH
 
 __all__ = ["After", "StreamAnswer", "StreamJob"]
 
@@ -111,7 +112,7 @@ async def run(dut):
         await edge
         cycle += 1
         for name, (to_valid, to_payload, from_ready) in source_ports.items():
-            if valid[name] and from_ready.value == 1:
+            if valid[name] and from_ready.value == HIGH:
                 cycles[name].append(cycle)
                 counts[name] += 1
                 index = counts[name]
@@ -123,7 +124,7 @@ async def run(dut):
                     to_valid.value = 0
                     valid[name] = False
         for name, (_, from_payload, from_valid) in sink_ports.items():
-            if from_valid.value != 1:
+            if from_valid.value != HIGH:
                 waiting[name] = None
                 continue
             value = int(from_payload.value)
@@ -135,7 +136,7 @@ async def run(dut):
                 cycles[name].append(cycle)
                 counts[name] += 1
                 waiting[name] = None
-        if busy is not None and busy.value == 1:
+        if busy is not None and busy.value == HIGH:
             last_busy = cycle
         done = all(counts[n] >= len(p) for n, p in work.sources.items())
         done = done and all(counts[n] >= k for n, k in work.sinks.items())
