@@ -25,17 +25,23 @@ demo: $(READY) ## quantize, simulate and compare the digits network; results in 
 
 .PHONY: test
 test: TK := yes# for the tests of projects, whose scripts are Tcl
-test: $(READY) ## the gate: lint, types, all tests
-	@$(MAKE) --no-print-directory -j2 lint pytest # one thread of types beside the tests
+test: style ## the gate: lint, types, all tests
+	@$(MAKE) --no-print-directory -j2 types pytest # pyright would keep one core for a minute
 
 .PHONY: pytest
 pytest: $(READY)
 	$(BIN)/python -P -m pytest -n $(JOBS) $(ARGS)
 
 .PHONY: lint
-lint: $(READY) ## ruff and pyright, changing nothing
+lint: style types ## ruff and pyright, changing nothing
+
+.PHONY: style
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(READY)
 	$(BIN)/pyright -p pyproject.toml
 
 .PHONY: format

