@@ -353,6 +353,7 @@ def costs(config: HardwareConfig) -> dict:
     found: dict[str, Any] = {}
     found["period_ns"] = {
         "control": 4.0, "clamp behind block RAM": 5.0, "exponents from block RAM": 4.5,
+        "instructions from block RAM": 4.25,
     }  # fmt: skip
     for kind, position in (("lut", 0), ("ff", 1)):
         found[kind] = {"shared": dict.fromkeys(SHARED, 1.5)}
