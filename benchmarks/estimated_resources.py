@@ -53,7 +53,6 @@ def compare(family: str, samples: list[Row], missing: bool, renew: bool = False)
     :func:`failed`.
     """
     seen = {HardwareConfig(**each["config"]) for each in calibration_samples(samples, family)}
-    seen |= {*timed(family)}
     known = {
         HardwareConfig(**each["config"]): each.get("seeds") == [*SEEDS]
         for each in samples
@@ -63,6 +62,8 @@ def compare(family: str, samples: list[Row], missing: bool, renew: bool = False)
         [each for each in drawn if each not in seen and covers(each, family)]
         for drawn in (held_out(family), clocked(family))
     )
+    calibrating = {*timed(family)}
+    placed = [config for config in placed if config not in calibrating]
     if not missing:
         judged = [config for config in judged if config in known]
         placed = [config for config in placed if known.get(config)]
