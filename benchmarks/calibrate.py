@@ -367,7 +367,7 @@ def fit_clock(samples: Sequence[Sample]) -> dict[str, float]:
         return 100 * (1000 / np.where(present, periods, 0).max(axis=1) / real - 1)
 
     start = [1000 / float(np.median(real[of])) for of in present.T]
-    found = least_squares(lambda periods: errors(periods) ** 2, start, xtol=1e-12, ftol=None)
+    found = least_squares(lambda periods: errors(periods) ** 2, start, xtol=1e-12, ftol=1e-15)
     assert found.success
     return {name: round(float(period), 3) for name, period in zip(names, found.x, strict=True)}
 
