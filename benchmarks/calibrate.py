@@ -353,8 +353,8 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
 
 
 def fit_clock(samples: Sequence[Sample]) -> dict[str, float]:
-    """How long each path takes, in ns, from accelerators with clocks, of which the slowest path of
-    each is one.
+    """How long each path takes, in ns, from accelerators with clocks: that of each is as slow as
+    its slowest path.
 
     Least fourth powers of the errors of the clock, as the worst estimate is what users meet.
     """

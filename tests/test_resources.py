@@ -487,7 +487,7 @@ def test_a_clock_waits_for_what_block_rams_give_late(changes: dict, named: list[
     assert resources.clock_paths(config) == ["control", *named]
 
 
-def test_the_fit_of_the_clock_finds_its_costs_and_the_middle_of_what_differs():
+def test_the_fit_of_the_clock_finds_its_paths_and_the_middle_of_what_differs():
     periods = {
         "control": 10.0, "instructions from block RAM": 10.5, "clamp behind block RAM": 11.0,
         "exponents from block RAM": 12.0,
