@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,39 @@ ROOT = Path(__file__).resolve().parent.parent
 SYNTHESIZED = Path(__file__).with_name("synthesized")
 CALIBRATION = ROOT / "estimate" / "calibration.json"
 SEED = 2026
-SMALL_TIMED = {"ecp5": 8}
-"""How many of the accelerators that calibrate all else, of 16 PEs at most, calibrate the clock."""
-LARGER_TIMED = {
+SMALL_TIMED = {"ecp5": {"queued": tuple(range(8)), "serial": (0, 4, 5)}}
+"""Which of the accelerators that calibrate all else, of 16 PEs at most, calibrate the clock, by
+control and number."""
+_FIXED = [form for form in map(str, KEYS["accumulator"].allowed) if form.startswith("fixed")]
+MORE_TIMED: dict[str, dict[str, tuple[dict[str, Any], tuple[int, ...]]]] = {
     "ecp5": {
-        "held out ecp5": tuple(range(12)),
-        "held out ecp5, second draw": (3, 5, 7, 8, 10, 11),
+        "held out ecp5": ({}, tuple(range(12))),
+        "held out ecp5, second draw": ({}, (3, 5, 7, 8, *range(10, 21), *range(22, 30))),
+        "held out serial ecp5, second draw": ({"control": "serial"}, tuple(range(6))),
+        "clock of short fixed point": (
+            {"largest": 16, "pipeline": "short", "scale": ("bf16", "fp16", "fp32"),
+             "accumulator": _FIXED, "scale_multiplier": ("dsp", "lut")},
+            (0, 2, 3, 5, 6, 8, 14, 20),
+        ),
+        "clock of short floats": (
+            {"largest": 16, "pipeline": "short", "accumulator": "float32",
+             "scale": ("fp16", "fp32"), "scale_multiplier": ("dsp", "lut")},
+            (0, 5),
+        ),
+        "clock of products in LUTs": (
+            {"largest": 16, "scale": ("fp16", "fp32"), "scale_multiplier": "lut"},
+            (10, 21),
+        ),
     }
-}
-"""And which of up to 64 PEs, by purpose and number: some that judged the clock before."""
+}  # fmt: skip
+"""And which others: by purpose, what :func:`draw` is given, and numbers. Those that judged the
+clock before and were placed (number 21 of the second draw would take hours); and small ones in
+which multiplications by a scale may be slow, chosen before anything was known of their clocks."""
 CLOCK_SEEDS = (1,)
 """Placements of a calibrating accelerator. Some have more, which ``seeds`` of the result names;
 ``--renew`` places with the same ones."""
+STARTS = 64
+"""of the fit of the clock"""
 WHOLE = "accelerator"
 RESULTS = 24
 """Of each unit by itself, and of whole small accelerators."""
@@ -107,7 +129,7 @@ def draw(
 
     Of a `family` they have its forms of multipliers, accumulators and pipelines, as far as its
     synthesis takes them. Values that are `given` do not vary; a sequence stands for one of its
-    values.
+    values, which is drawn in the order of the arguments.
     """
     rng = np.random.default_rng([SEED, *purpose.encode()])
     forms = np.random.default_rng([SEED, 1, *purpose.encode()])
@@ -165,19 +187,24 @@ def take(
     return list(islice(draw(purpose, largest, family, **given), count))
 
 
+@cache
 def wanted(
     family: str, units: int = RESULTS, wholes: int = RESULTS, forms: int = FORM_RESULTS
-) -> Iterator[tuple[str, HardwareConfig]]:
+) -> tuple[tuple[str, HardwareConfig], ...]:
     """What the calibration synthesizes: `units` of each unit, `wholes` small accelerators, and
     `forms` of each other form of a unit."""
-    for name in MAKERS:
-        count = wholes if name == WHOLE else units
-        for config in _drawn(name, count):
-            yield name, config.on(family)
-    for name in MAKERS:
-        for form in forms_of(name, family):
-            for config in _drawn(name, forms, **form):
-                yield name, config.on(family)
+    found = [
+        (name, config.on(family))
+        for name in MAKERS
+        for config in _drawn(name, wholes if name == WHOLE else units)
+    ]
+    found += [
+        (name, config.on(family))
+        for name in MAKERS
+        for form in forms_of(name, family)
+        for config in _drawn(name, forms, **form)
+    ]
+    return tuple(found)
 
 
 def _drawn(name: str, count: int, **form: Any) -> list[HardwareConfig]:
@@ -253,11 +280,14 @@ def save(samples: Sequence[Sample], family: str) -> None:
 
 def timed(family: str) -> list[HardwareConfig]:
     """The accelerators whose clocks calibrate."""
-    drawn = [config for unit, config in wanted(family) if unit == WHOLE]
-    drawn = drawn[: SMALL_TIMED.get(family, 0)]
-    for purpose, numbers in LARGER_TIMED.get(family, {}).items():
-        larger = take(purpose, 1 + max(numbers), family=family)
-        drawn += [larger[number] for number in numbers]
+    drawn = []
+    wholes = [config for unit, config in wanted(family) if unit == WHOLE]
+    for control, numbers in SMALL_TIMED.get(family, {}).items():
+        small = [config for config in wholes if config.control == control]
+        drawn += [small[number] for number in numbers]
+    for purpose, (given, numbers) in MORE_TIMED.get(family, {}).items():
+        more = take(purpose, 1 + max(numbers), family=family, **given)
+        drawn += [more[number] for number in numbers]
     return drawn
 
 
@@ -353,23 +383,31 @@ def fit(samples: Sequence[Sample], family: str) -> dict[str, Any]:
 
 
 def fit_clock(samples: Sequence[Sample]) -> dict[str, float]:
-    """How long each path takes, in ns, from accelerators with clocks: that of each is as slow as
-    its slowest path.
+    """What each part of a path takes, in ns, from accelerators with clocks: that of each is as slow
+    as its slowest path.
 
     Least fourth powers of the errors of the clock, as the worst estimate is what users meet.
     """
     paths = [clock_paths(HardwareConfig(**each["config"])) for each in samples]
-    names = sorted({*chain(*paths)})
-    present = np.array([[name in each for name in names] for each in paths])
+    names = sorted({*chain(*chain(*paths))})
+    longest = max(map(len, paths))
+    amounts = np.zeros((len(paths), longest, len(names)))
+    for index, found in enumerate(paths):
+        for number, path in enumerate(found):
+            amounts[index, number] = [path.get(name, 0.0) for name in names]
     real = np.array([each["fmax_mhz"] for each in samples])
 
-    def errors(periods: np.ndarray) -> np.ndarray:
-        return 100 * (1000 / np.where(present, periods, 0).max(axis=1) / real - 1)
+    def errors(costs: np.ndarray) -> np.ndarray:
+        return (100 * (1000 / (amounts @ costs).max(axis=1) / real - 1)) ** 2
 
-    start = [1000 / float(np.median(real[of])) for of in present.T]
-    found = least_squares(lambda periods: errors(periods) ** 2, start, xtol=1e-12, ftol=1e-15)
-    assert found.success
-    return {name: round(float(period), 3) for name, period in zip(names, found.x, strict=True)}
+    # A part of a path that is not the slowest has no slope: the best of many starts.
+    rng = np.random.default_rng([SEED, *b"clock"])
+    found = [
+        least_squares(errors, start, bounds=(0, np.inf), xtol=1e-12, ftol=1e-15)
+        for start in rng.uniform(0.1, 1000 / real.min(), (STARTS, len(names)))
+    ]
+    best = min((each for each in found if each.success), key=lambda each: each.cost)
+    return {name: round(float(cost), 3) for name, cost in zip(names, best.x, strict=True)}
 
 
 def calibrated(samples: Sequence[Sample], family: str) -> dict[str, Any]:

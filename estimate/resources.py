@@ -5,15 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from math import log2
 from typing import Any
 
 from ..golden.config import HardwareConfig
+from ..golden.scale_unit import BLOCK_BITS, FixedProductSpec
 from .fabric import FABRICS
-from .structure import UNITS, program_queue
+from .structure import UNITS, booth_rows, program_queue
 
 __all__ = ["Area", "UnitArea", "area", "calibrated", "clock_paths", "clocked", "covers"]
 
 CALIBRATION = "calibration.json"
+LONG_BURST = 8
+"""Beats; longer bursts were not measured to be chosen faster."""
 
 
 @dataclass(frozen=True)
@@ -104,29 +108,60 @@ def area(config: HardwareConfig, family: str) -> Area:
     period = costs.get("period_ns")
     fmax = None
     if period:
-        fmax = 1000 / max(period[path] for path in clock_paths(config))
+        paths = clock_paths(config)
+        # Unlike a term, what was not fitted is no path that takes no time.
+        fmax = 1000 / max(sum(n * period[part] for part, n in path.items()) for path in paths)
     dsp, bram = (sum(getattr(each, kind) for each in found.values()) for kind in ("dsp", "bram"))
     return Area(round(lut), round(ff), dsp, bram, fmax, found)
 
 
-def clock_paths(config: HardwareConfig) -> list[str]:
-    """The paths of which the slowest one limits the clock on ECP5: that of the control, and those
-    behind block RAMs, which are slow to give what they hold.
+def clock_paths(config: HardwareConfig) -> list[dict[str, float]]:
+    """The paths of which the slowest one limits the clock on ECP5: each takes the sum of what it is
+    made of, an amount times a cost in ns.
 
-    Instructions are judged as they leave one. Accumulators are clamped as they are drained, where
-    no register precedes the clamp, and their exponents are compared and subtracted, where none
-    precedes the adder.
+    That of either control is the choice of the next burst to read, which takes longer where bursts
+    are short. Block RAMs are slow to give what they hold: instructions are judged as they leave
+    one; accumulators are clamped as they are drained, where no register precedes the clamp, and
+    their exponents are compared and subtracted, where none precedes the adder. The rest is the
+    multiplication by a scale.
     """
     fabric, unit = FABRICS["ecp5"], config.scale_unit
     memories = UNITS["scale_unit"](config).memories
     late = any(fabric.memory(memory).block for _, memory in memories)
     paths = {
-        "control": True,
         "instructions from block RAM": fabric.memory(program_queue(config)).block,
         "clamp behind block RAM": late and config.clamp and unit.drain_cycles == 1,
         "exponents from block RAM": late and not unit.cuts and config.accumulator == "float32",
     }
-    return [name for name, present in paths.items() if present]
+    short = max(0.0, log2(LONG_BURST / config.burst_beats))
+    return [
+        {f"{config.control} control": 1, "short bursts": short},
+        *({name: 1.0} for name, present in paths.items() if present),
+        *_product_paths(config),
+    ]
+
+
+def _product_paths(config: HardwareConfig) -> list[dict[str, float]]:
+    """In LUTs the rows of a product are added one after another, and a float may be normalized in
+    the same cycle. So may, in fixed point, exponents be added and an operand be shifted before;
+    that is slow in DSP blocks, too, if one is too small for the operand."""
+    product = config.scale_unit.product
+    if product.scale_bits == 1:
+        return []
+    fixed = isinstance(product, FixedProductSpec)
+    shifted = fixed and "fine" not in product.cuts
+    if product.multiplier == "lut":
+        rows = booth_rows(product.scale_bits + 1)
+        path: dict[str, float] = {"product in LUTs": 1, "product rows": rows}
+        if shifted:
+            path["shift before rows"] = 1
+        elif not fixed and "multiply" not in product.cuts:
+            path["normalization after rows"] = 1
+        return [path]
+    if not shifted or max(product.operand_bits) <= BLOCK_BITS:
+        return []
+    blocks = UNITS["scale_unit"](config).mapped(FABRICS["ecp5"])[2] // config.cols
+    return [{"shift and wide product": 1, "further blocks": blocks - 1}]
 
 
 def _priced(terms: Mapping[str, float], costs: Mapping[str, float]) -> float:

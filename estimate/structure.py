@@ -22,7 +22,7 @@ from ..golden.scale_unit import (
 )
 from .fabric import Fabric, Memory, Multiplication
 
-__all__ = ["SHARED", "UNITS", "Product", "Unit", "program_queue", "units"]
+__all__ = ["SHARED", "UNITS", "Product", "Unit", "booth_rows", "program_queue", "units"]
 
 Terms = dict[str, float]
 
@@ -136,6 +136,11 @@ def _even(bits: int) -> int:
     return bits + bits % 2
 
 
+def booth_rows(bits: int) -> int:
+    """What is added, row after row, for a product in LUTs by a signed operand of `bits`."""
+    return -(-bits // 2)
+
+
 def _array(config: HardwareConfig) -> Unit:
     """Processing elements and the delays at the edges of the array."""
     spec = config.array
@@ -205,7 +210,7 @@ def _array(config: HardwareConfig) -> Unit:
         chains = count * bits + cols * sum(map(_even, sums[1:]))
         return Unit({"PEs": count, "carry chain bits": chains}, ff, delays=delays)
     # Radix-4 Booth digits: the lowest sees two bits of the code, an odd highest one too.
-    digits = -(-b // 2)
+    digits = booth_rows(b)
     ends = 1 + (b % 2 and digits > 1)
     lut |= {
         "outer Booth bits": count * ends * (operand + 1),
@@ -270,8 +275,7 @@ def _float_scale_units(spec: ScaleUnitSpec, product: ProductSpec, cols: int) -> 
         wanted = Multiplication(magnitude, scale, product.exact_bits, signed=False)
         products.append(Product(cols, wanted))
     else:
-        digits = -(-(scale + 1) // 2)
-        lut["scale Booth bits"] = cols * digits * (magnitude + 2)
+        lut["scale Booth bits"] = cols * booth_rows(scale + 1) * (magnitude + 2)
     memory = Memory(spec.depth, 32, reads=1 if spec.shared else 2)
     return Unit(lut, ff, [(cols, memory)], products, delays)
 
@@ -297,8 +301,7 @@ def _fixed_scale_units(spec: ScaleUnitSpec, product: FixedProductSpec, cols: int
         wanted = Multiplication(product.sum_bits, scale + 8, product.product_bits, signed=True)
         products.append(Product(cols, wanted))
     else:
-        digits = -(-(scale + 1) // 2)
-        lut["scale Booth bits"] = cols * digits * (product.sum_bits + 8)
+        lut["scale Booth bits"] = cols * booth_rows(scale + 1) * (product.sum_bits + 8)
     memory = Memory(spec.depth, bits, reads=1 if spec.shared else 2)
     return Unit(lut, shared, [(cols, memory)], products, delays)
 
