@@ -17,7 +17,7 @@ __all__ = ["Area", "UnitArea", "area", "calibrated", "clock_paths", "clocked", "
 
 CALIBRATION = "calibration.json"
 LONG_BURST = 8
-"""Beats; longer bursts were not measured to be chosen faster."""
+"""Beats. Longer bursts were not found to be chosen faster."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def area(config: HardwareConfig, family: str) -> Area:
     fmax = None
     if period:
         paths = clock_paths(config)
-        # Unlike a term, what was not fitted is no path that takes no time.
+        # A part that was not fitted is an error: it does take time.
         fmax = 1000 / max(sum(n * period[part] for part, n in path.items()) for path in paths)
     dsp, bram = (sum(getattr(each, kind) for each in found.values()) for kind in ("dsp", "bram"))
     return Area(round(lut), round(ff), dsp, bram, fmax, found)
