@@ -68,8 +68,8 @@ MORE_TIMED: dict[str, dict[str, tuple[dict[str, Any], tuple[int, ...]]]] = {
     }
 }  # fmt: skip
 """And which others: by purpose, what :func:`draw` is given, and numbers. Those that judged the
-clock before and were placed (number 21 of the second draw would take hours); and small ones in
-which multiplications by a scale may be slow, chosen before anything was known of their clocks."""
+clock before and were placed (number 21 of the second draw was given up); and small ones in which
+multiplications by a scale may be slow, each chosen before its own clock was known."""
 CLOCK_SEEDS = (1,)
 """Placements of a calibrating accelerator. Some have more, which ``seeds`` of the result names;
 ``--renew`` places with the same ones."""

@@ -24,7 +24,7 @@ SERIAL = 6
 CLOCK_DRAWS = {"ecp5": 3}
 """By which draw the clock is judged: what was placed of those before calibrates now, as it has
 shown which paths there are. Every third of it, from the third one on, is placed and routed: those
-have 15,000 LUTs at most, of which three placements take ten minutes; others would take hours."""
+have 15,000 LUTs at most, and placements of larger ones take far longer."""
 DRAWS = dict.fromkeys(HELD_OUT, 2) | {"gowin": 3, "cyclonev": 3}
 """By which draw each family is judged: what the draws before have shown went into rules of blocks;
 into the options of Gowin's synthesis; and into a term that matters on Cyclone V."""
