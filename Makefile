@@ -10,6 +10,9 @@ PYTHON ?= python3# the interpreter that makes .venv; 3.11 or newer
 JOBS ?= 2# test processes
 ARGS ?=# more arguments for pytest or the campaign, e.g. ARGS='-k vqk'
 
+# Compiled modules are kept: without them every process would compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -116,13 +119,12 @@ $(VENV)/.created: | system
 
 # The editable install brings the dependencies and the `shiftcore` command. Imports go through the link
 # instead: .venv/src/shiftcore is the repository root, and type checkers resolve `shiftcore.*` by it too.
-# pip compiles on one core, half of the whole time; compileall uses all and leaves out tests.
+# Python compiles what is imported, when it is first; pip would compile all, for half of the whole time.
 $(READY): $(VENV)/.created pyproject.toml constraints.txt | system
 	@echo "Installing the packages of constraints.txt into $(VENV) (minutes, the first time)"
 	$(PIP) install --quiet --no-compile -c constraints.txt setuptools
 	$(PIP) install --quiet --no-compile -c constraints.txt --no-build-isolation --editable '.[all]'
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-	$(BIN)/python -m compileall -q -j 0 -x '/(tests?|testing)/' "$$site" >/dev/null || true
 	mkdir -p $(VENV)/src
 	ln -sfn ../.. $(VENV)/src/shiftcore
 	echo ../../../src > "$$site/shiftcore.pth"

@@ -23,7 +23,7 @@ from shiftcore.hw.packed import PackedElements
 from shiftcore.hw.pe import ProcessingElement
 from shiftcore.hw.requantizer import Requantizer
 from shiftcore.hw.scale_unit import ScaleUnit
-from shiftcore.hw.verilog import emit
+from shiftcore.hw.verilog import TOP, emit
 from shiftcore.toolchain.nextpnr import place_and_route
 from shiftcore.toolchain.yosys import ToolError, synthesize
 
@@ -191,20 +191,20 @@ def designs() -> list[Design]:
     for size in (4, 8, 16):
         engine = HardwareConfig(rows=size, cols=size, clamp=False).engine
         found.append(Design(f"engine {size}×{size}", lambda e=engine: Engine(e), size * size))
-    for example, name in (
-        ("array16", "accelerator 16×16, 1 Mbit"),
-        ("array16-ecp5", "accelerator 16×16, ECP5's registers"),
+    for example, name, least_mhz in (
+        ("array16", "accelerator 16×16, 1 Mbit", None),
+        ("array16-ecp5", "accelerator 16×16, ECP5's registers", 90),
     ):
         with as_file(files("shiftcore.examples") / f"{example}.toml") as path:
             whole = HardwareConfig.load(path)
-        found.append(Design(name, lambda c=whole: Accelerator(c), 256))
+        found.append(Design(name, lambda c=whole: Accelerator(c), 256, least_mhz=least_mhz))
     return found
 
 
 def measure(design: Design, pnr: bool) -> dict:
     """Synthesize one design, and place and route it where its clock is of interest."""
-    verilog = emit(design.make(), "unit")
-    counted = synthesize(verilog, "unit", "ecp5")
+    verilog = emit(design.make(), TOP)
+    counted = synthesize(verilog, TOP, "ecp5")
     result = {
         "name": design.name,
         "lut": counted.lut,
@@ -216,7 +216,7 @@ def measure(design: Design, pnr: bool) -> dict:
         "fmax_mhz_by_seed": None,
     }
     if pnr and design.least_mhz is not None:
-        timing = place_and_route(verilog, "unit", seeds=SEEDS)
+        timing = place_and_route(verilog, TOP, seeds=SEEDS)
         result |= {"fmax_mhz": timing.median, "fmax_mhz_by_seed": timing.fmax_mhz}
     return result
 

@@ -1,9 +1,11 @@
 """Verilog emission."""
 
+import gc
 import inspect
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from typing import Any
@@ -52,7 +54,8 @@ def emit(component: wiring.Component, name: str, *, title: str = "") -> str:
     The modules of a :class:`~shiftcore.hw.library.Library` follow as ``name_kind``. A comment
     before each module says what it is and its parameters; `title` is the first comment of all.
     """
-    before, after, comments = _modules(component, name)
+    with _without_collector():
+        before, after, comments = _modules(component, name)
     renamed = dict(zip(_MODULE.findall(after), _MODULE.findall(before), strict=True))
     # Amaranth converts one component to Verilog in public; several modules at once only here.
     text = verilog._convert_rtlil_text(after, strip_internal_attrs=True)
@@ -67,7 +70,21 @@ def emit(component: wiring.Component, name: str, *, title: str = "") -> str:
 def emit_rtlil(component: wiring.Component, name: str) -> str:
     """What :func:`emit` makes Verilog of. Yosys takes minutes to read large memories' contents from
     Verilog, and no time from this."""
-    return _modules(component, name)[1]
+    with _without_collector():
+        return _modules(component, name)[1]
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Amaranth makes millions of objects that stay until the end; looking through them again and
+    again for cycles takes a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _modules(component: wiring.Component, name: str) -> tuple[str, str, dict[str, str]]:

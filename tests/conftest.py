@@ -1,6 +1,5 @@
 """What every test may use."""
 
-import gc
 import os
 from pathlib import Path
 
@@ -12,9 +11,6 @@ from hypothesis import settings
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-# Amaranth makes millions of small objects that stay: they are looked through for cycles less often.
-gc.set_threshold(100_000, 50, 50)
 
 # The gate gives the same answer every time; no deadline, since other builds may load the machine.
 settings.register_profile("gate", derandomize=True, database=None, deadline=None)
