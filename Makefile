@@ -10,7 +10,7 @@ PYTHON ?= python3# the interpreter that makes .venv; 3.11 or newer
 JOBS ?= 2# test processes
 ARGS ?=# more arguments for pytest or the campaign, e.g. ARGS='-k vqk'
 
-# Compiled modules are kept: without them every process would compile torch again.
+# What make runs keeps compiled modules; else every process would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
 VENV := .venv
@@ -119,7 +119,7 @@ $(VENV)/.created: | system
 
 # The editable install brings the dependencies and the `shiftcore` command. Imports go through the link
 # instead: .venv/src/shiftcore is the repository root, and type checkers resolve `shiftcore.*` by it too.
-# Python compiles what is imported, when it is first; pip would compile all, for half of the whole time.
+# Modules are compiled when they are first imported: to compile all takes pip half of the whole time.
 $(READY): $(VENV)/.created pyproject.toml constraints.txt | system
 	@echo "Installing the packages of constraints.txt into $(VENV) (minutes, the first time)"
 	$(PIP) install --quiet --no-compile -c constraints.txt setuptools

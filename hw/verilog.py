@@ -76,11 +76,11 @@ def emit_rtlil(component: wiring.Component, name: str) -> str:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Amaranth makes millions of objects that stay until the end; looking through them again and
-    again for cycles takes a third of the time."""
+    """Amaranth makes very many objects that stay until the end: they are not looked through for
+    cycles again and again meanwhile."""
     enabled = gc.isenabled()
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         if enabled:

@@ -56,24 +56,18 @@ def memory_text(memory: Memory, name: str = "memory") -> str:
     """
 
 
-def before_luts(design: str, top: str, family: str, folder: Path) -> dict[str, Resources]:
-    """What each module takes before logic becomes LUTs, which takes yosys longest: what is a memory
-    or in blocks is mapped by then."""
-    command = f"{FAMILIES[family].command} -top {top} -run :map_luts"
+def each_before_luts(texts: Mapping[str, str], family: str, folder: Path) -> dict[str, Resources]:
+    """What each of several modules takes, of which none is flattened, before logic becomes LUTs,
+    which takes yosys longest: what is a memory or in blocks is mapped by then."""
+    instances = "".join(f"(* keep *) {name} of_{name}();\n" for name in texts)
+    design = "".join(texts.values()) + f"module all();\n{instances}endmodule\n"
+    command = f"{FAMILIES[family].command} -top all -run :map_luts"
     run_yosys(folder, {"design": design}, [command, "tee -q -o cells.json stat -json"])
     modules = json.loads((folder / "cells.json").read_text(encoding="utf-8"))["modules"]
     return {
-        name.removeprefix("\\"): Resources.count(module["num_cells_by_type"], FAMILIES[family])
-        for name, module in modules.items()
+        name: Resources.count(modules[f"\\{name}"]["num_cells_by_type"], FAMILIES[family])
+        for name in texts
     }
-
-
-def each_before_luts(texts: Mapping[str, str], family: str, folder: Path) -> dict[str, Resources]:
-    """The same of several modules, of which none is flattened."""
-    instances = "".join(f"(* keep *) {name} of_{name}();\n" for name in texts)
-    design = "".join(texts.values()) + f"module all();\n{instances}endmodule\n"
-    found = before_luts(design, "all", family, folder)
-    return {name: found[name] for name in texts}
 
 
 MEMORY_EDGES = {
@@ -183,7 +177,7 @@ def test_the_blocks_of_the_example():
 
 
 @pytest.mark.parametrize("serial", [False, True])
-def test_memories_of_control_are_counted_exactly(serial: bool, tmp_path: Path):
+def test_memories_of_control_are_counted_exactly(serial: bool):
     """Of an accelerator whose queues of instructions have a cell that nothing reads, and of one
     with serial control, whose biases are as wide as its scales."""
     values: dict[str, Any] = {"rows": 1, "cols": 1, "multiplier": "dsp"}
@@ -192,8 +186,7 @@ def test_memories_of_control_are_counted_exactly(serial: bool, tmp_path: Path):
     else:
         values |= {"bus_bits": 128, "queue_depth": 32}
     config = HardwareConfig(**values)
-    verilog = emit(Accelerator(config), "accelerator")
-    (counted,) = before_luts(verilog, "accelerator", "ice40", tmp_path).values()
+    counted = synthesize(emit(Accelerator(config), "accelerator"), "accelerator", "ice40")
     mapped = [unit.mapped(FABRICS["ice40"]) for unit in units(config).values()]
     assert sum(each[3] for each in mapped) == counted.bram > 0
 
@@ -265,13 +258,13 @@ def test_blocks_of_two_products_are_counted_exactly(rows, cols, b, m):
 
 @pytest.mark.parametrize("family", ["ecp5", "ice40", "xilinx7", "gowin"])
 @pytest.mark.parametrize(("accumulator", "scale"), [("fixed20", "e8m0"), ("fixed40", "bf16")])
-def test_blocks_of_fixed_point_units_are_counted_exactly(family, accumulator, scale, tmp_path):
+def test_blocks_of_fixed_point_units_are_counted_exactly(family, accumulator, scale):
     config = HardwareConfig(6, 1, scale=scale, accumulator=accumulator, accumulator_depth=600)
     for name, unit in (
         ("scale_unit", ScaleUnit(config.scale_unit)),
         ("requantizer", Requantizer(config.requantizer)),
     ):
-        (counted,) = before_luts(emit(unit, "unit"), "unit", family, tmp_path).values()
+        counted = synthesize(emit(unit, "unit"), "unit", family)
         _, _, dsp, bram = UNITS[name](config).mapped(FABRICS[family])
         assert (dsp, bram) == (counted.dsp, counted.bram), name
 
@@ -281,13 +274,12 @@ def test_blocks_of_fixed_point_units_are_counted_exactly(family, accumulator, sc
     [("float32", "ecp5-fast", 3000), ("fixed20", "ecp5-fast", 40), ("fixed40", "fast", 600)],
 )
 @pytest.mark.parametrize("scale", ["bf16", "e8m0"])
-def test_instanced_blocks_are_counted_exactly(accumulator, pipeline, depth, scale, tmp_path):
+def test_instanced_blocks_are_counted_exactly(accumulator, pipeline, depth, scale):
     config = HardwareConfig(
         *(6, 1), accumulator=accumulator, accumulator_depth=depth, scale_multiplier="ecp5-dsp",
         pipeline=pipeline, scale=scale,
     )  # fmt: skip
-    verilog = emit(ScaleUnit(config.scale_unit), "unit")
-    (counted,) = before_luts(verilog, "unit", "ecp5", tmp_path).values()
+    counted = synthesize(emit(ScaleUnit(config.scale_unit), "unit"), "unit")
     _, _, dsp, bram = UNITS["scale_unit"](config).mapped(FABRICS["ecp5"])
     assert (dsp, bram) == (counted.dsp, counted.bram)
 
